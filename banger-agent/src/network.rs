@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use banger_proto::guest::config::GuestNetwork;
+use banger_proto::guest::config::{GuestNetwork, TEMPLATE_MAC};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 /// How long the driver may take to create the interface.
@@ -28,6 +28,7 @@ const NLMSG_ERROR: u16 = 2;
 const FLAGS: u16 = 0x1 | 0x4 | 0x400;
 const REPLACE: u16 = 0x100;
 const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 /// The address is known to be unique, so duplicate address detection is not needed.
@@ -50,7 +51,10 @@ const AF_INET6: u8 = 10;
 pub fn set_up(network: &GuestNetwork) -> io::Result<String> {
     let netlink = Netlink::open()?;
     netlink.up(LOOPBACK)?;
-    let (name, index) = find(network.mac)?;
+    let Interface { name, index, mac } = find(network.mac)?;
+    if mac != network.mac {
+        netlink.hardware_address(index, network.mac)?;
+    }
     netlink.up(index)?;
     let families: [(IpAddr, IpAddr); 2] =
         [(network.ipv4.into(), network.gateway4.into()), (network.ipv6.into(), network.gateway6.into())];
@@ -62,18 +66,26 @@ pub fn set_up(network: &GuestNetwork) -> io::Result<String> {
     Ok(name)
 }
 
-/// Finds the name and the index of the interface with this hardware address.
-fn find(mac: [u8; 6]) -> io::Result<(String, u32)> {
-    let wanted = mac.map(|byte| format!("{byte:02x}")).join(":");
+struct Interface {
+    name: String,
+    index: u32,
+    mac: [u8; 6],
+}
+
+/// Finds the interface with this hardware address, or with that of a template.
+fn find(mac: [u8; 6]) -> io::Result<Interface> {
+    let wanted = [mac, TEMPLATE_MAC].map(|mac| (mac.map(|byte| format!("{byte:02x}")).join(":"), mac));
     let deadline = Instant::now() + DRIVER_TIMEOUT;
     loop {
         for entry in fs::read_dir("/sys/class/net")? {
             let entry = entry?;
             let path = entry.path();
             let read = |name: &str| fs::read_to_string(path.join(name));
-            if read("address").is_ok_and(|address| address.trim() == wanted) {
+            let Ok(address) = read("address") else { continue };
+            if let Some((_, mac)) = wanted.iter().find(|(text, _)| text == address.trim()) {
                 let index = read("ifindex")?.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
-                return Ok((entry.file_name().to_string_lossy().into_owned(), index));
+                let name = entry.file_name().to_string_lossy().into_owned();
+                return Ok(Interface { name, index, mac: *mac });
             }
         }
         if Instant::now() > deadline {
@@ -97,6 +109,15 @@ impl Netlink {
         message.extend(index.to_ne_bytes());
         message.extend(IFF_UP.to_ne_bytes());
         message.extend(IFF_UP.to_ne_bytes());
+        self.request(RTM_NEWLINK, FLAGS, &message)
+    }
+
+    /// Sets the hardware address of an interface that is down.
+    fn hardware_address(&self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = vec![0; 4];
+        message.extend(index.to_ne_bytes());
+        message.extend([0; 8]);
+        attribute(&mut message, IFLA_ADDRESS, &mac);
         self.request(RTM_NEWLINK, FLAGS, &message)
     }
 

@@ -40,7 +40,10 @@ pub struct Cli {
 
 /// The verbs on the first page of the help. The other verbs of `banger vm` work without `vm` as well.
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Sandboxes", &["run", "create", "list", "start", "stop", "restart", "kill", "delete", "wait"]),
+    (
+        "Sandboxes",
+        &["run", "create", "list", "start", "stop", "restart", "pause", "unpause", "kill", "delete", "wait"],
+    ),
     ("In a sandbox", &["exec", "shell", "ssh", "cp", "logs", "forward", "workspace"]),
     (
         "More",
@@ -114,12 +117,40 @@ fn end(wrong: &clap::Error) -> ! {
     }
 }
 
+/// Parses the arguments of one command, for its tests. The words are separated by spaces.
+#[cfg(test)]
+pub fn parse_args<T: clap::Args>(line: &str) -> clap::error::Result<T> {
+    let parser = T::augment_args(Parser::new("test").no_binary_name(true));
+    T::from_arg_matches(&parser.try_get_matches_from(line.split_whitespace())?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "../tests/documented/mod.rs"]
+mod documented;
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn documented_commands_are_valid() {
+        let commands = documented::all();
+        assert!(commands.len() > 60, "only {} commands are documented", commands.len());
+        let mut wrong = Vec::new();
+        for command in commands {
+            let line = ["banger"].into_iter().chain(command.words.iter().map(String::as_str));
+            if let Err(error) = try_parse(line.map(OsString::from))
+                && error.use_stderr()
+            {
+                wrong.push(format!("{}: banger {}: {error}", command.place, command.words.join(" ")));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
 
     /// Returns the names of the verbs that people see.
     fn names(command: &Parser) -> BTreeSet<&str> {

@@ -14,6 +14,8 @@ pub enum State {
     Starting,
     /// The VMM runs.
     Running,
+    /// The VMM exists and gets no processor time.
+    Paused,
     /// The VMM was asked to end.
     Stopping,
     /// The VMM ended as requested, by itself, or by a user's signal.
@@ -33,6 +35,10 @@ pub enum Event {
     Launched,
     /// The start failed, and what it made is released.
     LaunchFailed,
+    /// A pause is requested.
+    Pause,
+    /// The end of a pause is requested.
+    Unpause,
     /// A stop is requested.
     Stop,
     /// The VMM ended well, or because the service ended it.
@@ -80,32 +86,37 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
         (S::Starting, E::Launched) => to(S::Running),
         (S::Starting, E::LaunchFailed) => to(S::Failed),
 
-        (S::Starting | S::Running, E::Stop) => to(S::Stopping),
+        (S::Running, E::Pause) => to(S::Paused),
+        (S::Paused, E::Unpause) => to(S::Running),
+        (S::Paused, E::Pause) | (S::Running, E::Unpause) => Ok(Transition::Unchanged),
+
+        (S::Starting | S::Running | S::Paused, E::Stop) => to(S::Stopping),
         (S::Failed, E::Stop) => to(S::Stopped),
         (S::Created | S::Stopping | S::Stopped, E::Stop) => Ok(Transition::Unchanged),
 
-        (S::Starting | S::Running | S::Stopping, E::Exited) => to(S::Stopped),
-        (S::Running, E::Rebooted) => to(S::Starting),
+        (S::Starting | S::Running | S::Paused | S::Stopping, E::Exited) => to(S::Stopped),
+        (S::Running | S::Paused, E::Rebooted) => to(S::Starting),
         (S::Starting, E::Rebooted) => Ok(Transition::Unchanged),
-        (S::Starting | S::Running, E::Crashed) => to(S::Failed),
+        (S::Starting | S::Running | S::Paused, E::Crashed) => to(S::Failed),
         (S::Stopping, E::Rebooted | E::Crashed) => to(S::Stopped),
         (S::Stopped | S::Failed, E::Exited | E::Rebooted | E::Crashed) => Ok(Transition::Unchanged),
 
         (S::Created | S::Stopped | S::Failed, E::Delete) => to(S::Deleting),
 
-        (S::Stopping, E::Start)
-        | (S::Starting | S::Running | S::Stopping, E::Delete)
+        (S::Paused | S::Stopping, E::Start)
+        | (S::Starting | S::Running | S::Paused | S::Stopping, E::Delete)
         | (S::Created, E::Exited | E::Rebooted | E::Crashed)
-        | (_, E::Launched | E::LaunchFailed) => Err(Refused { state, event }),
+        | (_, E::Launched | E::LaunchFailed | E::Pause | E::Unpause) => Err(Refused { state, event }),
     }
 }
 
 impl State {
     /// Every state.
-    pub const ALL: [State; 7] = [
+    pub const ALL: [State; 8] = [
         State::Created,
         State::Starting,
         State::Running,
+        State::Paused,
         State::Stopping,
         State::Stopped,
         State::Failed,
@@ -114,7 +125,7 @@ impl State {
 
     /// Returns whether the VMM's process, sockets and other parts of a boot may exist in this state.
     pub const fn is_up(self) -> bool {
-        matches!(self, State::Starting | State::Running | State::Stopping)
+        matches!(self, State::Starting | State::Running | State::Paused | State::Stopping)
     }
 
     /// Returns the word used on D-Bus and in the database.
@@ -123,6 +134,7 @@ impl State {
             State::Created => "created",
             State::Starting => "starting",
             State::Running => "running",
+            State::Paused => "paused",
             State::Stopping => "stopping",
             State::Stopped => "stopped",
             State::Failed => "failed",
@@ -144,10 +156,12 @@ impl fmt::Display for State {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Event; 8] = [
+    pub const ALL: [Event; 10] = [
         Event::Start,
         Event::Launched,
         Event::LaunchFailed,
+        Event::Pause,
+        Event::Unpause,
         Event::Stop,
         Event::Exited,
         Event::Rebooted,
@@ -160,6 +174,8 @@ impl Event {
             Event::Start => "started",
             Event::Launched => "launched",
             Event::LaunchFailed => "failing to launch",
+            Event::Pause => "paused",
+            Event::Unpause => "continued",
             Event::Stop => "stopped",
             Event::Exited => "ended",
             Event::Rebooted => "rebooted",
@@ -284,7 +300,7 @@ mod tests {
     #[test]
     fn a_repeated_request_changes_nothing() {
         for state in State::ALL {
-            for event in [Event::Start, Event::Stop, Event::Delete] {
+            for event in [Event::Start, Event::Pause, Event::Unpause, Event::Stop, Event::Delete] {
                 if let Ok(Transition::To(next)) = step(state, event) {
                     assert_eq!(step(next, event), Ok(Transition::Unchanged), "{state} {event:?}");
                 }

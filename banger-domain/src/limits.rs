@@ -81,6 +81,12 @@ pub enum Exceeded {
         /// What the total would be.
         would_be: String,
     },
+    /// An image exceeds what is left of the user's quota.
+    #[error("an image may take {room}, which is what is left of your quota, and this one needs more")]
+    Room {
+        /// What is left.
+        room: Bytes,
+    },
 }
 
 /// What a user has at the moment.

@@ -238,6 +238,11 @@ impl Paths {
         self.kernels().join(kernel.to_string()).join(MODULE_TREE_FILE)
     }
 
+    /// Returns the directory of templates.
+    pub fn templates(&self) -> PathBuf {
+        self.state.join("templates")
+    }
+
     /// Returns the directory of stored catalogs.
     pub fn catalogs(&self) -> PathBuf {
         self.state.join("catalogs")

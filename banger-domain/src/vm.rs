@@ -192,8 +192,8 @@ impl fmt::Debug for Token {
 }
 
 impl Vm {
-    /// Returns whether the guest's agent answers.
+    /// Returns whether the guest's agent answers. It does not while the sandbox is paused.
     pub fn is_ready(&self) -> bool {
-        self.state.is_up() && self.ready_at != Timestamp::default()
+        self.state.is_up() && self.state != State::Paused && self.ready_at != Timestamp::default()
     }
 }

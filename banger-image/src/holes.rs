@@ -42,16 +42,18 @@ pub fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
     range.step_by(CHUNK).map(move |at| (at, CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK))))
 }
 
-/// Writes `data` at `at`, except for blocks of zeros, which a new file already has.
-pub fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<()> {
+/// Writes `data` at `at`, except for blocks of zeros, which a new file already has. Returns how much it wrote.
+pub fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<u64> {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
-    let mut written = 0;
+    let (mut written, mut zeros) = (0, 0);
     for (index, block) in data.chunks(BLOCK).enumerate() {
         if *block == ZEROS[..block.len()] {
             let start = index * BLOCK;
             to.write_all_at(&data[written..start], at + written as u64)?;
             written = start + block.len();
+            zeros += block.len();
         }
     }
-    to.write_all_at(&data[written..], at + written as u64)
+    to.write_all_at(&data[written..], at + written as u64)?;
+    Ok((data.len() - zeros) as u64)
 }

@@ -88,6 +88,8 @@ impl Origin {
 /// Facts about an image's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageFacts {
+    /// The image for which the file was made. All images that name the same one share the file.
+    pub file: ImageId,
     /// `sha256:` and 64 hexadecimal digits. For an imported ext4 file system it is the digest of the whole file, as
     /// `sha256sum` prints it. For an image made of layers or an archive it covers everything that determines its
     /// bytes: the digests of the tars, the size, and the version of the writer (`importer::build`).

@@ -39,6 +39,7 @@ use crate::{
         registry::{LocalPorts, Registries, Timeouts},
         storage::{
             disks::FileDisks, image_files::LocalImages, kernel_files::LocalKernels, mapper::MapperDisks,
+            templates::LocalTemplates,
         },
         store::SqliteStore,
         users::Accounts,
@@ -170,6 +171,7 @@ async fn host_ports(connection: &Connection, config: &Config, tasks: &Tasks) -> 
         store: Arc::new(SqliteStore::open(&paths).await.context("cannot open the database")?),
         streams: Arc::new(OpenStreams::default()),
         supervisor,
+        templates: Arc::new(LocalTemplates::new(paths.templates(), config.templates_disk()?)),
         users: Arc::new(Accounts::of_host()),
         vmm,
     })

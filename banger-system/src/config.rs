@@ -50,6 +50,9 @@ const MAX_CATALOGS: usize = 16;
 /// Room for a dozen development images, compressed.
 const CACHE_SIZE: Bytes = Bytes::gib(10);
 
+/// None: each sandbox boots.
+const TEMPLATES_DISK: Bytes = Bytes(0);
+
 /// The parsed file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,9 +95,20 @@ pub struct Config {
     /// Registries of images.
     #[serde(default)]
     pub registry: RegistrySection,
+    /// Kernel templates.
+    #[serde(default)]
+    pub templates: TemplatesSection,
     /// Quotas of each user.
     #[serde(default)]
     pub limits: LimitsSection,
+}
+
+/// Kernel templates.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplatesSection {
+    /// The room on the disk that they may take, such as `4GiB`; `0` for none.
+    pub disk: Option<String>,
 }
 
 /// Registries of images.
@@ -274,6 +288,11 @@ impl Config {
         Ok(size("cache.size", &self.cache.size)?.unwrap_or(CACHE_SIZE))
     }
 
+    /// Returns the room on the disk that kernel templates may take. Without any, each sandbox boots.
+    pub fn templates_disk(&self) -> Result<Bytes, Error> {
+        Ok(size("templates.disk", &self.templates.disk)?.unwrap_or(TEMPLATES_DISK))
+    }
+
     /// Returns the catalogs.
     pub fn catalogs(&self) -> Result<Vec<catalog::Source>, Error> {
         let wrong = |key, value: &str| Error::Value { key, value: value.to_owned() };
@@ -354,6 +373,7 @@ impl Config {
                 Some(false) => SameOwner::Apart,
                 None | Some(true) => SameOwner::Connected,
             },
+            templates: self.templates_disk()? > Bytes(0),
             limits,
         })
     }

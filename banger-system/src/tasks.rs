@@ -269,7 +269,7 @@ impl Inner {
 }
 
 /// Returns the message of a panic.
-fn message_of(panic: &(dyn Any + Send)) -> String {
+pub fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }

@@ -194,6 +194,37 @@ fn every_error_name_can_be_returned() {
 }
 
 #[test]
+fn the_files_and_functions_that_the_architecture_document_names_exist() {
+    let page = fs::read_to_string(repository().join("docs/architecture.md")).unwrap();
+    let directories = SOURCES.iter().map(|(package, _)| *package).chain(["banger-cli", "banger-proto"]);
+    let sources: Vec<PathBuf> = directories.flat_map(|package| files(&repository().join(package))).collect();
+    let code: String = sources.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
+    let has_file = |name: &str| {
+        let ends = format!("/{name}");
+        sources.iter().any(|path| {
+            let path = path.to_str().unwrap();
+            if name.ends_with('/') { path.contains(&ends) } else { path.ends_with(&ends) }
+        })
+    };
+    let has_function =
+        |name: &str| code.contains(&format!("fn {name}(")) || code.contains(&format!("fn {name}<"));
+    // Charts stand between backticks, too.
+    let names = page.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
+    let (files, others): (Vec<&str>, Vec<&str>) =
+        names.partition(|name| name.ends_with(".rs") || name.ends_with('/'));
+    let is_function =
+        |name: &&str| name.contains("::") || name.contains('_') && !name.contains(char::is_uppercase);
+    let functions: Vec<&str> = others.into_iter().filter(is_function).collect();
+    assert!(files.len() > 40 && functions.len() > 15, "{files:?} {functions:?}");
+    for file in files {
+        assert!(has_file(file), "there is no {file}");
+    }
+    for function in functions {
+        assert!(has_function(function.rsplit(':').next().unwrap()), "there is no function {function}");
+    }
+}
+
+#[test]
 fn a_violation_is_found() {
     assert_eq!(violations("domain/x.rs", "use std::fs::File;").len(), 1);
     assert_eq!(violations("engine/x.rs", "    crate::host::storage::disks::new()").len(), 1);

@@ -6,6 +6,8 @@ mod script;
 mod bench;
 mod build;
 mod compatibility;
+mod dist;
+mod docs;
 mod host;
 mod image;
 mod packages;
@@ -40,15 +42,16 @@ enum Task {
     Kernel,
     /// Build an image from a distribution's packages and print its path
     Image(image::Arguments),
-    /// Build a release artifact and print its path
-    #[command(subcommand)]
-    Dist(DistTask),
+    /// Build packages of banger and print their paths
+    Dist(dist::Arguments),
     /// Run a benchmark of banger against a peer
     Bench(bench::Arguments),
     /// Fuzz the parsers with hostile bytes
     Fuzz(test::fuzz::Arguments),
     /// Record the types of all SQL queries in .sqlx
     Sqlx(build::sqlx::Args),
+    /// Check the links and the commands in documents
+    Docs(docs::Arguments),
     /// Check links, words, module docs and scripts
     Tidy,
     /// Record a run of banger in the private host, and draw the picture of the README
@@ -67,12 +70,6 @@ enum HostTask {
     Shell,
     /// Show whether the host is running
     Status,
-}
-
-#[derive(Subcommand)]
-enum DistTask {
-    /// Build the Debian package
-    Deb,
 }
 
 fn main() -> ExitCode {
@@ -104,7 +101,8 @@ fn dispatch(task: Task) -> Result<ExitCode> {
             println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());
         }
         Task::Image(arguments) => println!("{}", image::run(&arguments)?),
-        Task::Dist(DistTask::Deb) => println!("{}", build::deb::dist()?.display()),
+        Task::Dist(arguments) => dist::run(&arguments)?,
+        Task::Docs(arguments) => docs::check(&arguments)?,
         Task::Fuzz(arguments) => test::fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => build::sqlx::run(&arguments)?,
         Task::Tidy => tidy::run()?,

@@ -29,6 +29,7 @@ const PACKAGES: &[&str] = &[
     "zstd",
     "python3-gi",
     "gir1.2-glib-2.0",
+    "binutils",
     "gcc",
     "libc6-dev",
     "sqlite3",
@@ -59,6 +60,9 @@ const PACKAGES: &[&str] = &[
 /// What reads the scripts of this repository in `cargo xtask tidy`.
 const LINTERS: &[&str] = &["shellcheck", "pyflakes3"];
 
+/// What checks the packages of `cargo xtask dist`.
+const PACKAGE_CHECKERS: &[&str] = &["lintian", "rpmlint", "rpm"];
+
 /// Installs the packages that are missing.
 pub fn ensure() -> Result<()> {
     install(PACKAGES)
@@ -67,6 +71,11 @@ pub fn ensure() -> Result<()> {
 /// Installs the linters that are missing.
 pub fn ensure_linters() -> Result<()> {
     install(LINTERS)
+}
+
+/// Installs what checks packages.
+pub fn ensure_package_checkers() -> Result<()> {
+    install(PACKAGE_CHECKERS)
 }
 
 fn install(packages: &[&'static str]) -> Result<()> {

@@ -192,6 +192,11 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
     }
 
+    /// Calls `Pause` or `Unpause` of a sandbox.
+    pub async fn call_vm(&self, vm: &ObjectPath<'_>, method: &str) -> Result<()> {
+        self.call(vm, VM_INTERFACE, method, &()).await
+    }
+
     /// Renames an object.
     pub async fn rename(&self, kind: Kind, object: &ObjectPath<'_>, name: &str) -> Result<()> {
         self.call(object, kind.interface(), "Rename", &(name,)).await
@@ -272,6 +277,11 @@ impl Bus {
     /// Writes an image to an empty file. Returns the job.
     pub async fn export_image(&self, image: &ObjectPath<'_>, file: Fd<'_>) -> Result<OwnedObjectPath> {
         self.call(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
+    }
+
+    /// Gives an image another name. Returns the image with this name.
+    pub async fn tag_image(&self, image: &ObjectPath<'_>, name: &str) -> Result<OwnedObjectPath> {
+        self.call(image, IMAGE_INTERFACE, "Tag", &(name, Options::new())).await
     }
 
     /// Makes an image visible to all users, or to its owner only.

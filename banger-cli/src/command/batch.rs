@@ -35,6 +35,8 @@ pub struct ResultArgs {
 pub enum Effect {
     /// It did what was asked.
     Changed,
+    /// It did what was asked, said in these words.
+    ChangedTo(&'static str),
     /// Nothing, because the object already was as asked; said in these words.
     Unchanged(&'static str),
 }
@@ -50,7 +52,7 @@ fn row(reference: &str, id: Option<&str>, done: &str, result: &Result<Effect>) -
         "reference": reference,
         "id": id,
         "done": result.is_ok().then_some(done),
-        "changed": matches!(result, Ok(Effect::Changed)),
+        "changed": matches!(result, Ok(Effect::Changed | Effect::ChangedTo(_))),
         "error": result.as_ref().err().map(Error::to_string),
     })
 }
@@ -104,6 +106,7 @@ where
             Ok(effect) => {
                 let what = match effect {
                     Effect::Changed => done,
+                    Effect::ChangedTo(done) => done,
                     Effect::Unchanged(already) => already,
                 };
                 progress.suspend(|| output::text(&format!("{reference}: {what}\n")))?;

@@ -33,12 +33,11 @@ const VM: &str = "vm";
 const KINDS: [(&str, &str, Kind); 3] =
     [("SANDBOX", VM, Kind::Vm), ("IMAGE", "image", Kind::Image), ("KERNEL", "kernel", Kind::Kernel)];
 /// The value name of other arguments, and what is offered for them.
-const SOURCES: [(&str, Source); 7] = [
+const SOURCES: [(&str, Source); 6] = [
     ("REFERENCE", Source::Entries(catalog::IMAGE)),
     ("ENTRY", Source::Entries(catalog::KERNEL_KIND)),
     ("FROM", Source::Copies),
     ("TO", Source::Copies),
-    ("WHAT=VALUE", Source::Filters),
     ("SIGNAL", Source::Signals),
     ("FORMAT", Source::Formats),
 ];
@@ -78,6 +77,8 @@ fn source(arg: &Arg, verb: &str, group: Option<Kind>) -> Option<Source> {
         return Some(*source);
     }
     match verb {
+        "images" if is_called(arg, "WHAT=VALUE") => Some(Source::Filters(Kind::Image)),
+        _ if is_called(arg, "WHAT=VALUE") => Some(Source::Filters(group.unwrap_or(Kind::Vm))),
         "unpublish" if is_called(arg, "PORT") => Some(Source::Published),
         _ if is_called(arg, "COLUMN") => list_of(verb, group).map(Source::Sort),
         _ if is_called(arg, "COLUMNS") => list_of(verb, group).map(Source::Columns),
@@ -155,6 +156,9 @@ mod tests {
             ("vm unpublish", &["sandbox", "ports"]),
             ("vm list", &["filter", "columns", "sort", "format"]),
             ("ps", &["filter", "columns", "sort", "format"]),
+            ("image list", &["filter", "columns", "sort", "format"]),
+            ("kernel list", &["filter", "columns", "sort", "format"]),
+            ("image tag", &["image"]),
         ] {
             assert_eq!(completed(verb), expect, "{verb}");
         }

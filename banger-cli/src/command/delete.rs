@@ -1,10 +1,11 @@
 //! Shared code of `image delete` and `kernel delete`.
 
+use banger_proto::bus::names::IMAGE_INTERFACE;
 use clap::Args;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    client::{bus::Bus, service::Kind},
+    client::{bus::Bus, object::Object, service::Kind},
     command::batch::{self, Effect, ResultArgs},
     error::Result,
     ui::progress::{Progress, ProgressArgs},
@@ -26,8 +27,30 @@ impl DeleteArgs {
         let bus = &Bus::connect().await?;
         let progress = Progress::new(ProgressArgs { quiet: true });
         let found = batch::find(bus, kind, &self.references).await;
-        let delete =
-            async |_, object: OwnedObjectPath| bus.delete(kind, &object).await.map(|()| Effect::Changed);
+        let delete = async |_, object: OwnedObjectPath| delete(bus, kind, &object).await;
         batch::each(found, &progress, "deleted", self.output, delete).await
     }
+}
+
+/// Deletes an image or a kernel. Says so if it was one of several names of an image.
+pub async fn delete(bus: &Bus, kind: Kind, object: &OwnedObjectPath) -> Result<Effect> {
+    let deleted = match kind {
+        // One that cannot be read may be deleted nevertheless.
+        Kind::Image => bus.properties(object, IMAGE_INTERFACE).await.ok(),
+        Kind::Vm | Kind::Kernel => None,
+    };
+    bus.delete(kind, object).await?;
+    let Some(deleted) = deleted else { return Ok(Effect::Changed) };
+    let digest = deleted.text("Digest");
+    let is_name_of_it = |image: &Object| is_own(image) && image.text("Digest") == digest;
+    let left = bus.objects(IMAGE_INTERFACE).await.unwrap_or_default();
+    Ok(match left.iter().any(is_name_of_it) {
+        true => Effect::ChangedTo("untagged"),
+        false => Effect::Changed,
+    })
+}
+
+/// Returns whether an object is the caller's.
+pub fn is_own(object: &Object) -> bool {
+    object.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw())
 }

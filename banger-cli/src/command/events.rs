@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use banger_proto::bus::{
-    names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
+    names::{
+        IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, MANAGER_PATH, VM_INTERFACE,
+    },
     option::subscribe,
     proxy::Options,
 };
@@ -37,8 +39,11 @@ Examples:
   banger events
   banger events --json | jq -r 'select(.event == \"StateChanged\") | .arguments[1]'")]
 pub struct Events {
+    /// Accepted as in `ps`: all your events are always shown
+    #[arg(short = 'a', long = "all", hide = true)]
+    _all: bool,
     /// Show the events of all users (needs an administrator)
-    #[arg(short = 'a', long, alias = "all")]
+    #[arg(long)]
     all_users: bool,
     /// Print a JSON object with the ids and paths of objects on each line
     #[arg(long)]
@@ -112,6 +117,21 @@ impl Names {
         }
     }
 
+    /// Reads the names of the objects that these arguments have the paths of, as far as they are unknown.
+    async fn learn(&mut self, arguments: &[Value]) {
+        let mut left: Vec<&Value> = arguments.iter().collect();
+        while let Some(value) = left.pop() {
+            match value {
+                Value::Array(items) => left.extend(items),
+                Value::Object(entries) => left.extend(entries.values()),
+                Value::String(path) if path.starts_with(MANAGER_PATH) && self.named(path) == path => {
+                    self.refresh(path).await;
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Forgets a job that is gone.
     fn forget(&mut self, path: &str) {
         self.by_id.remove(path.rsplit('/').next().unwrap_or(path));
@@ -147,6 +167,7 @@ async fn line(event: &Value, names: &mut Names) -> String {
         _ => (text("path"), arguments),
     };
     names.refresh(path).await;
+    names.learn(details).await;
     let words = details.iter().map(|value| names.plain(value)).filter(|word| !word.is_empty());
     let details = words.collect::<Vec<_>>().join(" ");
     let at = age::stamp(event["time_usec"].as_u64().unwrap_or_default());

@@ -37,8 +37,8 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["mount", "umount", "volume", "volumes"], NO_MOUNTS),
     (&["network", "networks"], NETWORKS),
     (
-        &["pause", "unpause", "suspend", "resume"],
-        "`banger stop NAME` and `banger start NAME` keep the disks.",
+        &["suspend", "resume"],
+        "`banger pause NAME` and `banger unpause NAME` keep the memory, `banger stop NAME` keeps the disks.",
     ),
     (
         &["port"],
@@ -50,7 +50,6 @@ const VERBS: &[(&[&str], &str)] = &[
     ),
     (&["purge"], "`banger vm prune` deletes the sandboxes that are not running."),
     (&["save", "export"], "`banger image export IMAGE FILE.tar` writes an image to a file."),
-    (&["tag"], "`banger image rename IMAGE NEW-NAME` gives it another name; an image has one."),
     (&["update"], "`banger vm set NAME` changes the sizes, labels and internet access of a sandbox."),
 ];
 
@@ -73,6 +72,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     ),
     (&["--hostname"], "`--name NAME` is also the host name in the guest."),
     (&["--restart"], "leave it out: sandboxes do not restart by themselves."),
+    (&["-D"], "`banger ssh NAME -- -D PORT` runs ssh, which has a SOCKS proxy."),
     (&["--init"], "leave it out: the guest always has an init."),
     (&["--platform"], "leave it out: sandboxes run programs for the host's processors only."),
     (&["--shm-size", "--ulimit", "--tmpfs", "--read-only"], "set it in the guest, where you are root."),
@@ -243,6 +243,8 @@ mod tests {
             "rmi alpine",
             "inspect web",
             "image inspect alpine",
+            "tag alpine mine",
+            "image tag alpine mine",
             "logs -f --since 10m --tail 5 web",
             "logs --since 2026-01-01T00:00:00 --until 5m web",
             "cp -r ./src web:/srv",

@@ -1,6 +1,7 @@
 //! Shared code of `image list` and `kernel list`.
 
 use clap::Args;
+use serde_json::Value;
 
 use crate::{
     client::{
@@ -8,8 +9,12 @@ use crate::{
         object::{self, Object},
         service::Kind,
     },
-    command::{catalog::AvailableArgs, table_args::TableArgs},
-    error::Result,
+    command::{
+        catalog::AvailableArgs,
+        filter::{self, Filter, fit_all},
+        table_args::TableArgs,
+    },
+    error::{Error, Result},
     ui::column::{self, Column, List},
 };
 
@@ -43,6 +48,10 @@ pub struct ListArgs {
     /// Print a JSON array of objects; their keys are the D-Bus properties in snake case
     #[arg(long)]
     json: bool,
+    /// Show only matching ones: a part of a name with `name=`, `shared=true`, and of images `label=KEY[=VALUE]` or
+    /// a part of the name or reference with `reference=`, of kernels `version=`
+    #[arg(short, long, value_name = "WHAT=VALUE", conflicts_with = "available")]
+    filter: Vec<String>,
     #[command(flatten)]
     table: TableArgs,
     #[command(flatten)]
@@ -55,10 +64,22 @@ impl ListArgs {
         if self.available.is_requested() {
             return self.available.run(kind, &self.table, self.json).await;
         }
-        let view = self.table.view(if kind == Kind::Kernel { KERNELS } else { IMAGES })?;
+        let (list, keys) = match kind {
+            Kind::Kernel => (KERNELS, filter::KERNELS),
+            Kind::Image | Kind::Vm => (IMAGES, filter::IMAGES),
+        };
+        let view = self.table.view(list)?;
+        let parsed = self.filter.iter().map(|text| keys.parse(text));
+        let filters: Vec<Filter> = parsed.collect::<Result<_, String>>().map_err(refused)?;
         let mut objects = Bus::connect().await?.objects(kind.interface()).await?;
         object::sort(&mut objects);
-        view.print(objects.iter().map(Object::json).collect(), self.json)?;
+        let mut rows: Vec<Value> = objects.iter().map(Object::json).collect();
+        rows.retain(|row| fit_all(&filters, row));
+        view.print(rows, self.json)?;
         Ok(0)
     }
+}
+
+fn refused(why: String) -> Error {
+    Error::Usage(format!("cannot filter the list: {why}"))
 }

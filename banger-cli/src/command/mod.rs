@@ -9,6 +9,7 @@ mod config;
 mod delete;
 mod doctor;
 mod events;
+mod filter;
 pub mod habits;
 mod image;
 mod kernel;
@@ -84,6 +85,8 @@ Next: `banger vm run --kernel host`."
     Images(list::ListArgs),
     #[command(hide = true)]
     Pull(image::Pull),
+    #[command(hide = true)]
+    Tag(image::Tag),
     /// Delete images that no sandbox uses
     #[command(hide = true)]
     Rmi(delete::DeleteArgs),
@@ -118,6 +121,7 @@ impl Command {
             Command::Kernel(command) => command.run().await,
             Command::Images(list) => list.run(Kind::Image).await,
             Command::Pull(pull) => pull.run().await,
+            Command::Tag(tag) => tag.run().await,
             Command::Rmi(delete) => delete.run(Kind::Image).await,
             Command::SshConfig(config) => config.run().await,
             Command::SshProxy(proxy) => proxy.run().await,

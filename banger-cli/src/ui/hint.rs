@@ -105,6 +105,7 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::TooManyRequests, "wait until some of your requests have finished."),
     (ErrorName::ImageInUse, "first delete the sandboxes that use it."),
     (ErrorName::KernelInUse, "first delete the images and sandboxes that use it."),
+    (ErrorName::Paused, "`banger vm unpause NAME` continues it."),
     (ErrorName::NotReady, "wait a moment; `banger vm logs NAME` shows how far the guest has booted."),
     (
         ErrorName::AgentUnavailable,
@@ -182,6 +183,7 @@ mod tests {
                 | ErrorName::NoAddress
                 | ErrorName::DiskTooSmall
                 | ErrorName::InvalidState
+                | ErrorName::Paused
                 | ErrorName::NotReady
                 | ErrorName::AgentUnavailable
                 | ErrorName::GuestTimeout => &["vm"],

@@ -43,6 +43,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--vcpu", &["", "0", "many", "-1", "1.5", "99999999999"]),
     ("--vmm", &["", "bochs"]),
     ("--wait", PHASES),
+    ("<LISTEN:CONNECT>", FORWARDS),
     ("<PORT>", PORTS),
     ("<SHELL>", &["", "tcsh"]),
 ];

@@ -129,10 +129,7 @@ impl StoredWorkspace {
 
     /// Records that this process sets up a boot, given by its start time. Returns false if another one did so.
     pub fn claim_boot(&self, boot: u64) -> Result<bool> {
-        let failed = |source: io::Error| Error::io(format!("lock {}", self.directory.display()), source);
-        let lock = fs::File::open(&self.directory).map_err(failed)?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|error| failed(error.into()))?;
+        let _locked = self.lock()?;
         let Some(mut record) = read(&self.directory).filter(|record| record.setup.boot != boot) else {
             return Ok(false);
         };
@@ -140,9 +137,29 @@ impl StoredWorkspace {
         write(&self.directory, &record).map(|()| true)
     }
 
-    /// Updates the record.
-    pub fn save(&self) -> Result<()> {
+    /// Changes the record, and keeps what other processes have changed since it was read.
+    pub fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let _locked = self.lock()?;
+        if let Some(now) = read(&self.directory) {
+            self.record = now;
+        }
+        change(&mut self.record);
         write(&self.directory, &self.record)
+    }
+
+    /// Stores the record of a new workspace as it is here.
+    pub fn save(&self) -> Result<()> {
+        let _locked = self.lock()?;
+        write(&self.directory, &self.record)
+    }
+
+    /// Keeps other processes from changing the record, until the file is closed.
+    fn lock(&self) -> Result<fs::File> {
+        let failed = |source: io::Error| Error::io(format!("lock {}", self.directory.display()), source);
+        let lock = fs::File::open(&self.directory).map_err(failed)?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| failed(error.into()))?;
+        Ok(lock)
     }
 }
 
@@ -315,11 +332,36 @@ mod tests {
     fn a_boot_is_set_up_once() {
         let dir = tempfile::tempdir().unwrap();
         let kept = StoredWorkspace { record: record("/root/a", 1), directory: dir.path().to_owned() };
-        kept.save().unwrap();
+        write(dir.path(), &kept.record).unwrap();
         let claims = [7, 7, 8, 8].map(|boot| kept.claim_boot(boot).unwrap());
         assert_eq!(claims, [true, false, true, false]);
         fs::remove_file(dir.path().join(FILE)).unwrap();
         assert!(!kept.claim_boot(9).unwrap());
+    }
+
+    #[test]
+    fn a_change_keeps_those_of_other_processes() {
+        type Step = fn(&mut StoredWorkspace);
+        let send: Step = |kept| kept.update(|record| record.sent_at = 5).unwrap();
+        let claim: Step = |kept| assert!(kept.claim_boot(8).unwrap());
+        let create: Step = |kept| {
+            kept.record.setup.boot = 8;
+            kept.save().unwrap();
+        };
+        for (name, steps) in [
+            ("a boot while changes are sent", [claim, send]),
+            ("changes that were sent before a boot", [send, claim]),
+            ("a workspace that is set up while changes are sent", [create, send]),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), &record("/root/a", 1)).unwrap();
+            // Each process has read the record before any of them changes it.
+            for step in steps {
+                step(&mut StoredWorkspace { record: record("/root/a", 1), directory: dir.path().to_owned() });
+            }
+            let kept = read(dir.path()).unwrap();
+            assert_eq!((kept.sent_at, kept.setup.boot), (5, 8), "{name}");
+        }
     }
 
     #[test]

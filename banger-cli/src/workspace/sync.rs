@@ -56,9 +56,10 @@ pub async fn send(guest: &mut Guest, mut kept: StoredWorkspace, changes: Changes
     if let Some(user) = kept.record.user.clone() {
         tooling::change_owner(guest, &kept.record.guest_path, &user).await?;
     }
-    kept.record.commit = head;
-    kept.record.sent_at = age::now();
-    kept.save()
+    kept.update(|record| {
+        record.commit = head;
+        record.sent_at = age::now();
+    })
 }
 
 /// Removals come first: a directory and a file may have exchanged places.

@@ -145,6 +145,49 @@ fn each_command_runs_once_at_its_moment() {
 }
 
 #[test]
+fn the_commands_of_a_boot_get_the_proxies_of_the_user() {
+    let bench = with(r#"{"image": "debian", "postStartCommand": "echo \"<$http_proxy>\" >> log"}"#);
+    assert_eq!(run(&bench, "box-1", &["-q", "--", "true"]).status, 0);
+    let restarted = bench
+        .host
+        .command(&["vm", "restart", "box-1"])
+        .envs([("BANGER_PROXY", "true"), ("http_proxy", "http://203.0.113.7:3128")])
+        .output()
+        .unwrap();
+    assert!(restarted.status.success(), "{restarted:?}");
+    let log = bench.banger(&["vm", "exec", "box-1", "--", "cat", "log"]).output;
+    // The sandbox has no internet access, so a relay on its loopback leads there.
+    let second = log.lines().nth(1);
+    assert!(second.is_some_and(|line| line.starts_with("<http://127.0.0.1:")), "{log}");
+}
+
+#[test]
+fn an_interrupt_ends_a_wait_that_follows_the_commands_of_a_boot() {
+    let bench = Bench::new();
+    let (started, go) = (bench.host.path("started"), bench.host.path("go"));
+    let script = format!("touch {}; until test -e {}; do sleep 0.1; done", started.display(), go.display());
+    let text = format!(r#"{{"image": "debian", "postStartCommand": "{script}"}}"#);
+    fs::create_dir(bench.repo.join(".devcontainer")).unwrap();
+    fs::write(bench.repo.join(".devcontainer/devcontainer.json"), text).unwrap();
+    bench.git(&["add", "-A"]);
+    fs::write(&go, "").unwrap();
+    assert_eq!(run(&bench, "box-1", &["-q", "--", "true"]).status, 0);
+    for path in [&started, &go] {
+        fs::remove_file(path).unwrap();
+    }
+    // Another client boots it, so that the next command sets it up.
+    bench.host.boot("box-1");
+    let mut terminal = bench.host.start_in_terminal(&["vm", "exec", "box-1", "--", "true"]);
+    until("its commands run", || started.exists());
+    bench.host.hang_agents();
+    fs::write(&go, "").unwrap();
+    terminal.wait_for("waiting for box-1");
+    terminal.type_in("\x03");
+    terminal.wait_for("error: interrupted.");
+    assert_eq!(terminal.end().0.code(), Some(130));
+}
+
+#[test]
 fn a_failed_command_skips_those_of_later_moments() {
     let bench = with(
         r#"{

@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -116,6 +116,16 @@ impl Host {
     /// Returns the names of all called methods so far.
     pub fn all_calls(&self) -> Vec<String> {
         self.service.as_ref().unwrap().calls().into_iter().map(|call| call.member).collect()
+    }
+
+    /// Makes the service leave calls for the agent unanswered from now on.
+    pub fn hang_agents(&self) {
+        self.service.as_ref().unwrap().agents_hang.store(true, Relaxed);
+    }
+
+    /// Boots a sandbox again, as another client would.
+    pub fn boot(&self, name: &str) {
+        self.service.as_ref().unwrap().boot(name);
     }
 
     /// Returns the home of the user.

@@ -4,6 +4,7 @@
 mod agent;
 mod copies;
 mod devcontainer;
+mod documented;
 mod host;
 mod inspect;
 mod interrupts;

@@ -3,6 +3,7 @@
 //! A guest wrote the disk, and its VMM the overlay, so neither is trusted. Nothing here reads the file system in it.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, Seek, SeekFrom},
     ops::Range,
@@ -20,6 +21,14 @@ use crate::{
 
 const DOING: &str = "copy the system disk";
 
+/// The new file.
+struct Target<'a> {
+    copy: &'a File,
+    /// How much more may be written.
+    room: Cell<u64>,
+    meter: &'a Meter,
+}
+
 /// Copies a disk, or an overlay with the disk below it, into an empty file, and leaves out zeros. Returns the size.
 pub(super) fn flatten(
     order: &Flatten,
@@ -29,13 +38,14 @@ pub(super) fn flatten(
     meter: &Meter,
 ) -> Result<u64, Failure> {
     let os = |error: io::Error| Failure::os(DOING, error);
+    let target = Target { copy, room: Cell::new(order.room.0), meter };
     let Some(below) = below else {
         let size = length(disk).map_err(os)?;
         if size > order.max.0 {
             return Err(qcow2_reader::Error::TooLarge(banger_proto::size::Bytes(size)).into());
         }
         copy.set_len(size).map_err(os)?;
-        copy_range(disk, 0..size, copy, 0, meter)?;
+        target.copy_range(disk, 0..size, 0)?;
         return Ok(size);
     };
     let overlay = Overlay::open(disk, order.max)?;
@@ -43,12 +53,12 @@ pub(super) fn flatten(
     copy.set_len(size).map_err(os)?;
     overlay.runs(|at, length, cluster| match cluster {
         Cluster::Zeros => Ok(()),
-        Cluster::Below => copy_range(below, at..(at + length).min(below_length), copy, at, meter),
+        Cluster::Below => target.copy_range(below, at..(at + length).min(below_length), at),
         Cluster::At(offset) => {
             let end = offset
                 .checked_add(length)
                 .ok_or(qcow2_reader::Error::Damaged("it has an impossible offset"))?;
-            copy_range(disk, offset..end, copy, at, meter)
+            target.copy_range(disk, offset..end, at)
         }
     })?;
     Ok(size)
@@ -59,22 +69,31 @@ fn length(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
-/// Copies a range to another place. What is beyond the end of the file is zeros: QEMU does not write the end of the
-/// last cluster.
-fn copy_range(from: &File, range: Range<u64>, to: &File, at: u64, meter: &Meter) -> Result<(), Failure> {
-    let os = |error: io::Error| Failure::os(DOING, error);
-    let (mut next, mut buffer) = (range.start, vec![0; holes::CHUNK]);
-    while let Some(data) = holes::next_data(from, next, range.end).map_err(os)? {
-        for (place, length) in holes::chunks(data.clone()) {
-            let bytes = &mut buffer[..length];
-            let read = read_up_to(from, bytes, place).map_err(os)?;
-            meter.add_read(length);
-            holes::write_sparse(to, &bytes[..read], at + (place - range.start)).map_err(os)?;
-            meter.add_written(length);
+impl Target<'_> {
+    /// Copies a range to another place. What is beyond the end of the file is zeros: QEMU does not write the end of
+    /// the last cluster.
+    fn copy_range(&self, from: &File, range: Range<u64>, at: u64) -> Result<(), Failure> {
+        let os = |error: io::Error| Failure::os(DOING, error);
+        let (mut next, mut buffer) = (range.start, vec![0; holes::CHUNK]);
+        while let Some(data) = holes::next_data(from, next, range.end).map_err(os)? {
+            for (place, length) in holes::chunks(data.clone()) {
+                let bytes = &mut buffer[..length];
+                let read = read_up_to(from, bytes, place).map_err(os)?;
+                self.meter.add_read(length);
+                self.write(&bytes[..read], at + (place - range.start))?;
+                self.meter.add_written(length);
+            }
+            next = data.end;
         }
-        next = data.end;
+        Ok(())
     }
-    Ok(())
+
+    /// Writes a chunk. The last one may exceed the room.
+    fn write(&self, bytes: &[u8], at: u64) -> Result<(), Failure> {
+        let written = holes::write_sparse(self.copy, bytes, at).map_err(|error| Failure::os(DOING, error))?;
+        self.room.set(self.room.get().checked_sub(written).ok_or(Failure::NoRoom)?);
+        Ok(())
+    }
 }
 
 /// Reads until the buffer is full or the file ends. Returns how much was read.
@@ -113,7 +132,7 @@ mod tests {
     use super::*;
     use crate::qcow2;
 
-    const ORDER: Flatten = Flatten { max: Bytes::gib(1) };
+    const ORDER: Flatten = Flatten { max: Bytes::gib(1), room: Bytes::gib(1) };
 
     fn flat(disk: &File, below: Option<&File>) -> File {
         let copy = tempfile::tempfile().unwrap();
@@ -137,11 +156,34 @@ mod tests {
         let copy = flat(&disk, None);
         assert!(content(&copy) == content(&disk));
         assert!(copy.metadata().unwrap().blocks() * 512 < 1 << 20, "zeros take room");
-        let order = Flatten { max: Bytes::mib(31) };
+        let order = Flatten { max: Bytes::mib(31), ..ORDER };
         assert!(matches!(
             flatten(&order, &copy, &disk, None, &Meter::default()),
             Err(Failure::Refused { .. })
         ));
+    }
+
+    #[test]
+    fn a_copy_ends_when_it_exceeds_its_room() {
+        let disk = tempfile::tempfile().unwrap();
+        disk.set_len(64 << 20).unwrap();
+        disk.write_all_at(&vec![1; 8 << 20], 4 << 20).unwrap();
+        let overlay = tempfile::tempfile().unwrap();
+        overlay.write_all_at(&qcow2::empty(Bytes::mib(64)), 0).unwrap();
+        for (disk, below) in [(&disk, None), (&overlay, Some(&disk))] {
+            // Zeros need no room.
+            for (room, fits) in [(8 << 20, true), ((8 << 20) - 1, false), (2 << 20, false), (0, false)] {
+                let order = Flatten { room: Bytes(room), ..ORDER };
+                let copy = tempfile::tempfile().unwrap();
+                let copied = flatten(&order, &copy, disk, below, &Meter::default());
+                match copied {
+                    Ok(_) => assert!(fits, "{room}"),
+                    Err(failure) => assert!(!fits && failure == Failure::NoRoom, "{room}: {failure}"),
+                }
+                let written = copy.metadata().unwrap().blocks() * 512;
+                assert!(written <= room + (holes::CHUNK as u64), "{room}: {written}");
+            }
+        }
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct ModuleTree {
 pub struct Flatten {
     /// The largest accepted size of the disk.
     pub max: Bytes,
+    /// How much of it may be written.
+    pub room: Bytes,
 }
 
 /// A user's file to copy.
@@ -193,6 +195,9 @@ pub enum Failure {
         /// What is wrong with it.
         message: String,
     },
+    /// There is more to write than the order allows.
+    #[error("there is more to write than allowed")]
+    NoRoom,
     /// There is no space for it.
     #[error("cannot {doing}: no space is left")]
     NoSpace {

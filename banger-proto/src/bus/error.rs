@@ -59,6 +59,8 @@ error_names! {
     ImageInUse = "dev.banger.Error.ImageInUse",
     /// The kernel is used by images or sandboxes.
     KernelInUse = "dev.banger.Error.KernelInUse",
+    /// The sandbox is paused.
+    Paused = "dev.banger.Error.Paused",
     /// The guest is not ready for this yet.
     NotReady = "dev.banger.Error.NotReady",
     /// The guest agent cannot be reached, or sends an invalid reply.

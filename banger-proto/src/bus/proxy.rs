@@ -114,6 +114,10 @@ pub trait Vm {
     fn stop(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
     /// Shuts it down and boots it.
     fn restart(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Takes all processor time from it, until [`Vm::unpause`].
+    fn pause(&self) -> zbus::Result<()>;
+    /// Ends a pause.
+    fn unpause(&self) -> zbus::Result<()>;
     /// Sends a signal to the VMM.
     fn kill(&self, signal: i32) -> zbus::Result<()>;
     /// Deletes it with its disks.

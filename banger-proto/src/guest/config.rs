@@ -124,6 +124,10 @@ pub enum Init {
     Path(String),
 }
 
+/// The hardware address of an interface in a guest that continues from a template. The agent replaces it before the
+/// interface is up.
+pub const TEMPLATE_MAC: [u8; 6] = [0x02, 0x67, 0, 0, 0, 0];
+
 /// The interface of a guest. It is routed: only the gateways are on its link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

@@ -80,8 +80,8 @@ const SHARE: Access = Access::Object {
 /// Stands for all properties of an interface.
 pub const PROPERTIES: &str = "*";
 
-/// A user who may run sandboxes can read all of a shared image from inside one.
-const EXPORT: Access = Access::Content { shared: action::VM_RUN, foreign: action::VM_ACCESS_OTHERS };
+/// A user who may run sandboxes can read all of a shared image from inside one. Another name for it is as good as a copy.
+const READ: Access = Access::Content { shared: action::VM_RUN, foreign: action::VM_ACCESS_OTHERS };
 
 /// The table.
 pub const TABLE: &[(&str, &str, Access, Cost)] = &[
@@ -111,6 +111,8 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "Stop", MANAGE, Cost::EndJob),
     (VM, "Restart", RUN, Cost::StartJob),
     (VM, "Kill", MANAGE, Cost::EndJob),
+    (VM, "Pause", MANAGE, Cost::Change),
+    (VM, "Unpause", MANAGE, Cost::Change),
     (VM, "Delete", MANAGE, Cost::EndJob),
     (VM, "Rename", MANAGE, Cost::Change),
     (VM, "SetLifetime", MANAGE, Cost::Change),
@@ -125,7 +127,8 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (IMAGE, "Delete", SHARED, Cost::Change),
     (IMAGE, "Rename", SHARED, Cost::Change),
     (IMAGE, "SetShared", SHARE, Cost::Change),
-    (IMAGE, "Export", EXPORT, Cost::StartJob),
+    (IMAGE, "Tag", READ, Cost::Change),
+    (IMAGE, "Export", READ, Cost::StartJob),
     (IMAGE, PROPERTIES, view(action::IMAGE_MANAGE_SHARED), Cost::Read),
     (KERNEL, "Delete", SHARED, Cost::Change),
     (KERNEL, "Rename", SHARED, Cost::Change),

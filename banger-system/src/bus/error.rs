@@ -70,7 +70,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::InvalidOption { .. } => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Smaller { .. }) => ErrorName::DiskTooSmall,
-        EngineError::Limit(Exceeded::Quota { .. }) => ErrorName::QuotaExceeded,
+        EngineError::Limit(Exceeded::Quota { .. } | Exceeded::Room { .. }) => ErrorName::QuotaExceeded,
         EngineError::Limit(Exceeded::Requests { .. }) => ErrorName::TooManyRequests,
         EngineError::NoAddress => ErrorName::NoAddress,
         EngineError::State(_) | EngineError::NotRunning { .. } | EngineError::NotStopped { .. } => {
@@ -82,9 +82,11 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::InUse { kind: Kind::Kernel, .. } => ErrorName::KernelInUse,
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,
         EngineError::NoFreeStream { .. } | EngineError::QueueFull { .. } => ErrorName::TooManyRequests,
-        EngineError::NoAnswer { .. } => ErrorName::NotReady,
+        EngineError::Paused { .. } => ErrorName::Paused,
+        EngineError::NoAnswer { .. } | EngineError::NotReady { .. } => ErrorName::NotReady,
         EngineError::GuestTimeout { .. } => ErrorName::GuestTimeout,
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
+        EngineError::Bug => ErrorName::Internal,
         EngineError::Canceled => ErrorName::Canceled,
         EngineError::NotCancelable => ErrorName::NotCancelable,
         EngineError::Taken { .. } => ErrorName::AlreadyInUse,
@@ -210,6 +212,9 @@ mod tests {
         check(image_files::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");
         check(image_files::Error::Mismatch { message: why() }, Name::DigestMismatch, "why");
         check(image_files::Error::BadFile { message: why() }, Name::BadFileDescriptor, "why");
+        let exceeded = Exceeded::Room { room: Bytes::mib(3) };
+        let message = "an image may take 3 MiB, which is what is left of your quota, and this one needs more";
+        check(image_files::Error::NoRoom(exceeded), Name::QuotaExceeded, message);
 
         check(kernel_files::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");
         check(kernel_files::Error::BadFile { message: why() }, Name::BadFileDescriptor, "why");

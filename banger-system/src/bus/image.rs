@@ -15,7 +15,7 @@ use super::{
     error::{Error, Result},
     export::{
         Change::{Never, Signaled, Silent},
-        Kind, Property, api, property,
+        Kind, Property, api, export, property,
     },
     item,
     options::{Dict, Options},
@@ -142,6 +142,21 @@ impl Methods {
 
     async fn rename(&self, name: String) -> Result<()> {
         Ok(api(&self.api)?.engine.rename_image(self.id, &parse_name(&name)?).await?)
+    }
+
+    #[zbus(out_args("image"))]
+    async fn tag(
+        &self,
+        name: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        Options::new(options).finish()?;
+        let api = api(&self.api)?;
+        let caller = api.callers.of(&header).await?;
+        let id = api.engine.tag_image(caller.uid, self.id, &parse_name(&name)?).await?;
+        export(&api, ImageKind(id)).await?;
+        Ok(path::image(id))
     }
 
     async fn set_shared(&self, shared: bool) -> Result<()> {

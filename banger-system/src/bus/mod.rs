@@ -10,7 +10,7 @@
 //!                   │           what does the table in acl.rs ask of the caller?   AccessDenied,
 //!                   ▼           (nothing, to own the object, a polkit action)       InteractiveAuthorizationRequired
 //!               vm.rs, image.rs, kernel.rs, job.rs, manager.rs
-//!                   │           parse the arguments: options.rs, request.rs         InvalidOption, InvalidName
+//!                   │           parse the arguments: options.rs, request/           InvalidOption, InvalidName
 //!                   ▼
 //!               engine          do it, or start a job and return its path
 //!

@@ -44,7 +44,7 @@ use crate::{
         agent::DEFAULT_TIMEOUT,
         request::{Configure, Start, Stop, StopMode, WaitFor},
         stream::Service,
-        view::VmView,
+        view::{BootedFrom, VmView},
     },
     ports::logs::{Log, LogRange},
 };
@@ -107,6 +107,9 @@ const PROPERTIES: &[Property<VmView>] = &[
     property("StateReason", "s", |view, _| view.vm.reason.to_string().into()),
     property("Ready", "b", |view, _| view.is_ready().into()),
     property("BootId", "s", |view, _| view.vm.boot_id.clone().into()),
+    property("BootedFrom", "s", |view, _| {
+        view.booted_from.map(BootedFrom::as_str).unwrap_or_default().to_owned().into()
+    }),
     property("ImageId", "s", |view, _| view.vm.image.to_string().into()),
     property("ImageName", "s", |view, _| view.image_name.clone().into()),
     property("KernelId", "s", |view, _| view.vm.kernel.to_string().into()),
@@ -208,6 +211,14 @@ impl Methods {
 
     async fn kill(&self, signal: i32) -> Result<()> {
         Ok(api(&self.api)?.engine.kill_vm(self.id, signal).await?)
+    }
+
+    async fn pause(&self) -> Result<()> {
+        Ok(api(&self.api)?.engine.pause_vm(self.id).await?)
+    }
+
+    async fn unpause(&self) -> Result<()> {
+        Ok(api(&self.api)?.engine.unpause_vm(self.id).await?)
     }
 
     #[zbus(out_args("job"))]

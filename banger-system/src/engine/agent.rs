@@ -13,6 +13,7 @@ use std::{
 
 use banger_domain::{
     id::{Uid, VmId},
+    lifecycle::State,
     stream::Purpose,
     vm::Token,
 };
@@ -118,9 +119,10 @@ impl Engine {
     fn token(&self, id: VmId) -> Result<(Token, String)> {
         let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
         let name = view.vm.name.to_string();
-        match view.vm.state.is_up() {
-            true => Ok((view.vm.token.clone(), name)),
-            false => Err(Error::NotRunning { name }),
+        match view.vm.state {
+            State::Paused => Err(Error::Paused { name }),
+            state if state.is_up() => Ok((view.vm.token.clone(), name)),
+            _ => Err(Error::NotRunning { name }),
         }
     }
 }

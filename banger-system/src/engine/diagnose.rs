@@ -25,6 +25,9 @@ impl Engine {
             checks.extend(capability.checks(ports).await);
         }
         let settings = self.settings();
+        if settings.templates {
+            checks.extend(ports.templates.checks().await);
+        }
         let image = self.default_image(caller);
         checks.push(match image {
             Ok(image) => {

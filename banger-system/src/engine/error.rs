@@ -104,6 +104,18 @@ pub enum Error {
         /// The sandbox's name.
         name: String,
     },
+    /// The sandbox is paused.
+    #[error("{name} is paused")]
+    Paused {
+        /// The sandbox's name.
+        name: String,
+    },
+    /// The guest boots, or does not answer.
+    #[error("the guest of {name} does not answer yet")]
+    NotReady {
+        /// The sandbox's name.
+        name: String,
+    },
     /// No service listens in the guest, or not yet.
     #[error("{program} does not answer in {name}")]
     NoAnswer {
@@ -172,6 +184,9 @@ pub enum Error {
         /// How it ended.
         how: String,
     },
+    /// The work of a job has panicked.
+    #[error("a bug in banger stopped the job; see the journal of banger-system")]
+    Bug,
     /// The job was cancelled.
     #[error("the operation was canceled")]
     Canceled,

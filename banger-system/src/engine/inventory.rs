@@ -15,6 +15,7 @@ use banger_domain::{
     net::subnet::{Slot, Subnet},
     vm::{Vm, VmSpec},
 };
+use banger_image::record::ImageFacts;
 use banger_proto::size::Bytes;
 use tokio::sync::{mpsc, watch};
 
@@ -82,12 +83,20 @@ impl State {
         users.map(|entry| entry.view.vm.name.to_string()).collect()
     }
 
-    /// Returns the bytes of a user's private images, including pending imports except one.
-    fn private_bytes(&self, owner: Uid, except: Option<&(Kind, Uid, Name)>) -> u64 {
+    /// Returns the bytes of a user's private images, including pending imports except one, and `more`. A file that
+    /// several of them share counts once.
+    fn private_bytes(
+        &self,
+        owner: Uid,
+        except: Option<&(Kind, Uid, Name)>,
+        more: Option<&ImageFacts>,
+    ) -> Bytes {
         let private = self.images.values().filter(|image| image.owner == owner && !image.shared);
-        let stored: u64 = private.map(|image| image.facts.disk_usage.0).sum();
+        let stored = private.map(|image| &image.facts).chain(more);
+        let files: HashMap<ImageId, u64> = stored.map(|facts| (facts.file, facts.disk_usage.0)).collect();
         let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != except);
-        stored.saturating_add(pending.map(|(_, bytes)| bytes.0).sum())
+        let sizes = files.into_values().chain(pending.map(|(_, bytes)| bytes.0));
+        Bytes(sizes.fold(0, u64::saturating_add))
     }
 
     /// Returns the names of the VMs and images that use a kernel.
@@ -321,10 +330,16 @@ impl Inventory {
     pub(super) fn claim(&self, owner: Uid, name: &Name, bytes: Bytes, limit: Bytes) -> Result<()> {
         let mut state = self.lock();
         let key = (Kind::Image, owner, name.clone());
-        let would_be = Bytes(state.private_bytes(owner, Some(&key)).saturating_add(bytes.0));
+        let would_be = Bytes(state.private_bytes(owner, Some(&key), None).0.saturating_add(bytes.0));
         banger_domain::limits::check_image_disk(would_be, limit)?;
         state.reserved.insert(key, bytes);
         Ok(())
+    }
+
+    /// Returns what is left of the owner's quota for an image under a reserved name.
+    pub(super) fn room_for(&self, owner: Uid, name: &Name, limit: Bytes) -> Bytes {
+        let key = (Kind::Image, owner, name.clone());
+        Bytes(limit.0.saturating_sub(self.lock().private_bytes(owner, Some(&key), None).0))
     }
 
     /// Releases a reserved name.
@@ -373,8 +388,8 @@ impl Inventory {
             let others = state.vms.values().map(|entry| &entry.view.vm);
             let others = others.filter(|vm| vm.image == id && vm.owner != old.owner);
             check_not_used(Kind::Image, &old.name, others.map(|vm| vm.name.to_string()).collect())?;
-            let bytes = state.private_bytes(old.owner, None).saturating_add(old.facts.disk_usage.0);
-            banger_domain::limits::check_image_disk(Bytes(bytes), limit)?;
+            let would_be = state.private_bytes(old.owner, None, Some(&old.facts));
+            banger_domain::limits::check_image_disk(would_be, limit)?;
         }
         let new = Arc::new(ImageView { shared, ..ImageView::clone(&old) });
         state.images.insert(id, Arc::clone(&new));

@@ -24,6 +24,7 @@ mod queue;
 mod recover;
 pub mod request;
 pub mod stream;
+mod templates;
 pub mod view;
 mod vm_task;
 
@@ -58,6 +59,7 @@ use self::{
     library::Library,
     problems::Problems,
     request::{CommitVm, Start, Stop, StopMode},
+    templates::Making,
     view::{ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
@@ -100,6 +102,8 @@ pub struct Settings {
     pub subnet: Option<Prefix4>,
     /// Whether guests of one owner reach each other.
     pub same_owner: SameOwner,
+    /// Whether sandboxes start from kernel templates.
+    pub templates: bool,
     /// Quotas of each user.
     pub limits: Limits,
 }
@@ -117,6 +121,7 @@ struct Shared {
     jobs: Jobs,
     library: Library,
     stream_queues: StreamQueues,
+    making: Making,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
     /// The names of sandboxes, as last published.
@@ -141,6 +146,7 @@ impl Engine {
             jobs,
             library: Library::default(),
             stream_queues: StreamQueues::default(),
+            making: Making::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
             problems: Problems::default(),
@@ -254,6 +260,16 @@ impl Engine {
         self.shared.inventory.find::<Kernel>(caller, reference, None)
     }
 
+    /// Returns whether a user's own image of this name is shared.
+    pub fn shares_image(&self, owner: Uid, name: &Name) -> bool {
+        self.shared.inventory.own::<Image>(owner, name).is_some_and(|image| image.shared)
+    }
+
+    /// Returns whether a user's own kernel of this name is shared.
+    pub fn shares_kernel(&self, owner: Uid, name: &Name) -> bool {
+        self.shared.inventory.own::<Kernel>(owner, name).is_some_and(|kernel| kernel.shared)
+    }
+
     /// Returns the VMs that use an image.
     pub fn image_users(&self, id: ImageId) -> Vec<VmId> {
         self.vms().iter().filter(|view| view.vm.image == id).map(|view| view.vm.id).collect()
@@ -321,6 +337,16 @@ impl Engine {
     /// Starts to make an image of the system disk of a VM that is down.
     pub async fn commit_vm(&self, id: VmId, request: CommitVm) -> Result<JobId> {
         self.send(id, |reply| Command::Commit { request: Box::new(request), reply }).await
+    }
+
+    /// Pauses a VM whose guest answers. Does nothing if it is paused.
+    pub async fn pause_vm(&self, id: VmId) -> Result<()> {
+        self.send(id, |reply| Command::Pause { reply }).await
+    }
+
+    /// Ends the pause of a VM. Does nothing if it runs.
+    pub async fn unpause_vm(&self, id: VmId) -> Result<()> {
+        self.send(id, |reply| Command::Unpause { reply }).await
     }
 
     /// Sends a signal to a VM's VMM. The VM then counts as stopped, however the VMM ends.
@@ -398,7 +424,18 @@ impl Shared {
             .map_or_else(String::new, |kernel| kernel.name.to_string());
         let address = self.subnet.get().and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
         let (mac, blocked_ports) = (Mac::of_guest(vm.id), BTreeSet::new());
-        VmView { address, mac, vm, image_name, kernel_name, blocked_ports, silent: false, unit, pid }
+        VmView {
+            address,
+            mac,
+            vm,
+            image_name,
+            kernel_name,
+            blocked_ports,
+            silent: false,
+            unit,
+            pid,
+            booted_from: None,
+        }
     }
 }
 

@@ -42,6 +42,7 @@ impl From<image_files::Error> for Error {
             image_files::Error::Unsupported { message } => Self::Unsupported { message },
             image_files::Error::Mismatch { message } => Self::Mismatch { message },
             image_files::Error::BadFile { message } => Self::BadFile { message },
+            image_files::Error::NoRoom(exceeded) => Self::Limit(exceeded),
             image_files::Error::Host(error) => error.into(),
         }
     }

@@ -19,10 +19,10 @@ use crate::ports::{Check, Status};
 pub(super) enum Subject {
     /// It is not known which resources of this kind exist on the host.
     Scan(Resource),
-    /// It is not known which kernels have files.
-    KernelScan,
-    /// It is not known which images have files.
-    ImageScan,
+    /// There may be files of kernels that are in no row.
+    KernelOrphans,
+    /// There may be files of images that are in no row.
+    ImageOrphans,
     /// The files of a kernel that is gone.
     KernelFiles(KernelId),
     /// The files of an image that is gone.
@@ -113,8 +113,8 @@ impl Engine {
             Subject::Scan(resource) => {
                 ("recovery", format!("cannot list the {} of sandboxes", plural(resource)))
             }
-            Subject::KernelScan => ("recovery", "cannot list the files of kernels".to_owned()),
-            Subject::ImageScan => ("recovery", "cannot list the files of images".to_owned()),
+            Subject::KernelOrphans => ("recovery", "unused files of kernels may be left".to_owned()),
+            Subject::ImageOrphans => ("recovery", "unused files of images may be left".to_owned()),
             Subject::KernelFiles(_) => {
                 ("leftovers", "cannot remove the files of a deleted kernel".to_owned())
             }

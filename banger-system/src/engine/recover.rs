@@ -29,7 +29,7 @@
 //! for the guest. A guest does not notice it. Its token is in the row, which was stored before the guest booted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -42,8 +42,9 @@ use super::{
     Engine, Shared,
     error::{Result, one_line},
     lease::Lease,
+    library::item::Stored,
     problems::Subject,
-    view::JobKind,
+    view::{Item, JobKind},
     vm_task::{Command, INBOX, VmTask},
 };
 use crate::ports::{Ports, supervisor::Started};
@@ -59,7 +60,8 @@ impl Engine {
     /// database cannot be read.
     pub async fn recover(&self) -> Result<()> {
         let (shared, ports) = (&self.shared, &self.shared.ports);
-        self.recover_library().await?;
+        shared.recover_items::<Kernel>().await?;
+        shared.recover_items::<Image>().await?;
         self.recover_catalogs().await;
         let vms = ports.store.vms().await?;
 
@@ -99,19 +101,9 @@ impl Engine {
             shared.remove_orphan(vm, resources).await;
         }
         shared.remove_old_host_kernels().await;
-        Ok(())
-    }
-
-    async fn recover_library(&self) -> Result<()> {
-        let (shared, ports) = (&self.shared, &self.shared.ports);
-        for kernel in ports.store.kernels().await? {
-            shared.inventory.add(kernel);
+        if let Err(error) = ports.templates.tidy().await {
+            tracing::error!(error = %one_line(&error), "cannot remove old templates");
         }
-        for image in ports.store.images().await? {
-            shared.inventory.add(image);
-        }
-        shared.remove_kernel_orphans().await;
-        shared.remove_image_orphans().await;
         Ok(())
     }
 }
@@ -136,10 +128,10 @@ impl Shared {
                         self.release_or_hold(vm, [resource].into(), process).await;
                     }
                 }
-                Subject::KernelScan => self.remove_kernel_orphans().await,
-                Subject::ImageScan => self.remove_image_orphans().await,
-                Subject::KernelFiles(id) => self.note(subject, self.ports.kernel_files.remove(id).await),
-                Subject::ImageFiles(id) => self.note(subject, self.ports.image_files.remove(id).await),
+                Subject::KernelOrphans => self.retry_items::<Kernel>().await,
+                Subject::ImageOrphans => self.retry_items::<Image>().await,
+                Subject::KernelFiles(id) => self.remove_files::<Kernel>(id).await,
+                Subject::ImageFiles(id) => self.remove_files::<Image>(id).await,
                 Subject::Resource(vm, resource) => drop(left.entry(vm).or_default().insert(resource)),
             }
         }
@@ -169,32 +161,43 @@ impl Shared {
         self.note_result(Subject::Scan(resource), found)
     }
 
-    /// Removes the files of kernels without a row: an import was interrupted.
-    async fn remove_kernel_orphans(&self) {
-        let found = self.ports.kernel_files.found().await;
-        // Files get their row a moment after they appear.
-        if found.is_ok() && self.is_importing() {
-            return;
+    /// Makes the inventory and the files of a kind agree with the rows. Adds what the inventory lacks, and removes files
+    /// without a row: an import was interrupted. Fails if the rows cannot be read; all else becomes a problem.
+    async fn recover_items<I: Stored>(&self) -> Result<()> {
+        // Neither a deletion nor a replacement is half done.
+        let _locked = self.library.lock.lock().await;
+        let found = I::found_files(&self.ports).await;
+        // An import that has ended by now has a row for its files.
+        if self.is_importing() {
+            return Ok(());
         }
-        let found = self.note_result(Subject::KernelScan, found).unwrap_or_default();
-        for id in found.into_iter().filter(|id| self.inventory.item::<Kernel>(*id).is_none()) {
-            tracing::warn!(kernel = %id, "removing files without a kernel");
-            self.note(Subject::KernelFiles(id), self.ports.kernel_files.remove(id).await);
+        let rows = I::rows(&*self.ports.store).await?;
+        // An import that has begun meanwhile publishes its object itself.
+        if self.is_importing() {
+            return Ok(());
+        }
+        let known: HashSet<I::Id> = rows.iter().map(Item::id).collect();
+        for item in rows {
+            if self.inventory.item::<I>(item.id()).is_none() {
+                self.inventory.add(item);
+            }
+        }
+        let found = self.note_result(I::ORPHANS, found).unwrap_or_default();
+        for id in found.into_iter().filter(|id| !known.contains(id)) {
+            tracing::warn!(%id, kind = I::KIND.noun(), "removing files without a row");
+            self.remove_files::<I>(id).await;
+        }
+        Ok(())
+    }
+
+    async fn retry_items<I: Stored>(&self) {
+        if let Err(error) = self.recover_items::<I>().await {
+            self.note(I::ORPHANS, Err(error));
         }
     }
 
-    /// Removes the files of images without a row.
-    async fn remove_image_orphans(&self) {
-        let found = self.ports.image_files.found().await;
-        // Files get their row a moment after they appear.
-        if found.is_ok() && self.is_importing() {
-            return;
-        }
-        let found = self.note_result(Subject::ImageScan, found).unwrap_or_default();
-        for id in found.into_iter().filter(|id| self.inventory.item::<Image>(*id).is_none()) {
-            tracing::warn!(image = %id, "removing files without an image");
-            self.note(Subject::ImageFiles(id), self.ports.image_files.remove(id).await);
-        }
+    async fn remove_files<I: Stored>(&self, id: I::Id) {
+        self.note(I::files(id), I::remove_files(&self.ports, id).await);
     }
 
     /// Returns whether there may be files that get their row in a moment.

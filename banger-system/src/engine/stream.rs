@@ -6,6 +6,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use banger_domain::{
     id::{Timestamp, Uid, VmId},
+    lifecycle::State,
     vm::Vm,
 };
 
@@ -63,6 +64,9 @@ impl Engine {
             // Checked each time: the VM may stop, and keeps its id when it is renamed.
             let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
             let name = || view.vm.name.to_string();
+            if view.vm.state == State::Paused {
+                return Err(Error::Paused { name: name() });
+            }
             let address = match view.address {
                 Some(address) if view.vm.state.is_up() => SocketAddr::from((address, service.port())),
                 _ => return Err(Error::NotRunning { name: name() }),

@@ -36,6 +36,27 @@ pub struct VmView {
     pub unit: String,
     /// The process id of its VMM; 0 while it is down or unknown.
     pub pid: u32,
+    /// How its guest began; none while it is down, or if an earlier run of the service started it.
+    pub booted_from: Option<BootedFrom>,
+}
+
+/// How a guest began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootedFrom {
+    /// It booted.
+    Cold,
+    /// It continued from a kernel template.
+    Template,
+}
+
+impl BootedFrom {
+    /// Returns the word of the D-Bus API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            BootedFrom::Cold => "cold",
+            BootedFrom::Template => "template",
+        }
+    }
 }
 
 impl VmView {

@@ -20,6 +20,7 @@ pub mod clock;
 pub mod dns;
 pub mod guest;
 pub mod lock;
+mod memory;
 pub mod network;
 pub mod privileges;
 pub mod process;

@@ -7,6 +7,7 @@ use banger_domain::{
     digest::Digest,
     id::{ImageId, Uid},
     launch_spec::Drive,
+    limits::Exceeded,
     name::Name,
 };
 use banger_image::{
@@ -21,7 +22,8 @@ use super::{HostError, Progress};
 #[async_trait]
 pub trait ImageFiles: Send + Sync {
     /// Creates an image's file from its content. A failed import leaves no files. Progress counts the bytes of the
-    /// content that were read. Fails with [`Error::Unsupported`], [`Error::Mismatch`] or [`HostError::NoSpace`].
+    /// content that were read. Fails with [`Error::Unsupported`], [`Error::Mismatch`],
+    /// [`Error::NoRoom`] or [`HostError::NoSpace`].
     async fn import(
         &self,
         image: ImageId,
@@ -63,8 +65,13 @@ pub enum Content {
     File(OwnedFd),
     /// The layers of an OCI image, the lowest first.
     Layers(Vec<Layer>),
-    /// The system disk of a sandbox that is down, as [`super::disks::Disks::attach`] returns it.
-    Disk(Drive),
+    /// The system disk of a sandbox that is down.
+    Disk {
+        /// As [`super::disks::Disks::attach`] returns it.
+        drive: Drive,
+        /// How much of it may be written into the image.
+        room: Bytes,
+    },
 }
 
 /// A layer of an OCI image: a tar with the changes to the layers below it (OCI image specification, "Layer
@@ -131,6 +138,9 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// The content exceeds the room that it was given.
+    #[error(transparent)]
+    NoRoom(#[from] Exceeded),
     /// The call to the host failed.
     #[error(transparent)]
     Host(#[from] HostError),

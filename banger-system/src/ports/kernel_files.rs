@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use banger_domain::id::{KernelId, Uid};
 use banger_image::{installed::InstalledKernel, record::KernelFacts};
 
-use super::HostError;
+pub use super::file_error::FileError as Error;
 
 /// The files of kernels.
 #[async_trait]
@@ -22,7 +22,7 @@ pub trait KernelFiles: Send + Sync {
         modules: Option<OwnedFd>,
     ) -> Result<KernelFacts>;
     /// Looks for the installed kernel that guests boot by default. Reads only names and times. Fails with
-    /// [`HostError::NotReady`] if the host has none.
+    /// [`super::HostError::NotReady`] if the host has none.
     async fn on_host(&self) -> Result<HostKernel>;
     /// Imports a kernel that [`KernelFiles::on_host`] found, with its modules, like [`KernelFiles::import`].
     async fn import_from_host(&self, kernel: KernelId, from: &HostKernel) -> Result<KernelFacts>;
@@ -52,26 +52,6 @@ pub struct BootFiles {
     pub initramfs: Vec<PathBuf>,
     /// The file system of all modules, if the kernel came with modules.
     pub module_tree: Option<PathBuf>,
-}
-
-/// Why an operation on the files of kernels failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file is not a kernel that guests can boot, or not a tar of its modules.
-    #[error("{message}")]
-    Unsupported {
-        /// What is wrong with it.
-        message: String,
-    },
-    /// A user's file is of the wrong kind, mode or size.
-    #[error("{message}")]
-    BadFile {
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The call to the host failed.
-    #[error(transparent)]
-    Host(#[from] HostError),
 }
 
 /// The result of this port.

@@ -10,13 +10,14 @@
 //! - Sizes are `Bytes`, times are `Duration`. A method without a `timeout` argument bounds its own waits, unless it
 //!   says that it waits without limit.
 //! - Each port has its own `Error`, with the failures that its callers can tell apart. What any call to the host can
-//!   fail with is [`HostError`].
+//!   fail with is [`HostError`]; what can be wrong with a file, and nothing else, is [`FileError`].
 
 pub mod authority;
 pub mod catalogs;
 mod check;
 pub mod clock;
 pub mod disks;
+mod file_error;
 pub mod guest_link;
 pub mod host_error;
 pub mod image_files;
@@ -29,6 +30,7 @@ pub mod registry;
 pub mod store;
 pub mod streams;
 pub mod supervisor;
+pub mod templates;
 pub mod users;
 pub mod vmm;
 
@@ -37,10 +39,12 @@ use std::sync::Arc;
 use self::{
     authority::Authority, catalogs::Catalogs, clock::Clock, disks::Disks, guest_link::GuestLink,
     image_files::ImageFiles, kernel_files::KernelFiles, logs::Logs, names::Names, network::Network,
-    registry::Registry, store::Store, streams::Streams, supervisor::Supervisor, users::Users, vmm::Vmm,
+    registry::Registry, store::Store, streams::Streams, supervisor::Supervisor, templates::Templates,
+    users::Users, vmm::Vmm,
 };
 pub use self::{
     check::{Check, Status},
+    file_error::FileError,
     host_error::{FromHost, HostError},
     progress::{NoProgress, Progress},
 };
@@ -63,6 +67,7 @@ pub struct Ports {
     pub store: Arc<dyn Store>,
     pub streams: Arc<dyn Streams>,
     pub supervisor: Arc<dyn Supervisor>,
+    pub templates: Arc<dyn Templates>,
     pub users: Arc<dyn Users>,
     pub vmm: Arc<dyn Vmm>,
 }

@@ -17,6 +17,11 @@ pub trait Supervisor: Send + Sync {
     async fn start_jail(&self, spec: JailSpec) -> Result<Box<dyn EmptyJail>>;
     /// Sends a signal to a VM's process.
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()>;
+    /// Takes all processor time from a VM's process, and returns when it stands still. A repeat is safe. Only
+    /// [`Supervisor::thaw`], SIGKILL and [`Supervisor::remove`] have an effect on it then.
+    async fn freeze(&self, vm: VmId) -> Result<()>;
+    /// Lets a frozen process go on. A repeat is safe, and so is a process that was not frozen.
+    async fn thaw(&self, vm: VmId) -> Result<()>;
     /// Kills a VM's process, and waits until nothing of the jail is left. A repeat is safe.
     async fn remove(&self, vm: VmId) -> Result<()>;
     /// Waits without limit until a VM's process has ended, and returns how. Also works for a process that an earlier

@@ -11,10 +11,11 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 
 use super::{
-    Check, HostError,
+    Check, FromHost as _, HostError,
     disks::OverlayBy,
     guest_link::{self, Channel},
     supervisor::Started,
+    templates::TemplateKey,
 };
 
 /// A VMM: its command, its configuration and its channels.
@@ -40,6 +41,32 @@ pub trait Vmm: Send + Sync {
     async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
         Ok(())
     }
+    /// Returns the key of the template that a VM can start from; none if its VMM knows no templates. Must be called
+    /// after [`Vmm::jail_spec`].
+    async fn template_key(&self, _spec: &LaunchSpec) -> Result<Option<TemplateKey>> {
+        Ok(None)
+    }
+    /// Like [`Vmm::prepare_launch`], for a VM that exists to be captured: its disks are empty, its interfaces lead
+    /// nowhere, and it has no identity. It has as many of each as its description says.
+    async fn prepare_template(&self, _spec: &LaunchSpec) -> Result<VmmCommand> {
+        Err(no_captures())
+    }
+    /// Stops a VM that was started with [`Vmm::prepare_template`], and copies its memory and the state of its devices.
+    /// Must be called once. The VM does not run again.
+    async fn capture(&self, _vm: VmId) -> Result<Capture> {
+        Err(no_captures())
+    }
+    /// Like [`Vmm::prepare_launch`], for a VM that continues from a capture. It must have the processors, the memory,
+    /// and as many disks and interfaces as the captured VM. The guest finds its own disks, and interfaces with the
+    /// captured VM's hardware address.
+    async fn prepare_child(&self, _spec: &LaunchSpec, _capture: &Capture) -> Result<VmmCommand> {
+        Err(no_captures())
+    }
+    /// Loads a capture into a VMM that was started with [`Vmm::prepare_child`], and lets the guest run. Replaces
+    /// [`Vmm::configure`]. Must be called once. Fails with [`Error::Failed`] if the capture does not fit.
+    async fn resume(&self, _vm: VmId, _capture: &Capture) -> Result<()> {
+        Err(no_captures())
+    }
     /// Connects to the guest's agent, without a greeting. A stream is a free one for its purpose, else the call fails
     /// with [`guest_link::Error::NoFreeStream`]. Only the service uses the control channel.
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<tokio::net::UnixStream>;
@@ -49,6 +76,19 @@ pub trait Vmm: Send + Sync {
     async fn checks(&self) -> Vec<Check>;
     /// Returns the VMs that have sockets.
     async fn found(&self) -> Result<Vec<VmId>>;
+}
+
+/// A stopped guest, from which any number of others continue. Both files are in memory, and cannot be changed.
+#[derive(Debug)]
+pub struct Capture {
+    /// The state of the processors and devices.
+    pub state: OwnedFd,
+    /// The guest's memory.
+    pub memory: OwnedFd,
+}
+
+fn no_captures() -> Error {
+    Error::not_ready("this VMM cannot start sandboxes from templates; use QEMU")
 }
 
 /// What the process of a VM may use on the host: the result of [`Vmm::jail_spec`].

@@ -23,7 +23,7 @@ use rustix::{
 };
 use tokio::{net::UnixStream, sync::watch};
 
-use super::Sim;
+use super::{Sim, templates};
 use crate::ports::{
     Check, FromHost as _, Status,
     disks::OverlayBy,
@@ -31,7 +31,8 @@ use crate::ports::{
     logs::{self, Log, LogRange, Logs, ReaderGuard},
     streams::{self, Streams},
     supervisor::{self, EmptyJail, Ended, Started, Supervisor},
-    vmm::{self, JailSpec, NetworkNamespace, Vmm, VmmCommand},
+    templates::TemplateKey,
+    vmm::{self, Capture, JailSpec, NetworkNamespace, Vmm, VmmCommand},
 };
 
 /// Streams to a guest's agent.
@@ -67,6 +68,27 @@ impl Vmm for Sim {
             console: null().map_err(|error| vmm::Error::os("open /dev/null", error))?,
             log: null().map_err(|error| vmm::Error::os("open /dev/null", error))?,
         })
+    }
+
+    async fn template_key(&self, spec: &LaunchSpec) -> vmm::Result<Option<TemplateKey>> {
+        Ok(Some(self.key_of(spec)))
+    }
+
+    async fn prepare_template(&self, spec: &LaunchSpec) -> vmm::Result<VmmCommand> {
+        self.prepare_launch(spec).await
+    }
+
+    async fn capture(&self, _vm: VmId) -> vmm::Result<Capture> {
+        drop(self.step("capture a guest")?);
+        Ok(templates::empty_capture()?)
+    }
+
+    async fn prepare_child(&self, spec: &LaunchSpec, _capture: &Capture) -> vmm::Result<VmmCommand> {
+        self.prepare_launch(spec).await
+    }
+
+    async fn resume(&self, _vm: VmId, _capture: &Capture) -> vmm::Result<()> {
+        self.continue_child()
     }
 
     async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> vmm::Result<()> {
@@ -124,6 +146,16 @@ impl Supervisor for Sim {
 
     async fn kill(&self, vm: VmId, signal: i32) -> supervisor::Result<()> {
         self.end_process(vm, Ended::Failed(format!("killed:{signal}")));
+        Ok(())
+    }
+
+    async fn freeze(&self, vm: VmId) -> supervisor::Result<()> {
+        self.step("freeze a process")?.frozen.insert(vm);
+        Ok(())
+    }
+
+    async fn thaw(&self, vm: VmId) -> supervisor::Result<()> {
+        self.step("thaw a process")?.frozen.remove(&vm);
         Ok(())
     }
 
@@ -186,11 +218,11 @@ fn started(vm: VmId) -> Started {
 #[async_trait]
 impl GuestLink for Sim {
     async fn wait_unconfigured(&self, vm: VmId, timeout: Duration) -> guest_link::Result<UnconfiguredGuest> {
-        self.answer("waiting for the guest", timeout).await?;
-        match self.lock().configured.contains_key(&vm) {
-            true => Err(guest_link::Error::Unavailable { message: "the guest is configured".to_owned() }),
-            false => Ok(UnconfiguredGuest { early_devices: false }),
+        self.answer(vm, "waiting for the guest", timeout).await?;
+        if self.lock().configured.contains_key(&vm) {
+            return Err(guest_link::Error::Unavailable { message: "the guest is configured".to_owned() });
         }
+        Ok(UnconfiguredGuest { early_devices: self.has_built_in_drivers() })
     }
 
     async fn configure(
@@ -199,13 +231,13 @@ impl GuestLink for Sim {
         config: &GuestConfig,
         timeout: Duration,
     ) -> guest_link::Result<GuestFacts> {
-        self.answer("waiting for the guest", timeout).await?;
+        self.answer(vm, "waiting for the guest", timeout).await?;
         self.lock().configured.entry(vm).or_insert_with(|| config.clone());
         self.wait_ready(vm, &Token::from_text(config.token.clone()), timeout).await
     }
 
     async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> guest_link::Result<GuestFacts> {
-        self.answer("waiting for the guest", timeout).await?;
+        self.answer(vm, "waiting for the guest", timeout).await?;
         let state = self.lock();
         let (boots, stopping) = (state.boots, state.stopping_guests.contains(&vm));
         let refused = |message: &str| Err(guest_link::Error::Unavailable { message: message.to_owned() });
@@ -218,13 +250,13 @@ impl GuestLink for Sim {
     }
 
     async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
-        self.answer("asking the guest to power off", timeout).await?;
+        self.answer(vm, "asking the guest to power off", timeout).await?;
         self.end_process(vm, Ended::Clean);
         Ok(())
     }
 
     async fn sync_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> guest_link::Result<()> {
-        if self.lock().silent_guests {
+        if self.lock().is_silent(vm) {
             let what = "comparing the guest's clock".to_owned();
             return Err(guest_link::Error::Timeout { what, after: Duration::ZERO });
         }
@@ -240,8 +272,8 @@ impl GuestLink for Sim {
 
 impl Sim {
     /// Answers for a guest, unless guests are silent.
-    async fn answer(&self, what: &str, timeout: Duration) -> guest_link::Result<()> {
-        if !self.lock().silent_guests {
+    async fn answer(&self, vm: VmId, what: &str, timeout: Duration) -> guest_link::Result<()> {
+        if !self.lock().is_silent(vm) {
             return Ok(());
         }
         tokio::time::sleep(timeout).await;

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, KernelId, Uid, VmId},
     launch_spec::{Access, Drive, Medium},
+    limits::Exceeded,
     name::Name,
     resource::Resource,
 };
@@ -133,12 +134,19 @@ impl ImageFiles for Sim {
         progress: Arc<dyn Progress>,
     ) -> image_files::Result<ImageFacts> {
         // Pulls are blocked in the registry instead.
-        if matches!(content, Content::File(_) | Content::Disk(_)) {
+        if matches!(content, Content::File(_) | Content::Disk { .. }) {
             self.work(owner, &*progress).await?;
+        }
+        match content {
+            Content::Disk { room, .. } if room < Bytes::mib(400) => {
+                return Err(Exceeded::Room { room }.into());
+            }
+            _ => {}
         }
         self.step("import an image")?.image_files.insert(image);
         progress.advanced(Bytes::mib(300), Some(Bytes::mib(400)));
         Ok(ImageFacts {
+            file: image,
             digest: NO_DIGEST.to_owned(),
             virtual_size: Bytes::gib(8),
             content_size: Bytes::mib(300),

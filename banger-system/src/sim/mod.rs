@@ -9,6 +9,7 @@ pub mod network;
 mod people;
 mod registry;
 mod store;
+mod templates;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,6 +51,7 @@ struct State {
     /// How many steps with an effect were made or tried.
     steps: usize,
     fail_at: Option<usize>,
+    panic_at: Option<usize>,
     silent_guests: bool,
     /// Whether guests have streams. Nobody answers on them.
     agents: bool,
@@ -61,6 +63,8 @@ struct State {
     mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
+    /// The processes that stand still.
+    frozen: BTreeSet<VmId>,
     /// The streams to each guest that were handed out, and the number of the last one.
     streams: BTreeMap<VmId, (BTreeMap<usize, UnixStream>, usize)>,
     subnet: Option<Subnet>,
@@ -127,6 +131,14 @@ struct State {
     stored_catalog: Option<FetchedIndex>,
     /// Whether the catalog's server answers.
     catalog_unreachable: bool,
+    templates: templates::State,
+}
+
+impl State {
+    /// Returns whether the guest of a VM does not answer.
+    fn is_silent(&self, vm: VmId) -> bool {
+        self.silent_guests || self.frozen.contains(&vm)
+    }
 }
 
 impl Sim {
@@ -153,6 +165,7 @@ impl Sim {
             store: sim.clone(),
             streams: sim.clone(),
             supervisor: sim.clone(),
+            templates: sim.clone(),
             users: sim.clone(),
             vmm: sim,
         }
@@ -165,6 +178,13 @@ impl Sim {
         state.fail_at = n;
     }
 
+    /// Makes the `n`-th step panic, counted as by [`Sim::fail_at`].
+    pub fn panic_at(&self, n: Option<usize>) {
+        let mut state = self.lock();
+        state.steps = 0;
+        state.panic_at = n;
+    }
+
     /// Returns the number of steps since [`Sim::fail_at`].
     pub fn steps(&self) -> usize {
         self.lock().steps
@@ -173,6 +193,16 @@ impl Sim {
     /// Makes guests stop answering, or answer again.
     pub fn silence_guests(&self, silent: bool) {
         self.lock().silent_guests = silent;
+    }
+
+    /// Returns whether the process of a VM stands still.
+    pub fn is_frozen(&self, vm: VmId) -> bool {
+        self.lock().frozen.contains(&vm)
+    }
+
+    /// Makes the process of a VM stand still, without its service.
+    pub fn freeze_process(&self, vm: VmId) {
+        self.lock().frozen.insert(vm);
     }
 
     /// Returns the configuration that a guest has got.
@@ -326,6 +356,7 @@ impl Sim {
     pub fn end_process(&self, vm: VmId, ended: Ended) {
         let mut state = self.lock();
         state.streams.remove(&vm);
+        state.frozen.remove(&vm);
         if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }
@@ -379,6 +410,9 @@ impl Sim {
         state.steps += 1;
         if state.fail_at == Some(n) {
             return Err(HostError::not_ready(format!("told to fail: {doing}")));
+        }
+        if state.panic_at == Some(n) {
+            panic!("told to panic: {doing}");
         }
         Ok(state)
     }

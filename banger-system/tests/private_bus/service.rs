@@ -163,6 +163,7 @@ async fn serve(
         on_reboot: banger_system::engine::request::OnReboot::Boot,
         subnet: None,
         same_owner: SameOwner::Connected,
+        templates: false,
         limits: Limits::of_host(4, Bytes::gib(32)),
     };
     let (engine, events) = Engine::new(ports, settings, &tasks);

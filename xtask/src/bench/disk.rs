@@ -13,13 +13,14 @@ use crate::{
 /// Runs the benchmark. The sides take turns.
 pub fn run(effort: Effort) -> Result<Report> {
     let runs = effort.runs;
-    let program = level5::test_program(level5::ADAPTER)?;
+    let program = level5::test_program(level5::ADAPTERS)?;
     let host = testhost::up(&testhost::Up { fresh: false, bare: true })?;
-    let program = host.share(&program, level5::ADAPTER)?;
+    let program = host.share(&program, level5::ADAPTERS)?;
     say(&format!("measuring {runs} times in the test host"));
     // Where the package is installed, its units load the module.
     let script = format!(
-        "modprobe dm_snapshot && BANGER_BENCH_RUNS={runs} {program} --ignored --exact measure --nocapture"
+        "modprobe dm_snapshot && BANGER_BENCH_RUNS={runs} {program} --ignored --exact {}measure --nocapture",
+        level5::MAPPER
     );
     let said = output(&mut host.enter(&["sh", "-c", &script]))?;
     let samples = |side: &str| -> Result<Vec<f64>> {

@@ -9,6 +9,7 @@ mod exec;
 mod guest;
 mod idle;
 mod import;
+mod instant;
 mod net;
 mod size;
 mod start;
@@ -68,6 +69,8 @@ enum Bench {
     Exec,
     /// Measure the processor time of an idle guest
     Idle,
+    /// Compare a command in a sandbox that starts from a kernel template with one in a sandbox that boots
+    Instant,
     /// Compare a workspace of 5,000 files, into a guest and back, with git and scp by hand
     Workspace,
 }
@@ -112,7 +115,8 @@ pub struct Machine {
 }
 
 /// The benchmarks of `--smoke`: all except `disk`, which needs the test host.
-const SMOKE: [&str; 9] = ["net", "import", "size", "start", "crowd", "exec", "workspace", "idle", "boot"];
+const SMOKE: [&str; 10] =
+    ["net", "import", "size", "start", "crowd", "exec", "workspace", "idle", "instant", "boot"];
 
 /// How much work a benchmark does.
 #[derive(Clone, Copy)]
@@ -192,6 +196,7 @@ fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
         Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),
         Bench::Import => show(arguments, &import::run(effort)?, import::Report::print),
         Bench::Idle => show(arguments, &[idle::run(effort)?], idle::Report::print),
+        Bench::Instant => show(arguments, &[instant::run(effort)?], instant::Report::print),
         Bench::Net => show(arguments, &net::run(effort)?, Report::print),
         Bench::Start => show(arguments, &[start::run(effort)?], Report::print),
         Bench::Workspace => show(arguments, &workspace::run(effort)?, Report::print),

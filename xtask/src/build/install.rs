@@ -37,7 +37,7 @@ const COMPLETIONS: &[(&str, &str)] = &[
 ];
 
 /// Returns all installed files, with their paths below the root and modes.
-fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
+pub fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     let repository = repository();
     let program = |name: &str| programs.directory.join(name);
     let mut files = vec![
@@ -68,12 +68,15 @@ fn generated(banger: &Path) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     let banger = banger.display().to_string();
     let date = output(&mut command("git", ["log", "-1", "--format=%cs"]))?;
     run(command(&banger, ["manual", "--date", date.trim()]).arg(&manual))?;
+    let of_the_service = "packaging/man/banger-system.8";
+    fs::copy(repository().join(of_the_service), manual.join("banger-system.8")).context(of_the_service)?;
     for page in fs::read_dir(&manual).context("cannot read the manual")? {
         let page = page?;
         run(command("gzip", ["-9n"]).arg(page.path()))?;
+        let section = if page.file_name() == "banger-system.8" { "man8" } else { "man1" };
         let mut name = page.file_name();
         name.push(".gz");
-        files.push((manual.join(&name), Path::new("usr/share/man/man1").join(&name), 0o644));
+        files.push((manual.join(&name), Path::new("usr/share/man").join(section).join(&name), 0o644));
     }
     for verb in output(&mut command(&banger, ["schema"]))?.lines() {
         let name = format!("{}.json", verb.replace(' ', "-"));

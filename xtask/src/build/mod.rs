@@ -1,11 +1,11 @@
 //! Builds the programs that are installed.
 
 mod catalog;
-pub mod deb;
 pub mod install;
+pub mod remap;
 pub mod sqlx;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
@@ -13,7 +13,8 @@ use crate::run::{cargo, repository, run, say, target};
 
 /// The agent is linked statically, since it runs in any guest. Naming the target keeps build scripts and procedural
 /// macros dynamic.
-const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+const AGENT_TARGET: &str =
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
 
 /// The built programs.
 pub struct Programs {
@@ -35,9 +36,7 @@ pub fn release() -> Result<Programs> {
 
 /// Builds examples with a profile, and returns the directory that they are in.
 pub fn examples(profile: &Profile, names: &[&str]) -> Result<PathBuf> {
-    let mut build = cargo(["build", "--quiet", "--profile", profile.name]);
-    build.args(profile.packages).args(names.iter().flat_map(|name| ["--example", name]));
-    run(build.current_dir(repository()))?;
+    run(profile.build().args(names.iter().flat_map(|name| ["--example", name])))?;
     Ok(target().join(profile.directory).join("examples"))
 }
 
@@ -52,8 +51,30 @@ pub struct Profile {
     packages: &'static [&'static str],
 }
 
+/// A test that is quick to build. With any test among the targets, cargo unifies the features of dependencies as for all
+/// tests. Else it would build a third of them twice, and all that depends on these.
+pub const WITH_FEATURES_OF_TESTS: [&str; 2] = ["--test", "architecture"];
+
+impl Profile {
+    /// Returns the command that builds the packages of the profile.
+    fn build(&self) -> Command {
+        let mut build = cargo(["build", "--quiet", "--profile", self.name]);
+        // The paths in the programs of tests lead to their sources.
+        if self.name == RELEASE.name {
+            // Debuggers find symbols that are elsewhere by the id, and not every linker makes one unasked.
+            remap::apply(&mut build, &["-C", "link-arg=-Wl,--build-id=sha1"]);
+        }
+        build.args(self.packages).current_dir(repository());
+        build
+    }
+}
+
 /// The profile of tests.
-pub const TEST: Profile = Profile { name: "dev", directory: "debug", packages: &["--workspace"] };
+pub const TEST: Profile = Profile {
+    name: "dev",
+    directory: "debug",
+    packages: &["--workspace", "--lib", "--bins", WITH_FEATURES_OF_TESTS[0], WITH_FEATURES_OF_TESTS[1]],
+};
 
 /// The profile of releases.
 pub const RELEASE: Profile = Profile {
@@ -71,14 +92,19 @@ pub const RELEASE: Profile = Profile {
     ],
 };
 
+/// Builds the programs of the host.
+pub fn host_programs(profile: &Profile) -> Result<()> {
+    run(&mut profile.build())
+}
+
 fn build(profile: &Profile) -> Result<Programs> {
     say("building");
-    let mut host = cargo(["build", "--quiet", "--profile", profile.name]);
-    run(host.args(profile.packages).current_dir(repository()))?;
+    host_programs(profile)?;
     let agent =
         ["build", "--quiet", "--package", "banger-agent", "--profile", "agent", "--target", AGENT_TARGET];
     let mut agent = cargo(agent);
-    run(agent.current_dir(repository()).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    remap::apply(&mut agent, &["-C", "target-feature=+crt-static"]);
+    run(agent.current_dir(repository()))?;
     Ok(Programs {
         directory: target().join(profile.directory),
         agent: target().join(AGENT_TARGET).join("agent/banger-agent"),

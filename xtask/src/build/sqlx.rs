@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run::{cargo, repository};
+use crate::{
+    build::WITH_FEATURES_OF_TESTS,
+    run::{cargo, repository},
+};
 
 /// Arguments of `cargo xtask sqlx`.
 #[derive(Debug, clap::Args)]
@@ -83,8 +86,9 @@ fn record(root: &Path, scratch: &Path, database: &Path) -> Result<BTreeMap<Strin
         .with_context(|| format!("cannot touch {}", source.display()))?;
     let directory = scratch.join("record");
     fs::create_dir(&directory).context("cannot create a temporary directory")?;
-    // Check the whole workspace, with the features of every other build, so that no dependency is built again.
+    // With the features of every other build, no dependency is built again.
     let status = cargo(["check", "--quiet", "--workspace", "--lib"])
+        .args(WITH_FEATURES_OF_TESTS)
         .current_dir(root)
         .env("SQLX_OFFLINE", "false")
         .env("SQLX_OFFLINE_DIR", &directory)

@@ -32,8 +32,10 @@ const UNDER_FIRECRACKER: (&str, Check) =
     ("a command runs in a sandbox under Firecracker, on a snapshot and in the network", firecracker);
 /// Environment variable with the path of a Firecracker binary. Without it, the check is skipped.
 const FIRECRACKER: &str = "BANGER_TEST_FIRECRACKER";
+/// The program of the adapter tests.
+pub const ADAPTERS: &str = "adapters";
 /// The adapter tests that need device-mapper, which the developer's kernel may lack.
-pub const ADAPTER: &str = "adapter_mapper";
+pub const MAPPER: &str = "mapper::";
 
 /// Runs the checks whose names contain `only`, one after the other, in a fresh test host.
 pub fn run(only: &str) -> Result<Tally> {
@@ -78,9 +80,10 @@ fn check_all(host: &TestHost, only: &str) -> Result<Tally> {
 }
 
 fn adapter(host: &TestHost) -> Result<()> {
-    let program = host.share(&test_program(ADAPTER)?, ADAPTER)?;
+    let program = host.share(&test_program(ADAPTERS)?, ADAPTERS)?;
     let skips = "/tmp/skips";
-    let script = format!("BANGER_TEST_SKIPS={skips} {program} --test-threads=1 2>&1 && ! test -s {skips}");
+    let script =
+        format!("BANGER_TEST_SKIPS={skips} {program} {MAPPER} --test-threads=1 2>&1 && ! test -s {skips}");
     expect(host.enter(&["sh", "-c", &script])).map(drop)
 }
 

@@ -23,9 +23,9 @@ use self::{
     root::Root,
 };
 use crate::{
-    build::{self, deb},
+    build, dist,
     host::exit_code,
-    run::{cache, run, say},
+    run::{cache, digest_of, run, say},
     wait::{Polling, wait_until},
 };
 
@@ -271,26 +271,21 @@ impl TestHost {
     /// Builds and installs the package, unless the same one is installed.
     fn install(&self) -> Result<()> {
         let programs = build::ensure()?;
-        let package = deb::make(&programs, &directory().join("share"), deb::Compression::None)?;
+        let packages = dist::for_test_host(&programs, &directory().join("share"))?;
         let installed = directory().join("installed");
-        if fs::read_to_string(&installed).is_ok_and(|digest| digest == package.digest) {
+        let digest = packages.iter().map(|package| digest_of(package)).collect::<Result<String>>()?;
+        if fs::read_to_string(&installed).is_ok_and(|of_installed| of_installed == digest) {
             return Ok(());
         }
         say("installing banger in the test host");
-        let file = format!("{SHARE}/{}", deb::FILE);
-        let install = [
-            "env",
-            "DEBIAN_FRONTEND=noninteractive",
-            "apt-get",
-            "-qq",
-            "-o=Dpkg::Use-Pty=0",
-            "--yes",
-            "--reinstall",
-            "install",
-            &file,
-        ];
+        let options = ["-qq", "-o=Dpkg::Use-Pty=0", "--yes", "--reinstall", "install"];
+        let mut install = vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"];
+        install.extend(options);
+        let names = packages.iter().filter_map(|package| package.file_name());
+        let files: Vec<String> = names.map(|name| format!("{SHARE}/{}", name.display())).collect();
+        install.extend(files.iter().map(String::as_str));
         run(&mut self.enter(&install))?;
-        Ok(fs::write(installed, package.digest)?)
+        Ok(fs::write(installed, digest)?)
     }
 }
 

@@ -15,9 +15,12 @@ use zbus::Variant;
 
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
-    command::vm::{
-        cp::side::{self, GuestPath, Side},
-        filter, kill,
+    command::{
+        filter::{self, Keys},
+        vm::{
+            cp::side::{self, GuestPath, Side},
+            kill,
+        },
     },
     error::Result,
     guest::agent::Guest,
@@ -40,8 +43,8 @@ pub enum Source {
     Entries(&'static str),
     /// The sources and destinations of copies.
     Copies,
-    /// The conditions of `--filter`.
-    Filters,
+    /// The conditions of `--filter` for a list of these objects.
+    Filters(Kind),
     /// Names of signals.
     Signals,
     /// Published ports.
@@ -81,7 +84,7 @@ impl Source {
             Source::Names(kind) => names(kind).await,
             Source::Entries(kind) => entries(kind).await,
             Source::Copies => copies(typed).await,
-            Source::Filters => filters(typed).await,
+            Source::Filters(kind) => filters(kind, typed).await,
             Source::Signals => Ok(bare(kill::SIGNALS.map(|(name, _)| name.to_owned()).into())),
             Source::Published => published().await,
             Source::Sort(list) => {
@@ -173,16 +176,22 @@ async fn copies(typed: &str) -> Result<Vec<Offer>> {
     Ok(names.into_iter().map(|name| (format!("{}:{directory}{name}", there.sandbox), None)).collect())
 }
 
-async fn filters(typed: &str) -> Result<Vec<Offer>> {
+async fn filters(kind: Kind, typed: &str) -> Result<Vec<Offer>> {
     let Some((key, _)) = typed.split_once('=') else {
-        return Ok(filter::KEYS.iter().map(|key| (format!("{key}="), None)).collect());
+        let keys: Keys = match kind {
+            Kind::Vm => filter::SANDBOXES,
+            Kind::Image => filter::IMAGES,
+            Kind::Kernel => filter::KERNELS,
+        };
+        return Ok(keys.words().iter().map(|key| (format!("{key}="), None)).collect());
     };
-    let values: Vec<String> = match key {
-        "state" | "status" => filter::STATES.map(str::to_owned).into(),
-        "name" => names_of(Kind::Vm).await?,
-        "image" => names_of(Kind::Image).await?,
-        "kernel" => names_of(Kind::Kernel).await?,
-        "label" => labels().await?,
+    let values: Vec<String> = match (kind, key) {
+        (Kind::Vm, "state" | "status") => filter::STATES.map(str::to_owned).into(),
+        (Kind::Image | Kind::Kernel, "shared") => filter::FLAGS.map(str::to_owned).into(),
+        (_, "name") => names_of(kind).await?,
+        (_, "image" | "reference") => names_of(Kind::Image).await?,
+        (_, "kernel") => names_of(Kind::Kernel).await?,
+        (Kind::Vm, "label") => labels().await?,
         _ => Vec::new(),
     };
     Ok(values.into_iter().map(|value| (format!("{key}={value}"), None)).collect())
@@ -230,9 +239,11 @@ mod tests {
 
     #[test]
     fn words_that_need_no_service_are_completed() {
-        assert_eq!(values(Source::Filters, "st"), ["state="]);
+        assert_eq!(values(Source::Filters(Kind::Vm), "st"), ["state="]);
+        assert_eq!(values(Source::Filters(Kind::Image), "ref"), ["reference="]);
+        assert_eq!(values(Source::Filters(Kind::Kernel), "shared=t"), ["shared=true"]);
         assert_eq!(
-            values(Source::Filters, "state=st"),
+            values(Source::Filters(Kind::Vm), "state=st"),
             ["state=starting", "state=stopping", "state=stopped"]
         );
         assert_eq!(values(Source::Signals, "K"), ["KILL"]);

@@ -180,11 +180,17 @@ fn or_remove<T>(written: Result<T>, remove: impl FnOnce() -> io::Result<()>) -> 
     written
 }
 
-/// Makes an archive what the user wants. Returns the size of a packed file.
+/// Makes an archive what the user wants. Returns the size of a packed file. What has appeared at the path since it was
+/// checked is left alone.
 async fn convert(archive: File, form: Form, path: &Path, listener: &mut Listener) -> Result<Option<u64>> {
     let target = match form {
         Form::Gzip | Form::Zstd => Some(create(path)?),
-        _ => None,
+        Form::Directory => {
+            let created = fs::create_dir(path);
+            created.map_err(|source| Error::io(format!("create {}", path.display()), source))?;
+            None
+        }
+        Form::Tar | Form::Stream => None,
     };
     let name = path.to_owned();
     let work = tokio::task::spawn_blocking(move || match target {
@@ -229,9 +235,8 @@ fn print(mut archive: File) -> io::Result<()> {
     io::copy(&mut archive, &mut io::stdout().lock()).map(drop)
 }
 
-/// Unpacks the archive of a layout into a new directory.
+/// Unpacks the archive of a layout into an empty directory.
 fn unpack(mut archive: File, directory: &Path) -> io::Result<()> {
-    fs::create_dir(directory)?;
     archive.seek(SeekFrom::Start(0))?;
     for entry in tar::Archive::new(archive).entries()? {
         let mut entry = entry?;
@@ -264,6 +269,31 @@ mod tests {
             let error = Form::of(Path::new(path)).unwrap_err();
             assert!(error.to_string().ends_with("archives end in .tar, .tar.gz or .tar.zst"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_appears_at_the_path_meanwhile_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut listener = Signals::catch().unwrap().listen();
+        let (directory, file) = (scratch.path().join("directory"), scratch.path().join("file"));
+        fs::create_dir(&directory).unwrap();
+        for path in [&directory.join("theirs"), &file] {
+            fs::write(path, "theirs").unwrap();
+        }
+        for (form, path) in [(Form::Directory, &directory), (Form::Directory, &file), (Form::Zstd, &file)] {
+            let archive = tempfile::tempfile().unwrap();
+            let error = convert(archive, form, path, &mut listener).await.unwrap_err();
+            assert!(error.to_string().starts_with(&format!("cannot create {}", path.display())), "{error}");
+        }
+        for path in [&directory.join("theirs"), &file] {
+            assert_eq!(fs::read_to_string(path).unwrap(), "theirs");
+        }
+        // What it has made itself does not stay after a failure.
+        let mut damaged = tempfile::tempfile().unwrap();
+        damaged.write_all(&[1; 1024]).unwrap();
+        let ours = scratch.path().join("ours");
+        convert(damaged, Form::Directory, &ours, &mut listener).await.unwrap_err();
+        assert!(!ours.exists());
     }
 
     #[test]

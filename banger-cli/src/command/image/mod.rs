@@ -8,8 +8,10 @@ mod prune;
 mod pull;
 mod register;
 mod saved;
+mod tag;
 
 pub use pull::Pull;
+pub use tag::Tag;
 
 use clap::Subcommand;
 
@@ -51,9 +53,12 @@ Example:
 Example:
   banger image rename debian-bookworm debian")]
     Rename(RenameArgs),
+    Tag(Tag),
     Export(export::Export),
     Promote(promote::Promote),
     /// Delete images that no sandbox uses
+    ///
+    /// If an image has several names, only the given ones are removed. Its file stays until the last one is.
     #[command(
         visible_alias = "rm",
         after_long_help = "\
@@ -81,6 +86,7 @@ impl ImageCommand {
             ImageCommand::List(list) => list.run(Kind::Image).await,
             ImageCommand::Show(show) => show.run(Kind::Image).await,
             ImageCommand::Rename(rename) => rename.run(Kind::Image).await,
+            ImageCommand::Tag(tag) => tag.run().await,
             ImageCommand::Prune(prune) => prune.run().await,
             ImageCommand::Export(export) => export.run().await,
             ImageCommand::Promote(promote) => promote.run().await,

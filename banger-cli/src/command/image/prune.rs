@@ -8,7 +8,8 @@ use zbus::OwnedObjectPath;
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     command::{
-        batch::{self, Effect, ResultArgs},
+        batch::{self, ResultArgs},
+        delete::{delete, is_own},
         prune::PruneArgs,
     },
     error::Result,
@@ -48,15 +49,13 @@ impl Prune {
         }
         let progress = Progress::new(ProgressArgs { quiet: true });
         // The service refuses those that are used by now.
-        let delete =
-            async |_, image: OwnedObjectPath| bus.delete(Kind::Image, &image).await.map(|()| Effect::Changed);
+        let delete = async |_, image: OwnedObjectPath| delete(bus, Kind::Image, &image).await;
         batch::each(found, &progress, "deleted", self.output, delete).await
     }
 }
 
 /// Returns whether an image is the caller's alone, and has no sandboxes.
 fn is_unused(image: &Object) -> bool {
-    let is_own = image.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
     let has_users = image.json()["used_by"].as_array().is_none_or(|users: &Vec<Value>| !users.is_empty());
-    is_own && !image.flag("Shared") && !has_users
+    is_own(image) && !image.flag("Shared") && !has_users
 }

@@ -32,13 +32,13 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger image register --name debian --rootfs ./debian.ext4
-  docker export CONTAINER | zstd > mine.tar.zst
-  banger image register --name mine --rootfs ./mine.tar.zst
-  docker save mine | gzip > mine.tar.gz && banger image register --name mine ./mine.tar.gz
-  banger image register --name edge --oci ./alpine --tag edge
-  banger image register --name next --rootfs next.tar --vmlinuz vmlinuz-6.12 --modules modules/6.12
-  banger image register ./debian-bookworm-x86_64-0123456789ab.tar.zst
+  banger image register --name debian ./debian.ext4       a root file system
+  docker save app > app.tar
+  banger image register --name app ./app.tar              an image of docker
+  docker export CONTAINER > files.tar
+  banger image register --name files ./files.tar          the files of a container
+  banger image register --name edge --tag edge ./alpine   one of the images in a directory
+  banger image register ./debian-bookworm.tar.zst         a bundle, which has a name
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {

@@ -4,7 +4,10 @@ use banger_proto::bus::{ErrorName, names::VM_INTERFACE, proxy::Options};
 use clap::Args;
 use zbus::OwnedObjectPath;
 
-use super::wait::{self, Wait};
+use super::{
+    proxy::ProxyRelays,
+    wait::{self, Wait},
+};
 use crate::{
     client::{bus::Bus, job::Jobs, object::Object, service::Kind},
     command::batch::{self, Effect, ResultArgs},
@@ -13,9 +16,9 @@ use crate::{
     ssh::installed,
     ui::{
         progress::{Progress, ProgressArgs},
-        signals::{Signals, unless_ended},
+        signals::{Listener, Signals, unless_ended},
     },
-    workspace::devcontainer::lifecycle,
+    workspace::devcontainer::lifecycle::{self, Lifecycle},
 };
 
 /// The options of a command that changes many sandboxes.
@@ -88,7 +91,7 @@ async fn all(
                 let after = unless_ended(&mut listener, look(bus, &vm, method)).await?;
                 let effect = effect(method, &before, &after);
                 if matches!(method, "Start" | "Restart") {
-                    lifecycle::booted(bus, &vm, progress, &listener).await?;
+                    set_up(bus, &vm, progress, &mut listener).await?;
                 }
                 if wait.is_some() {
                     let track = progress.track(label);
@@ -110,6 +113,20 @@ async fn all(
         installed::refresh(bus).await;
     }
     status
+}
+
+/// Runs what the repositories in a sandbox ask for after a boot.
+async fn set_up(bus: &Bus, vm: &OwnedObjectPath, progress: &Progress, listener: &mut Listener) -> Result<()> {
+    let workspaces = lifecycle::set_up_at_boot(vm)?;
+    if workspaces.is_empty() {
+        return Ok(());
+    }
+    let proxies = unless_ended(listener, ProxyRelays::by_default(bus, vm)).await?;
+    let lifecycle = Lifecycle { bus, vm, proxies: proxies.variables(), progress, listener };
+    for kept in &workspaces {
+        lifecycle.boot(kept).await?;
+    }
+    Ok(())
 }
 
 /// Reads a sandbox before and after a method that may find nothing to do. It has no properties if it cannot be read.
@@ -140,6 +157,7 @@ fn explain_signal(error: Error, sandbox: Result<&Object, &Error>) -> Error {
     let hint = match sandbox.map(|sandbox| sandbox.text("State")) {
         Ok("starting") => "it is starting: `banger vm stop NAME` stops it.",
         Ok("running") => "it is running: `banger vm stop NAME` stops it.",
+        Ok("paused") => "it is paused: `banger vm unpause NAME` continues it.",
         Ok("stopping") => "the service stops it.",
         Ok("deleting") => "the service deletes it.",
         Ok("failed") => "it failed: `banger vm logs NAME` shows why, `banger vm start NAME` boots it.",
@@ -180,7 +198,8 @@ mod tests {
         };
         let unreadable = |error: Error| explain_signal(interrupted(), Err(&error)).about("web");
         let detached = explain_signal(Error::Detached { signal: 2 }, Ok(&Object::default())).about("web");
-        let states = ["starting", "running", "stopping", "stopped", "created", "failed", "deleting"];
+        let states =
+            ["starting", "running", "paused", "stopping", "stopped", "created", "failed", "deleting"];
         let errors = [
             ("delete of a running one", refused),
             ("interrupted, gone", unreadable(of_service(ErrorName::UnknownObject))),

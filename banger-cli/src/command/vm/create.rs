@@ -5,7 +5,7 @@ use clap::Args;
 use zbus::Variant;
 
 use super::{
-    run::{about, explain, kept, print_created},
+    created::{about, explain, kept, print_created},
     vm_args::VmArgs,
     wait::{self, Wait},
 };

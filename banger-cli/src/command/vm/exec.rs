@@ -16,7 +16,7 @@ use serde_json::json;
 use zbus::OwnedObjectPath;
 
 use super::{
-    exec_args::ExecArgs, lookups::Lookups, numbers::whole, proxy::ProxyRelays, run::reminder,
+    created::reminder, exec_args::ExecArgs, lookups::Lookups, numbers::whole, proxy::ProxyRelays,
     workspace_args::guest_path,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     ui::{
         output,
         progress::{Progress, ProgressArgs},
-        signals::Signals,
+        signals::{Signals, unless_ended},
     },
     user::settings::Settings,
     workspace::{
@@ -113,9 +113,12 @@ impl ExecCommand {
         let target = self.target.with_settings()?;
         let exec = &target.exec;
         if self.detach {
-            let ready = target.prepare(exec.detached(&self.command)).await?;
+            let signals = Signals::catch()?;
+            let ready = target.prepare(exec.detached(&self.command), &signals).await?;
             ready.proxies.check_detached()?;
-            match attach::detach(ready.stream, &ready.exec).await.map_err(hint_missing_workspace)? {
+            let detached =
+                unless_ended(&mut signals.listen(), attach::detach(ready.stream, &ready.exec)).await;
+            match detached.map_err(hint_missing_workspace)? {
                 Some(id) if self.json => output::json(&json!({ "id": id }))?,
                 Some(id) => output::text(&format!("{id}\n"))?,
                 None => eprintln!(
@@ -147,10 +150,10 @@ impl Target {
 
     /// Runs a command there.
     async fn run(&self, exec: Exec) -> Result<u8> {
-        let Ready { bus, vm, stream, exec, proxies } = self.prepare(exec).await?;
+        let signals = Signals::catch()?;
+        let Ready { bus, vm, stream, exec, proxies } = self.prepare(exec, &signals).await?;
         let (lookups, is_shell) = (Lookups::begin(&bus, &vm).await, exec.argv.is_empty());
-        // Up to here, signals end this process as they end any program.
-        let status = attach::run(stream, exec, self.exec.stdin(), &mut Signals::catch()?.listen()).await;
+        let status = attach::run(stream, exec, self.exec.stdin(), &mut signals.listen()).await;
         drop(proxies);
         if let Some(explanation) = lookups.explain(&status, is_shell, true).await {
             eprintln!("{explanation}");
@@ -158,10 +161,10 @@ impl Target {
         status.map_err(hint_missing_workspace)
     }
 
-    /// Opens a stream for a command, and adapts the command to the workspace.
-    async fn prepare(&self, mut exec: Exec) -> Result<Ready> {
-        let bus = Bus::connect().await?;
-        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
+    /// Opens a stream for a command, and adapts the command to the workspace. Signals end it, as they end any program.
+    async fn prepare(&self, mut exec: Exec, signals: &Signals) -> Result<Ready> {
+        let mut listener = signals.listen();
+        let (bus, vm) = unless_ended(&mut listener, self.find()).await?;
         let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
         if kept.is_none() && (self.auto_prepare || self.guest_path.is_some()) {
             return Err(Error::Refused(format!("you sent no repository to {}", self.sandbox))
@@ -169,7 +172,8 @@ impl Target {
         }
         exec.wait = self.exec.phase(&Settings::of_caller()?);
         let about = |error: Error| add_hint(error).about(&self.sandbox);
-        let proxies = ProxyRelays::start(&bus, &vm, &self.exec).await.map_err(about)?;
+        let starting = ProxyRelays::start(&bus, &vm, &self.exec);
+        let proxies = unless_ended(&mut listener, starting).await.map_err(about)?;
         proxies.add_to(&mut exec);
         if let Some(kept) = kept {
             let owner = kept.record.owner().to_owned();
@@ -182,14 +186,23 @@ impl Target {
                 exec.argv = tooling::with_mise(&exec.argv);
             }
             let is_shell = exec.argv.is_empty() && !exec.of_image;
-            self.sync_workspace(&bus, &vm, kept.clone()).await?;
-            set_up(&bus, &vm, &kept, &proxies, is_shell).await?;
+            self.sync_workspace(&bus, &vm, kept.clone(), signals).await?;
+            set_up(&bus, &vm, &kept, &proxies, (is_shell, signals)).await?;
         }
-        if let Some(terminal) = &mut exec.terminal {
-            terminal.term = terminfo::prepare(&bus, &vm, &terminal.term).await;
-        }
-        let stream = self.open(&bus, &vm).await.map_err(about)?;
+        let opening = async {
+            if let Some(terminal) = &mut exec.terminal {
+                terminal.term = terminfo::prepare(&bus, &vm, &terminal.term).await;
+            }
+            self.open(&bus, &vm).await
+        };
+        let stream = unless_ended(&mut listener, opening).await.map_err(about)?;
         Ok(Ready { bus, vm, stream, exec, proxies })
+    }
+
+    async fn find(&self) -> Result<(Bus, OwnedObjectPath)> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
+        Ok((bus, vm))
     }
 
     /// Opens a stream for the command. Reports when that takes long.
@@ -220,7 +233,13 @@ impl Target {
     }
 
     /// Sends what has changed on the host, or warns that something has.
-    async fn sync_workspace(&self, bus: &Bus, vm: &OwnedObjectPath, kept: StoredWorkspace) -> Result<()> {
+    async fn sync_workspace(
+        &self,
+        bus: &Bus,
+        vm: &OwnedObjectPath,
+        kept: StoredWorkspace,
+        signals: &Signals,
+    ) -> Result<()> {
         let reference = reference(&self.sandbox, self.guest_path.as_deref());
         if !self.auto_prepares(&kept)? {
             // A revision that was sent does not follow the work tree. A failure to compare files, for instance
@@ -238,8 +257,7 @@ impl Target {
             return Ok(());
         }
         let changes = Changes::find(&kept, differing)?;
-        let listener = Signals::catch()?.listen();
-        let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
+        let mut guest = Guest::new(bus.clone(), vm.clone(), signals.listen());
         sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&reference))
     }
 
@@ -259,7 +277,7 @@ async fn set_up(
     vm: &OwnedObjectPath,
     kept: &StoredWorkspace,
     proxies: &ProxyRelays,
-    is_shell: bool,
+    (is_shell, signals): (bool, &Signals),
 ) -> Result<()> {
     let setup = &kept.record.setup;
     let attaches = is_shell && !setup.later.attach.is_empty();
@@ -267,7 +285,7 @@ async fn set_up(
         return Ok(());
     }
     let progress = Progress::new(ProgressArgs { quiet: false });
-    let listener = Signals::catch()?.listen();
+    let listener = signals.listen();
     let lifecycle =
         Lifecycle { bus, vm, proxies: proxies.variables(), progress: &progress, listener: &listener };
     lifecycle.boot(kept).await.map_err(add_hint)?;
@@ -298,18 +316,11 @@ fn add_hint(error: Error) -> Error {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Test {
-        #[command(flatten)]
-        exec: ExecCommand,
-    }
+    use crate::cli::parse_args;
 
     fn check(line: &str, sandbox: &str, command: &[&str]) {
-        let parsed = Test::try_parse_from(format!("exec {line}").split_whitespace()).unwrap().exec;
+        let parsed = parse_args::<ExecCommand>(line).unwrap();
         assert_eq!(
             (parsed.target.sandbox.as_str(), parsed.command),
             (sandbox, command.iter().map(|w| w.to_string()).collect())
@@ -327,9 +338,9 @@ mod tests {
 
     #[test]
     fn a_shell_cannot_be_detached() {
-        assert!(Test::try_parse_from(["exec", "-d", "web"]).is_err());
-        assert!(Test::try_parse_from(["exec", "-d", "-t", "web", "--", "ls"]).is_err());
-        assert!(Test::try_parse_from(["exec", "-d", "web", "--", "ls"]).is_ok());
+        for (line, fits) in [("-d web", false), ("-d -t web -- ls", false), ("-d web -- ls", true)] {
+            assert_eq!(parse_args::<ExecCommand>(line).is_ok(), fits, "{line}");
+        }
     }
 
     #[test]

@@ -194,19 +194,11 @@ impl ExecArgs {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use clap::Parser;
-
     use super::*;
-    use crate::user::defaults::Defaults;
-
-    #[derive(Debug, Parser)]
-    struct Test {
-        #[command(flatten)]
-        exec: ExecArgs,
-    }
+    use crate::{cli::parse_args, user::defaults::Defaults};
 
     fn parse(line: &str) -> ExecArgs {
-        Test::try_parse_from(format!("test {line}").split_whitespace()).unwrap().exec
+        parse_args(line).unwrap()
     }
 
     #[test]
@@ -232,7 +224,7 @@ mod tests {
         assert!(exec.exec(&[]).terminal.is_some());
         assert_eq!(exec.stdin(), Stdin::Ours);
         assert_eq!(parse("-i -T").stdin(), Stdin::Ours);
-        assert!(Test::try_parse_from(["test", "-in"]).is_err());
+        assert!(parse_args::<ExecArgs>("-in").is_err());
     }
 
     #[test]
@@ -254,7 +246,7 @@ mod tests {
         assert_eq!(parse("").phase(&agent), Phase::Agent);
         assert_eq!(parse("--wait agent").phase(&usual), Phase::Agent);
         assert_eq!(parse("--wait boot").phase(&agent), Phase::Boot);
-        assert!(Test::try_parse_from(["test", "--wait", "never"]).is_err());
+        assert!(parse_args::<ExecArgs>("--wait never").is_err());
     }
 
     #[test]
@@ -296,7 +288,7 @@ mod tests {
         let exec = parse(&format!("-e A=option --env-file {}", file.display())).exec(&[]);
         let last = |name: &str| exec.env.iter().rev().find(|(known, _)| known == name).unwrap().1.clone();
         assert_eq!((last("A"), last("B")), ("option".into(), "file".into()));
-        let missing = Test::try_parse_from(["test", "--env-file", "/nonexistent"]).unwrap_err().to_string();
+        let missing = parse_args::<ExecArgs>("--env-file /nonexistent").unwrap_err().to_string();
         assert!(missing.contains("cannot read it: No such file or directory"), "{missing}");
     }
 

@@ -2,29 +2,24 @@
 
 mod auto;
 mod background;
+mod sockets;
+mod spec;
 
-use std::{
-    fmt, io,
-    os::unix::fs::FileTypeExt,
-    path::{Path, PathBuf},
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use banger_proto::{
     bus::{ErrorName, names::VM_INTERFACE, option::agent},
     guest::{Request, message::Endpoint},
 };
 use clap::Args;
-use tokio::{
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::Semaphore,
-    task::JoinSet,
-};
+use tokio::{sync::Semaphore, task::JoinSet};
 use zbus::OwnedObjectPath;
 
-use self::auto::Auto;
+use self::{
+    auto::Auto,
+    sockets::{Listener, Local},
+    spec::{DisplayEndpoint, LOOPBACK, Spec},
+};
 use crate::{
     client::{
         bus::Bus,
@@ -51,7 +46,6 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_CONNECTIONS: usize = 64;
 /// How many ports of a sandbox are tried until one is not in use.
 const MAX_TRIES: usize = 32;
-const LOOPBACK: &str = "127.0.0.1";
 
 /// Forward connections into or out of a sandbox
 ///
@@ -61,7 +55,8 @@ const LOOPBACK: &str = "127.0.0.1";
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger vm forward -L 8080:80 web                a port of this host to one of the sandbox
+  banger vm forward web 8080:80                   a port of this host to one of the sandbox
+  banger vm forward -L 8080:80 web                the same, as in `ssh`
   banger vm forward -L 8080:/run/app.sock web     to a socket in it
   banger vm forward -L 0.0.0.0:8080:80 web        from other computers as well
   banger vm forward -R 5432:localhost:5432 web    a port of the sandbox to one of this host
@@ -71,11 +66,14 @@ Examples:
   banger vm forward --stop web                    ends that for this sandbox")]
 pub struct Forward {
     /// Name, id or id prefix
-    #[arg(value_name = "SANDBOX", required_unless_present = "list")]
+    #[arg(index = 1, value_name = "SANDBOX", required_unless_present = "list")]
     sandbox: Option<String>,
+    /// The same as --local
+    #[arg(index = 2, value_name = "LISTEN:CONNECT", conflicts_with_all = ["list", "stop"])]
+    ports: Vec<Spec>,
     /// Listen on the host and connect in the sandbox: [ADDRESS:]PORT:[HOST:]PORT; either side can be the path
     /// of a unix socket
-    #[arg(short = 'L', long, value_name = "LISTEN:CONNECT")]
+    #[arg(short = 'L', short_alias = 'p', long, alias = "publish", value_name = "LISTEN:CONNECT")]
     local: Vec<Spec>,
     /// Listen in the sandbox and connect on the host
     #[arg(short = 'R', long, value_name = "LISTEN:CONNECT")]
@@ -85,8 +83,11 @@ pub struct Forward {
     #[arg(long)]
     auto: bool,
     /// Forward in the background
-    #[arg(short, long)]
+    #[arg(short, short_alias = 'f', long)]
     detach: bool,
+    /// Accepted for users of ssh: there is no shell anyway
+    #[arg(short = 'N', short_alias = 'T', overrides_with = "_no_shell", hide = true)]
+    _no_shell: bool,
     /// List what is forwarded in the background, for this sandbox or for all
     #[arg(long, conflicts_with_all = ["local", "remote", "auto", "detach", "stop"])]
     list: bool,
@@ -100,54 +101,6 @@ pub struct Forward {
     in_background: bool,
     #[command(flatten)]
     progress: ProgressArgs,
-}
-
-/// Where to listen, and where to connect.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spec {
-    listen: Endpoint,
-    connect: Endpoint,
-}
-
-impl FromStr for Spec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts: Vec<&str> = text.split(':').collect();
-        // A word that is not a port begins a side of two words: an address.
-        let is_whole = |part: &str| part.starts_with('/') || part.bytes().all(|byte| byte.is_ascii_digit());
-        let length = |parts: &[&str]| if parts.first().is_some_and(|part| is_whole(part)) { 1 } else { 2 };
-        let (listen, rest) = parts.split_at(length(&parts).min(parts.len()));
-        let (connect, more) = rest.split_at(length(rest).min(rest.len()));
-        let connect = if connect.is_empty() { listen } else { connect };
-        match (endpoint(listen), endpoint(connect), more) {
-            (Some(listen), Some(connect), []) => Ok(Self { listen, connect }),
-            _ => {
-                Err("write it like 8080:80, 127.0.0.1:8080:80, 8080:/run/x.sock or /tmp/a:/run/b".to_owned())
-            }
-        }
-    }
-}
-
-fn endpoint(parts: &[&str]) -> Option<Endpoint> {
-    match parts {
-        [path] if path.starts_with('/') => Some(Endpoint::Unix((*path).to_owned())),
-        [port] => Some(Endpoint::Tcp(LOOPBACK.to_owned(), port.parse().ok()?)),
-        [host, port] if !host.is_empty() => Some(Endpoint::Tcp((*host).to_owned(), port.parse().ok()?)),
-        _ => None,
-    }
-}
-
-/// Formats an endpoint for people.
-struct DisplayEndpoint<'a>(&'a Endpoint);
-
-impl fmt::Display for DisplayEndpoint<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Endpoint::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Endpoint::Unix(path) => f.write_str(path),
-        }
-    }
 }
 
 /// Shared state of all connections.
@@ -222,20 +175,26 @@ impl Forward {
         if self.stop {
             return background::stop(sandbox);
         }
-        if self.local.is_empty() && self.remote.is_empty() && !self.auto {
+        let local = self.local();
+        if local.is_empty() && self.remote.is_empty() && !self.auto {
             let error = Error::Usage("cannot forward: give --auto, -L or -R".to_owned());
             return Err(error.with_hint(format!(
-                "`banger vm forward --auto {sandbox}` forwards every port on which it listens, `banger vm forward -L \
-                 8080:80 {sandbox}` port 8080 of this host to its port 80; with `-d` they run in the background."
+                "`banger vm forward --auto {sandbox}` forwards every port on which it listens, `banger vm forward \
+                 {sandbox} 8080:80` port 8080 of this host to its port 80; with `-d` they run in the background."
             )));
         }
         if self.detach && !self.in_background {
             return background::start();
         }
-        self.forward(sandbox).await.map_err(|error| error.about(sandbox))
+        self.forward(sandbox, &local).await.map_err(|error| error.about(sandbox))
     }
 
-    async fn forward(&self, sandbox: &str) -> Result<u8> {
+    /// Returns where to listen on the host.
+    fn local(&self) -> Vec<Spec> {
+        [&self.local[..], &self.ports].concat()
+    }
+
+    async fn forward(&self, sandbox: &str, local: &[Spec]) -> Result<u8> {
         let progress = Progress::new(self.progress);
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, sandbox).await?;
@@ -244,7 +203,7 @@ impl Forward {
         let mut tasks = JoinSet::new();
         // All listeners are bound before anything is printed.
         let mut lines = Vec::new();
-        for spec in &self.local {
+        for spec in local {
             let listener = Listener::bind(&spec.listen).await?;
             let (address, target) = (listener.address(), DisplayEndpoint(&spec.connect));
             lines.push(format!("{address} reaches {target} in {sandbox}."));
@@ -343,109 +302,6 @@ impl Forwarder {
     }
 }
 
-/// A connection on the host.
-enum Local {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Local {
-    /// Makes dropping the connection send a reset. Socket files have none.
-    fn reset(&self) {
-        if let Self::Tcp(stream) = self {
-            // A closed connection needs no reset.
-            let _ = stream.set_zero_linger();
-        }
-    }
-
-    async fn dial(endpoint: &Endpoint) -> Result<Self> {
-        let failed = |source| Error::io(format!("connect to {}", DisplayEndpoint(endpoint)), source);
-        match endpoint {
-            Endpoint::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
-                stream.set_nodelay(true).map_err(failed)?;
-                Ok(Self::Tcp(stream))
-            }
-            Endpoint::Unix(path) => UnixStream::connect(path).await.map(Self::Unix).map_err(failed),
-        }
-    }
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
-}
-
-impl Listener {
-    async fn bind(endpoint: &Endpoint) -> Result<Self> {
-        let failed = |source: io::Error| {
-            let taken = source.kind() == io::ErrorKind::AddrInUse;
-            let error = Error::io(format!("listen on {}", DisplayEndpoint(endpoint)), source);
-            if taken { error.with_hint("choose another one; port 0 lets the system choose.") } else { error }
-        };
-        match endpoint {
-            Endpoint::Tcp(host, port) => {
-                TcpListener::bind((host.as_str(), *port)).await.map(Self::Tcp).map_err(failed)
-            }
-            Endpoint::Unix(path) => {
-                let path = Path::new(path);
-                // A socket file without a listener is left over.
-                let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
-                if is_socket && UnixStream::connect(path).await.is_err() {
-                    std::fs::remove_file(path).map_err(failed)?;
-                }
-                Ok(Self::Unix(UnixListener::bind(path).map_err(failed)?, path.to_owned()))
-            }
-        }
-    }
-
-    /// Binds a port of the loopback with this number, or another one if it is in use or reserved for root.
-    async fn bind_near(port: u16) -> Result<Self> {
-        let endpoint = |port| Endpoint::Tcp(LOOPBACK.to_owned(), port);
-        match Self::bind(&endpoint(port)).await {
-            Ok(listener) => Ok(listener),
-            Err(_) => Self::bind(&endpoint(0)).await,
-        }
-    }
-
-    fn address(&self) -> String {
-        match self {
-            Self::Tcp(listener) => {
-                listener.local_addr().map(|address| address.to_string()).unwrap_or_default()
-            }
-            Self::Unix(_, path) => path.display().to_string(),
-        }
-    }
-
-    /// Returns the port, if it is one.
-    fn port(&self) -> Option<u16> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
-            Self::Unix(..) => None,
-        }
-    }
-
-    async fn accept(&self) -> io::Result<Local> {
-        Ok(match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Local::Tcp(stream)
-            }
-            Self::Unix(listener, _) => Local::Unix(listener.accept().await?.0),
-        })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            // It may have been removed already.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 async fn serve(forwarder: Forwarder, listener: Listener, connect: Endpoint) -> Result<()> {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -482,26 +338,40 @@ async fn serve_remote(forwarder: Forwarder, mut relay: Relay, connect: Endpoint)
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::cli::parse_args;
 
     #[test]
-    fn both_sides_are_ports_addresses_or_sockets() {
-        let tcp = |host: &str, port| Endpoint::Tcp(host.to_owned(), port);
-        let unix = |path: &str| Endpoint::Unix(path.to_owned());
-        for (text, listen, connect) in [
-            ("8080:80", tcp(LOOPBACK, 8080), tcp(LOOPBACK, 80)),
-            ("8080", tcp(LOOPBACK, 8080), tcp(LOOPBACK, 8080)),
-            ("0.0.0.0:8080:80", tcp("0.0.0.0", 8080), tcp(LOOPBACK, 80)),
-            ("8080:10.0.0.1:80", tcp(LOOPBACK, 8080), tcp("10.0.0.1", 80)),
-            ("localhost:1:localhost:2", tcp("localhost", 1), tcp("localhost", 2)),
-            ("8080:/run/x.sock", tcp(LOOPBACK, 8080), unix("/run/x.sock")),
-            ("/tmp/a:/run/b", unix("/tmp/a"), unix("/run/b")),
-            ("/tmp/a:80", unix("/tmp/a"), tcp(LOOPBACK, 80)),
+    fn every_order_of_options_and_names_is_read() {
+        for (line, local, remote) in [
+            ("web 8080:80", 1, 0),
+            ("web 8080:80 5432", 2, 0),
+            ("-L 8080:80 web", 1, 0),
+            ("web -L 8080:80", 1, 0),
+            ("-L8080:localhost:80 web", 1, 0),
+            ("-d -L 8080:80 -- web", 1, 0),
+            ("-d --auto -- web", 0, 0),
+            ("-- web 8080:80", 1, 0),
+            ("web --auto -d", 0, 0),
+            ("-p 8080:80 web", 1, 0),
+            ("--publish 127.0.0.1:8080:80 web", 1, 0),
+            ("-f -N -L 8080:localhost:80 web", 1, 0),
+            ("-fNL 8080:80 web", 1, 0),
+            ("-NT -R 5432:localhost:5432 web 80", 1, 1),
         ] {
-            assert_eq!(text.parse(), Ok(Spec { listen, connect }), "{text}");
+            let forward = parse_args::<Forward>(line).unwrap();
+            assert_eq!(forward.sandbox.as_deref(), Some("web"), "{line}");
+            assert_eq!((forward.local().len(), forward.remote.len()), (local, remote), "{line}");
         }
-        for text in ["", "x", "x:y", "1:2:3:4:5", "99999:1", ":80", "80:", "1:2:3"] {
-            assert!(text.parse::<Spec>().is_err(), "{text}");
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        for line in
+            ["", "--stop web 80", "--list web 80", "-L x web", "8080:80 web", "web x:y", "-D 1080 web"]
+        {
+            assert!(parse_args::<Forward>(line).is_err(), "{line}");
         }
     }
 }

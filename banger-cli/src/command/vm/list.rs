@@ -6,7 +6,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use zbus::Variant;
 
-use super::filter::{Filter, fit_all};
 use crate::{
     client::{
         bus::Bus,
@@ -14,7 +13,10 @@ use crate::{
         published_port::PublishedPorts,
         service::Kind,
     },
-    command::table_args::TableArgs,
+    command::{
+        filter::{Filter, SANDBOXES, fit_all},
+        table_args::TableArgs,
+    },
     error::Result,
     ui::{
         column::{self, Column},
@@ -63,7 +65,7 @@ pub struct List {
     all_users: bool,
     /// Show only matching sandboxes: `state=`, `label=KEY[=VALUE]`, or a part of a name with `name=`, `image=`
     /// or `kernel=`. Several filters of one kind are alternatives, except labels
-    #[arg(short, long, value_name = "WHAT=VALUE", value_parser = Filter::parse)]
+    #[arg(short, long, value_name = "WHAT=VALUE", value_parser = |text: &str| SANDBOXES.parse(text))]
     filter: Vec<Filter>,
     /// Print only their names
     #[arg(short, long, conflicts_with_all = ["json", "columns", "format"])]

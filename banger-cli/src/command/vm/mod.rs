@@ -6,10 +6,10 @@ pub mod commands;
 mod commit;
 pub mod cp;
 mod create;
+mod created;
 mod delete;
 mod exec;
 mod exec_args;
-pub mod filter;
 mod forward;
 mod health;
 pub mod kill;
@@ -18,11 +18,13 @@ mod logs;
 mod lookups;
 mod loopback;
 pub mod numbers;
+mod pause;
 mod port_spec;
 pub mod ports;
 mod proxy;
 mod prune;
 mod publish;
+mod pulls;
 mod restart;
 mod run;
 mod run_detached;
@@ -61,6 +63,8 @@ pub enum VmCommand {
     Start(start::Start),
     Stop(stop::Stop),
     Restart(restart::Restart),
+    Pause(pause::Pause),
+    Unpause(pause::Unpause),
     Kill(kill::Kill),
     Delete(delete::Delete),
     #[command(visible_aliases = ["ls", "ps"])]
@@ -112,6 +116,8 @@ impl VmCommand {
             VmCommand::Start(start) => start.run().await,
             VmCommand::Stop(stop) => stop.run().await,
             VmCommand::Restart(restart) => restart.run().await,
+            VmCommand::Pause(pause) => pause.run().await,
+            VmCommand::Unpause(unpause) => unpause.run().await,
             VmCommand::Kill(kill) => kill.run().await,
             VmCommand::Delete(delete) => delete.run().await,
             VmCommand::List(list) => list.run().await,

@@ -13,7 +13,7 @@ use super::{exec_args::ExecArgs, forward};
 use crate::{
     client::bus::Bus,
     error::{Error, Result},
-    user::proxy::Proxies,
+    user::{defaults::Key, proxy::Proxies, settings::Settings},
     workspace::tooling,
 };
 
@@ -31,12 +31,24 @@ impl ProxyRelays {
             return Ok(Self::default());
         }
         let proxies = Proxies::of_caller()?;
+        if proxies.is_empty() && exec.asks_for_proxy() {
+            eprintln!(
+                "note: there is no proxy to pass on: http_proxy, https_proxy and all_proxy are not set."
+            );
+        }
+        Self::relay(bus, vm, &proxies).await
+    }
+
+    /// Does the same for commands without options of their own: the user's setting decides.
+    pub async fn by_default(bus: &Bus, vm: &OwnedObjectPath) -> Result<Self> {
+        match Settings::of_caller()?.defaults.switch(Key::Proxy) {
+            Some(true) => Self::relay(bus, vm, &Proxies::of_caller()?).await,
+            _ => Ok(Self::default()),
+        }
+    }
+
+    async fn relay(bus: &Bus, vm: &OwnedObjectPath, proxies: &Proxies) -> Result<Self> {
         if proxies.is_empty() {
-            if exec.asks_for_proxy() {
-                eprintln!(
-                    "note: there is no proxy to pass on: http_proxy, https_proxy and all_proxy are not set."
-                );
-            }
             return Ok(Self::default());
         }
         let sandbox = bus.properties(vm, VM_INTERFACE).await?;

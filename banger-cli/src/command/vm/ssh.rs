@@ -101,15 +101,8 @@ fn require_running(sandbox: &Object) -> Result<()> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Test {
-        #[command(flatten)]
-        ssh: Ssh,
-    }
+    use crate::cli::parse_args;
 
     #[test]
     fn a_command_follows_the_sandbox_as_with_ssh() {
@@ -127,10 +120,10 @@ mod tests {
             ("web", &workspace, false, vec![]),
             ("web make -j4", &workspace, false, vec!["cd", "'/root/my repo'", "&&", "make", "-j4"]),
         ] {
-            let ssh = Test::try_parse_from(format!("ssh {line}").split_whitespace()).unwrap().ssh;
+            let ssh = parse_args::<Ssh>(line).unwrap();
             assert_eq!((ssh.sandbox.as_str(), ssh.tty), ("web", tty), "{line}");
             assert_eq!(in_directory(session, &ssh.arguments), expect, "{line}");
         }
-        assert!(Test::try_parse_from(["ssh", "web", "-N"]).is_err());
+        assert!(parse_args::<Ssh>("web -N").is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use banger_proto::bus::{
     ErrorName,
     names::VM_INTERFACE,
-    option::{create, publish::scope, pull as option, vmm},
+    option::{create, publish::scope, vmm},
     proxy::Options,
 };
 use clap::{Args, ValueEnum};
@@ -15,16 +15,15 @@ use zbus::{OwnedObjectPath, Variant};
 use super::{
     numbers::positive,
     port_spec::{PortSpec, Wish},
+    pulls::Pulls,
     size_args::{SizeArgs, with_default},
 };
 use crate::{
-    build::{self, Missing, Reporter},
     client::{
         bus::Bus,
         job::Jobs,
         published_port::{PublishedPort, PublishedPorts},
-        pull::{self, PullPolicy},
-        service::id_of,
+        pull::PullPolicy,
     },
     command::complete,
     error::{Error, Result},
@@ -98,58 +97,6 @@ fn authorized_keys() -> Option<Vec<String>> {
     keys.map_err(|error| error.print(Some("nobody can log in to this sandbox with ssh"))).ok()
 }
 
-/// Pulls images and kernels that are missing on the host.
-struct Pulls<'a> {
-    bus: &'a Bus,
-    jobs: &'a Jobs,
-    progress: &'a Progress,
-    listener: &'a mut Listener,
-}
-
-impl Pulls<'_> {
-    /// Pulls an image, or gets the default image. Returns its id.
-    async fn image(&mut self, image: Option<&str>) -> Result<String> {
-        let Some(image) = image else { return self.default_image().await };
-        let Self { bus, jobs, progress, listener } = self;
-        let pulled = pull::image(bus, jobs, progress, listener, image, Options::new()).await;
-        Ok(id_of(&pulled.map_err(|error| explain(image, error))?.0))
-    }
-
-    /// Pulls the default image. If no catalog has it, builds it from the recipe of its name. Returns its id.
-    async fn default_image(&mut self) -> Result<String> {
-        let default = self.bus.manager().await?.text("DefaultImage").to_owned();
-        let Self { bus, jobs, progress, listener } = self;
-        let pulled = pull::image(bus, jobs, progress, listener, &default, of_catalog(&default)).await;
-        let nowhere = match pulled {
-            Err(error) if build::is_missing(&error) => error,
-            pulled => return Ok(id_of(&pulled?.0)),
-        };
-        let reporter = Reporter::new(progress.clone(), false);
-        // A build creates a sandbox, too.
-        match Box::pin(build::of_default_image(bus, jobs, &reporter, listener, &default)).await {
-            Ok(built) => Ok(id_of(&built)),
-            Err(Missing::NoRecipe) => Err(nowhere),
-            Err(Missing::Failed(error)) => Err(error),
-        }
-    }
-
-    /// Pulls the default kernel. Returns its id.
-    async fn default_kernel(&mut self) -> Result<String> {
-        let default = self.bus.manager().await?.text("DefaultKernel").to_owned();
-        let kernel =
-            pull::kernel(self.bus, self.jobs, self.progress, self.listener, &default, Options::new()).await?;
-        Ok(id_of(&kernel))
-    }
-}
-
-/// Returns options for a configured name, which must not match an image of a public registry.
-fn of_catalog(image: &str) -> Options<'static> {
-    match image.contains(['/', ':', '@']) {
-        true => Options::new(),
-        false => Options::from([(option::FROM, Variant::from(option::from::CATALOG))]),
-    }
-}
-
 /// Returns whether an image is given by its id.
 fn is_id(image: Option<&Variant<'_>>) -> bool {
     let is_id = |text: &str| text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
@@ -167,15 +114,6 @@ fn is_size(error: &Error) -> bool {
                 | ErrorName::NoSpace
         )
     )
-}
-
-/// Explains a failed pull: the user may not have meant a registry.
-fn explain(image: &str, error: Error) -> Error {
-    if image.contains(['/', ':']) {
-        return error;
-    }
-    let hint = error.hint().map_or_else(|| ".".to_owned(), |hint| format!("; {hint}"));
-    error.with_hint(format!("this host has no image {image}: `banger image list` shows what it has{hint}"))
 }
 
 /// Parses a key and a value, which may be empty.
@@ -431,21 +369,11 @@ impl VmArgs {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use clap::Parser;
-
     use super::*;
-    use crate::{ui::wording::of_service, user::defaults::Defaults};
-
-    #[derive(Debug, Parser)]
-    struct Test {
-        #[command(flatten)]
-        vm: VmArgs,
-    }
+    use crate::{cli::parse_args, command::vm::pulls, ui::wording::of_service, user::defaults::Defaults};
 
     fn parse(line: &str) -> Result<VmArgs, String> {
-        let line = format!("test {line}");
-        let parsed = Test::try_parse_from(line.split_whitespace());
-        parsed.map(|test| test.vm).map_err(|error| error.to_string())
+        parse_args(line).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -561,7 +489,7 @@ mod tests {
             hint("--image x", ErrorName::NoSuchImage),
             hint("--memory 1G", ErrorName::NoSuchKernel),
             hint("-p 8080:80", ErrorName::AlreadyInUse),
-            ("--image debain", explain("debain", refused)),
+            ("--image debain", pulls::explain("debain", refused)),
         ];
         check("hints_about_missing_images", &shown(errors));
     }

@@ -43,14 +43,11 @@ pub struct Lifecycle<'a> {
     pub listener: &'a Listener,
 }
 
-/// Sets up the workspaces of a sandbox that has booted.
-pub async fn booted(bus: &Bus, vm: &OwnedObjectPath, progress: &Progress, listener: &Listener) -> Result<()> {
-    let proxies = BTreeMap::new();
-    let lifecycle = Lifecycle { bus, vm, proxies: &proxies, progress, listener };
-    for kept in Records::of(&id_of(vm))?.all() {
-        lifecycle.boot(&kept).await?;
-    }
-    Ok(())
+/// Returns the workspaces that have to be set up after each boot of a sandbox.
+pub fn set_up_at_boot(vm: &OwnedObjectPath) -> Result<Vec<StoredWorkspace>> {
+    let mut all = Records::of(&id_of(vm))?.all();
+    all.retain(|kept| kept.record.setup.needs_boot());
+    Ok(all)
 }
 
 impl Lifecycle<'_> {

@@ -53,6 +53,9 @@ pub(in crate::bus) async fn read_image_pull(
         Some(file) => api.engine.read_credentials(file)?,
         None => Credentials::Anonymous,
     };
+    let local_name = name.clone().or_else(|| reference.local_name());
+    // What it replaces stays shared.
+    let shared = shared || local_name.is_some_and(|name| api.engine.shares_image(caller.uid, &name));
     if shared {
         let details =
             vec![(detail::IMAGE, reference.to_string()), (detail::OBJECT, format!("image {reference}"))];
@@ -73,6 +76,7 @@ pub(in crate::bus) async fn read_kernel_pull(
     let mut options = Options::new(options);
     let Target { name, shared, on_conflict } = Target::read(&mut options)?;
     options.finish()?;
+    let shared = shared || api.engine.shares_kernel(caller.uid, name.as_ref().unwrap_or(&entry));
     api.require_share(caller, shared, &entry).await?;
     Ok(PullKernel { owner: caller.uid, entry, name, shared, on_conflict })
 }

@@ -26,7 +26,7 @@ impl Engine {
     pub fn prune_cache(&self, owner: Uid, prune: Prune) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
         let job = shared.jobs.begin(JobKind::CachePrune, owner, Vec::new(), PRUNE)?;
-        Ok(run_job(shared, job, (), move |shared, job| Box::pin(run(shared, job, prune))))
+        Ok(run_job(shared, job, move |shared, job| Box::pin(run(shared, job, prune))))
     }
 }
 

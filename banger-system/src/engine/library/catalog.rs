@@ -119,7 +119,7 @@ impl Engine {
     pub fn refresh_catalogs(&self, owner: Uid, older_than: Duration) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
         let job = shared.jobs.begin(JobKind::CatalogRefresh, owner, Vec::new(), REFRESH)?;
-        Ok(run_job(shared, job, (), move |shared, job| Box::pin(run_refresh(shared, job, older_than))))
+        Ok(run_job(shared, job, move |shared, job| Box::pin(run_refresh(shared, job, older_than))))
     }
 }
 

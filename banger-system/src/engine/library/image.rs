@@ -13,10 +13,12 @@ use banger_image::{
 
 use super::{
     Engine, Shared,
-    error::Result,
+    error::{Kind, Result},
+    inventory::no_such,
+    item::Stored,
     job::{JobHandle, Stages},
     now,
-    pipeline::{self, Order, Quota, RequestedBy, commit, discard, report_notes, reserve},
+    pipeline::{self, Order, Quota, RequestedBy, commit, discard, report_notes, reserve, reserve_name},
     request::{ImportImage, ImportSource},
     view::{ImageView, JobKind, Object},
 };
@@ -75,6 +77,25 @@ impl Engine {
         pipeline::rename::<Image>(&self.shared, id, name).await
     }
 
+    /// Gives an image another name: a private image of `owner` that shares its file.
+    pub async fn tag_image(&self, owner: Uid, id: ImageId, name: &Name) -> Result<ImageId> {
+        let shared = &self.shared;
+        let _reserved = reserve_name::<Image>(shared, owner, name.clone(), None)?;
+        // Held so that the image is not removed meanwhile.
+        let _locked = shared.library.lock.lock().await;
+        let image = self.image(id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
+        Quota { owner, name, shared: false }.claim_shared(shared, &image.facts)?;
+        let tag =
+            Image { id: ImageId::random(), name: name.clone(), owner, shared: false, ..Image::clone(&image) };
+        shared.ports.image_files.share(tag.id, id).await?;
+        if let Err(error) = tag.put_row(&*shared.ports.store, None).await {
+            let _ = discard::<Image>(shared, tag.id).await;
+            return Err(error.into());
+        }
+        shared.inventory.add(tag.clone());
+        Ok(tag.id)
+    }
+
     /// Deletes an image that no VM uses.
     pub async fn delete_image(&self, id: ImageId) -> Result<()> {
         pipeline::delete::<Image>(&self.shared, id).await
@@ -103,7 +124,7 @@ async fn import(
     let facts = files.import(id, request.owner, content, progress).await?;
     let quota = Quota { owner: request.owner, name: &request.name, shared: request.shared };
     quota.claim_created(shared, id, facts.disk_usage).await?;
-    deduplicate(shared, id, request.owner, &facts).await?;
+    let facts = deduplicate(shared, id, request.owner, facts).await?;
     let image = Image {
         id,
         name: request.name,
@@ -123,7 +144,13 @@ async fn import(
 
 /// Makes a new image share the file of one with the same digest, if its owner may read that one anyway. An importer
 /// chooses the digest, and so it must not give access to another user's image. A failure removes the new image's files.
-pub(super) async fn deduplicate(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts) -> Result<()> {
+/// Returns the facts about the file that it has now.
+pub(super) async fn deduplicate(
+    shared: &Shared,
+    id: ImageId,
+    owner: Uid,
+    facts: ImageFacts,
+) -> Result<ImageFacts> {
     let shared_file = share_file(shared, id, owner, facts).await;
     if shared_file.is_err() {
         let _ = discard::<Image>(shared, id).await;
@@ -131,7 +158,7 @@ pub(super) async fn deduplicate(shared: &Shared, id: ImageId, owner: Uid, facts:
     shared_file
 }
 
-async fn share_file(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts) -> Result<()> {
+async fn share_file(shared: &Shared, id: ImageId, owner: Uid, facts: ImageFacts) -> Result<ImageFacts> {
     let is_same = |image: &ImageView| {
         (image.owner == owner || image.shared)
             && (&image.facts.digest, image.facts.virtual_size) == (&facts.digest, facts.virtual_size)
@@ -139,8 +166,9 @@ async fn share_file(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts
     // Held so that the other image is not removed meanwhile.
     let _locked = shared.library.lock.lock().await;
     let Some(twin) = shared.inventory.all::<Image>().into_iter().find(|image| is_same(image)) else {
-        return Ok(());
+        return Ok(facts);
     };
     shared.ports.image_files.remove(id).await?;
-    Ok(shared.ports.image_files.share(id, twin.id).await?)
+    shared.ports.image_files.share(id, twin.id).await?;
+    Ok(twin.facts.clone())
 }

@@ -79,7 +79,7 @@ pub(in crate::engine) fn reserve_commit(
         stages: COMMIT,
         requested_by: RequestedBy::User,
     };
-    let reserved = reserve(shared, order)?;
+    let reserved = reserve(shared, order)?.about(Object::Vm(vm.id));
     Ok(ReservedCommit { reserved, plan: Plan { vm, request, base, config, old } })
 }
 
@@ -97,14 +97,15 @@ async fn run(shared: &Shared, job: &JobHandle, plan: Plan, disk: Drive) -> Resul
     let _worker = job.acquire_worker().await?;
     job.stage("commit", format!("copying the system disk of {}", vm.name));
     let progress = job.progress("commit");
-    let copied = shared.ports.image_files.import(id, request.owner, Content::Disk(disk), progress).await;
+    let quota = Quota { owner: request.owner, name: &request.name, shared: false };
+    let content = Content::Disk { drive: disk, room: quota.room(shared) };
+    let copied = shared.ports.image_files.import(id, request.owner, content, progress).await;
     let facts = match copied {
         Err(_) if job.is_canceled() => return Err(Error::Canceled),
         copied => copied?,
     };
-    let quota = Quota { owner: request.owner, name: &request.name, shared: false };
     quota.claim_created(shared, id, facts.disk_usage).await?;
-    deduplicate(shared, id, request.owner, &facts).await?;
+    let facts = deduplicate(shared, id, request.owner, facts).await?;
     let image = Image {
         id,
         name: request.name,

@@ -97,7 +97,7 @@ impl PulledContent {
     ) -> Result<(ImageFacts, ImageConfig)> {
         let images = shared.inventory.all::<Image>();
         if let Some(twin) = images.iter().find(|image| self.is_content_of(image)) {
-            quota.claim(shared, twin.facts.disk_usage)?;
+            quota.claim_shared(shared, &twin.facts)?;
             if share(shared, id, twin.id).await? {
                 return Ok((twin.facts.clone(), self.config()));
             }

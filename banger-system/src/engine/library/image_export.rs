@@ -21,7 +21,7 @@ impl Engine {
         let shared = Arc::clone(&self.shared);
         let image = self.image(id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
         let job = shared.jobs.begin(JobKind::ImageExport, caller, vec![Object::Image(id)], EXPORT)?;
-        Ok(run_job(shared, job, (), move |shared, job| Box::pin(export(shared, job, caller, image, archive))))
+        Ok(run_job(shared, job, move |shared, job| Box::pin(export(shared, job, caller, image, archive))))
     }
 }
 

@@ -71,7 +71,8 @@ impl Engine {
             is_newer || on_conflict == OnConflict::Replace || from != PullSource::Registry
         };
         let old = shared.inventory.own::<Image>(owner, &name);
-        let old = old.filter(|image| may_replace(image)).map(|image| image.id);
+        let old =
+            old.filter(|image| may_replace(image) && (is_shared || !image.shared)).map(|image| image.id);
         let order = Order::<Image> {
             owner,
             name: name.clone(),

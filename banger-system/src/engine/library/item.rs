@@ -23,6 +23,9 @@ use crate::ports::{
 /// An image or a kernel, as the inventory, the store and the host keep it.
 #[async_trait]
 pub(in crate::engine) trait Stored: Item {
+    /// The subject of the problem that there may be files without a row.
+    const ORPHANS: Subject;
+
     /// Returns the object with this id.
     fn object(id: Self::Id) -> Object;
     /// Returns what the result of a pull says about it.
@@ -45,8 +48,12 @@ pub(in crate::engine) trait Stored: Item {
 
     /// Stores its row, and deletes the row of the object that it replaces in the same transaction.
     async fn put_row(&self, store: &dyn Store, old: Option<Self::Id>) -> store::Result<()>;
+    /// Returns all objects that have a row.
+    async fn rows(store: &dyn Store) -> store::Result<Vec<Self>>;
     /// Deletes a row.
     async fn delete_row(store: &dyn Store, id: Self::Id) -> store::Result<()>;
+    /// Returns the objects that have files.
+    async fn found_files(ports: &Ports) -> Result<Vec<Self::Id>>;
     /// Removes the files. A repeat is safe.
     async fn remove_files(ports: &Ports, id: Self::Id) -> Result<()>;
     /// Returns the subject of the problem that its files cannot be removed.
@@ -55,6 +62,8 @@ pub(in crate::engine) trait Stored: Item {
 
 #[async_trait]
 impl Stored for Image {
+    const ORPHANS: Subject = Subject::ImageOrphans;
+
     fn object(id: ImageId) -> Object {
         Object::Image(id)
     }
@@ -99,8 +108,16 @@ impl Stored for Image {
         }
     }
 
+    async fn rows(store: &dyn Store) -> store::Result<Vec<Self>> {
+        store.images().await
+    }
+
     async fn delete_row(store: &dyn Store, id: ImageId) -> store::Result<()> {
         store.delete_image(id).await
+    }
+
+    async fn found_files(ports: &Ports) -> Result<Vec<ImageId>> {
+        Ok(ports.image_files.found().await?)
     }
 
     async fn remove_files(ports: &Ports, id: ImageId) -> Result<()> {
@@ -114,6 +131,8 @@ impl Stored for Image {
 
 #[async_trait]
 impl Stored for Kernel {
+    const ORPHANS: Subject = Subject::KernelOrphans;
+
     fn object(id: KernelId) -> Object {
         Object::Kernel(id)
     }
@@ -157,8 +176,16 @@ impl Stored for Kernel {
         }
     }
 
+    async fn rows(store: &dyn Store) -> store::Result<Vec<Self>> {
+        store.kernels().await
+    }
+
     async fn delete_row(store: &dyn Store, id: KernelId) -> store::Result<()> {
         store.delete_kernel(id).await
+    }
+
+    async fn found_files(ports: &Ports) -> Result<Vec<KernelId>> {
+        Ok(ports.kernel_files.found().await?)
     }
 
     async fn remove_files(ports: &Ports, id: KernelId) -> Result<()> {

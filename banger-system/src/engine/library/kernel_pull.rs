@@ -53,7 +53,8 @@ pub(super) fn start(shared: &Arc<Shared>, requested_by: RequestedBy, request: Pu
         }
         return Ok(job);
     }
-    let old = shared.inventory.own::<Kernel>(owner, &name).map(|kernel| kernel.id);
+    let old = shared.inventory.own::<Kernel>(owner, &name);
+    let old = old.filter(|kernel| request.shared || !kernel.shared).map(|kernel| kernel.id);
     let order = Order::<Kernel> {
         owner,
         name: name.clone(),

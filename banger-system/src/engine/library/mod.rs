@@ -39,7 +39,8 @@
 //!
 //! **Failing.** The name is released and the job ends, whatever happens. A crash leaves files without a row, which
 //! recovery removes, or a row whose replaced predecessor still has files, which it removes as well. Files that cannot be
-//! removed are a problem, which `doctor` shows and recovery tries again.
+//! removed are a problem, which `doctor` shows and recovery tries again. A job whose work panics fails like any other,
+//! and becomes a problem as well: recovery compares rows, inventory and files as soon as no import runs.
 
 mod cache;
 pub(in crate::engine) mod catalog;
@@ -76,5 +77,5 @@ pub(super) struct Library {
     catalogs: CatalogCache,
     failed_import: FailedImport,
     /// Held while an object is replaced, shared or removed, in the inventory and in the store.
-    lock: tokio::sync::Mutex<()>,
+    pub(super) lock: tokio::sync::Mutex<()>,
 }

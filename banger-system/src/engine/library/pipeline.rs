@@ -1,14 +1,17 @@
 //! The steps that every import and every pull has: reserve a name, run as a job, count against the quota, commit.
 
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use banger_domain::{
     id::{ImageId, JobId, Uid},
     name::Name,
 };
-use banger_image::{oci::RemoteImage, record::Image};
+use banger_image::{
+    oci::RemoteImage,
+    record::{Image, ImageFacts},
+};
 use banger_proto::size::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use tracing::Instrument;
 
 use super::{
@@ -16,9 +19,11 @@ use super::{
     error::{Error, Kind, Result, one_line},
     item::Stored,
     job::{JobHandle, Stages},
+    problems::Subject,
     single_flight::{LockedPulls, PullRequest, RunningPull},
-    view::{Fact, JobKind},
+    view::{Fact, JobKind, Object},
 };
+use crate::tasks::message_of;
 
 /// Who requested a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,11 +50,13 @@ pub(super) struct Reserved {
     shared: Arc<Shared>,
     job: JobHandle,
     name: ReservedName,
+    /// What a job that panics may leave.
+    orphans: Subject,
     pull: Option<RunningPull>,
 }
 
 /// A name that nothing else gets. Dropping it releases the name.
-struct ReservedName {
+pub(super) struct ReservedName {
     shared: Arc<Shared>,
     kind: Kind,
     owner: Uid,
@@ -66,13 +73,23 @@ impl Drop for ReservedName {
 /// or too many jobs.
 pub(super) fn reserve<I: Stored>(shared: &Arc<Shared>, order: Order<I>) -> Result<Reserved> {
     let Order { owner, name, replaces, kind, stages, requested_by } = order;
-    shared.inventory.reserve::<I>(owner, &name, shared.settings.limits.images, replaces)?;
-    let name = ReservedName { shared: Arc::clone(shared), kind: I::KIND, owner, name };
+    let name = reserve_name::<I>(shared, owner, name, replaces)?;
     let job = match requested_by {
         RequestedBy::User => shared.jobs.begin(kind, owner, Vec::new(), stages)?,
         RequestedBy::Job => shared.jobs.begin_internal(kind, owner, Vec::new(), stages),
     };
-    Ok(Reserved { shared: Arc::clone(shared), job, name, pull: None })
+    Ok(Reserved { shared: Arc::clone(shared), job, name, orphans: I::ORPHANS, pull: None })
+}
+
+/// Reserves a name. Fails if the name is taken, or if the owner has too many objects of this kind.
+pub(super) fn reserve_name<I: Stored>(
+    shared: &Arc<Shared>,
+    owner: Uid,
+    name: Name,
+    replaces: Option<I::Id>,
+) -> Result<ReservedName> {
+    shared.inventory.reserve::<I>(owner, &name, shared.settings.limits.images, replaces)?;
+    Ok(ReservedName { shared: Arc::clone(shared), kind: I::KIND, owner, name })
 }
 
 impl Reserved {
@@ -80,6 +97,12 @@ impl Reserved {
     pub(super) fn shared_by(mut self, pulls: LockedPulls<'_>, request: PullRequest) -> Self {
         let ReservedName { kind, owner, name, .. } = &self.name;
         self.pull = Some(pulls.add(&self.shared, (*kind, *owner, name.clone()), request, self.job.id()));
+        self
+    }
+
+    /// Makes the job one of an existing object, too.
+    pub(super) fn about(self, object: Object) -> Self {
+        self.job.add_object(object);
         self
     }
 
@@ -96,22 +119,48 @@ impl Reserved {
     where
         W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
     {
-        let Self { shared, job, name, pull } = self;
-        run_job(shared, job, (name, pull, more), work)
+        let Self { shared, job, name, orphans, pull } = self;
+        spawn(shared, job, (name, pull, more), Some(orphans), work)
     }
 }
 
-/// Runs a job in a task of its own, once it is its turn. What it holds is dropped before the job ends.
-pub(super) fn run_job<W>(shared: Arc<Shared>, mut job: JobHandle, held: impl Send + 'static, work: W) -> JobId
+/// Runs a job that creates nothing in the library, once it is its turn.
+pub(super) fn run_job<W>(shared: Arc<Shared>, job: JobHandle, work: W) -> JobId
+where
+    W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
+{
+    spawn(shared, job, (), None, work)
+}
+
+/// Runs a job in a task of its own. What it holds is dropped before the job ends. A job that panics fails, and recovery
+/// looks for what it has left.
+fn spawn<W>(
+    shared: Arc<Shared>,
+    mut job: JobHandle,
+    held: impl Send + 'static,
+    orphans: Option<Subject>,
+    work: W,
+) -> JobId
 where
     W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
 {
     let id = job.id();
     tokio::spawn(async move {
         let span = job.span();
-        let result = match job.wait_turn().await {
-            Ok(()) => work(&shared, &job).instrument(span).await,
-            Err(error) => Err(error),
+        let work = async {
+            job.wait_turn().await?;
+            work(&shared, &job).await
+        };
+        let result = match AssertUnwindSafe(work.instrument(span.clone())).catch_unwind().await {
+            Ok(result) => result,
+            Err(panic) => {
+                let message = message_of(&*panic);
+                span.in_scope(|| tracing::error!(panic = message, "the work of a job has panicked"));
+                if let Some(orphans) = orphans {
+                    shared.problems.set(orphans, &Error::Bug);
+                }
+                Err(Error::Bug)
+            }
         };
         drop(held);
         job.finish(result);
@@ -143,6 +192,21 @@ impl Quota<'_> {
             true => Ok(()),
             false => shared.inventory.claim(self.owner, self.name, bytes, shared.settings.limits.image_disk),
         }
+    }
+
+    /// Counts the image as one that shares an existing file, unless a private image of the owner has this file.
+    pub(super) fn claim_shared(&self, shared: &Shared, facts: &ImageFacts) -> Result<()> {
+        let counts =
+            |image: &Arc<Image>| image.owner == self.owner && !image.shared && image.facts.file == facts.file;
+        match shared.inventory.all::<Image>().iter().any(counts) {
+            true => Ok(()),
+            false => self.claim(shared, facts.disk_usage),
+        }
+    }
+
+    /// Returns how large the image may become.
+    pub(super) fn room(&self, shared: &Shared) -> Bytes {
+        shared.inventory.room_for(self.owner, self.name, shared.settings.limits.image_disk)
     }
 
     /// Counts an image whose files exist, and removes them if it does not fit.
@@ -195,6 +259,10 @@ async fn publish<I: Stored>(shared: &Shared, item: &I, old: Option<&I>) -> Resul
         shared.inventory.add(item.clone());
         return Ok(());
     };
+    // Whether a shared object stays is for an administrator to decide, who has not been asked about this one.
+    if old.is_shared() && !item.is_shared() {
+        return Err(Error::NameTaken { kind: I::KIND, name: item.name().to_string() });
+    }
     let taken = shared.inventory.remove_unused::<I>(old.id())?;
     if let Err(error) = item.put_row(store, Some(old.id())).await {
         shared.inventory.add(I::clone(&taken));

@@ -94,6 +94,9 @@ impl VmTask {
         }
         self.is_new = false;
         self.save_or_log().await;
+        if let Some((key, spec)) = self.missing_template.take() {
+            self.shared.make_template(key, spec);
+        }
         for job in self.take_waiters(|goal| matches!(goal, Goal::Running | Goal::Ready)) {
             job.finish(Ok(()));
         }

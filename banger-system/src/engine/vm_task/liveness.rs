@@ -41,6 +41,11 @@ impl VmTask {
     }
 
     pub(super) fn probed(&mut self, facts: guest_link::Result<GuestFacts>) {
+        if !self.vm.is_ready() {
+            // It was paused after the question.
+            self.liveness = Liveness::Answering;
+            return;
+        }
         let before = self.liveness;
         self.liveness = match facts {
             Ok(_) => Liveness::Answering,

@@ -37,14 +37,15 @@
 //! # The end
 //!
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
-//! `remove.rs` deletes a VM that is down, `commit.rs` makes an image of its disk, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds
-//! out what happened while no service ran. Then the resources of the boot are released, and the next waiting start
-//! begins.
+//! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
+//! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
+//! image of a VM that is down, and `remove.rs` deletes it.
 
 mod commit;
 mod event;
 mod kernel;
 mod liveness;
+mod pause;
 mod reattach;
 mod reboot;
 mod remove;
@@ -57,6 +58,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     guest_end::Reboots,
     id::{JobId, Timestamp},
+    launch_spec::LaunchSpec,
     lifecycle::{Event, Refused, Transition, step},
     name::Name,
     net::port::Port,
@@ -81,9 +83,12 @@ use super::{
     job::{JobHandle, Stages},
     lease::Lease,
     request::{CommitVm, Configure, Start, Stop, StopMode},
-    view::{JobKind, Object, VmView},
+    view::{BootedFrom, JobKind, Object, VmView},
 };
-use crate::{ports::supervisor::Started, tasks::Task};
+use crate::{
+    ports::{supervisor::Started, templates::TemplateKey},
+    tasks::Task,
+};
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
@@ -111,6 +116,12 @@ pub(super) enum Command {
     },
     Kill {
         signal: i32,
+        reply: Reply<()>,
+    },
+    Pause {
+        reply: Reply<()>,
+    },
+    Unpause {
         reply: Reply<()>,
     },
     Rename {
@@ -160,6 +171,8 @@ pub(super) struct VmTask {
     pub(super) vm: Vm,
     unit: String,
     pid: u32,
+    /// How the guest began.
+    booted_from: Option<BootedFrom>,
     lease: Lease,
     inbox: mpsc::Receiver<Command>,
     background: JoinSet<TaskEvent>,
@@ -173,6 +186,10 @@ pub(super) struct VmTask {
     is_new: bool,
     /// The job that makes an image of its system disk.
     commit: Option<Commit>,
+    /// The template to make once the guest is ready: there is none yet.
+    missing_template: Option<(TemplateKey, LaunchSpec)>,
+    /// The template from which the VMM did not continue.
+    failed_template: Option<TemplateKey>,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
     caller_is_gone: bool,
 }
@@ -232,6 +249,9 @@ impl VmTask {
             reboots: Reboots::default(),
             is_new: false,
             commit: None,
+            booted_from: None,
+            missing_template: None,
+            failed_template: None,
             caller_is_gone: false,
         }
     }
@@ -275,6 +295,14 @@ impl VmTask {
             Command::Delete { mode, reply } => return self.delete(mode, reply).await,
             Command::Kill { signal, reply } => {
                 let result = self.kill(signal).await;
+                answer(reply, result);
+            }
+            Command::Pause { reply } => {
+                let result = self.pause().await;
+                answer(reply, result);
+            }
+            Command::Unpause { reply } => {
+                let result = self.unpause().await;
                 answer(reply, result);
             }
             Command::Rename { name, reply } => {
@@ -348,6 +376,7 @@ impl VmTask {
     fn clear_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
+        self.booted_from = None;
         self.blocked_ports.clear();
         self.liveness = Liveness::default();
         self.vm.ready_at = Timestamp::default();
@@ -376,7 +405,8 @@ impl VmTask {
     fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        VmView { blocked_ports, silent, ..self.shared.view(vm, self.unit.clone(), self.pid) }
+        let booted_from = self.booted_from;
+        VmView { blocked_ports, silent, booted_from, ..self.shared.view(vm, self.unit.clone(), self.pid) }
     }
 }
 

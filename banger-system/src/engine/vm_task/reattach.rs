@@ -28,13 +28,14 @@ impl VmTask {
                     self.apply(Event::Launched);
                 }
                 self.publish();
+                self.freeze_as_stored().await;
                 self.reattach_nic().await;
                 self.watch_vmm();
                 self.watch_for_halt();
-                if state == State::Stopping {
-                    self.request_shutdown(self.shared.settings.stop_timeout);
-                } else {
-                    self.watch_guest(self.shared.settings.ready_timeout, Occasion::Regular);
+                match state {
+                    State::Stopping => self.request_shutdown(self.shared.settings.stop_timeout),
+                    State::Paused => {}
+                    _ => self.watch_guest(self.shared.settings.ready_timeout, Occasion::Regular),
                 }
                 Next::Continue
             }

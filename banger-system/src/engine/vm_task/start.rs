@@ -23,9 +23,14 @@ use crate::{
         lease::not_released,
         now,
         request::{Start, WaitFor},
-        view::JobKind,
+        templates::Template,
+        view::{BootedFrom, JobKind},
     },
-    ports::{guest_link, supervisor::Started, vmm::NetworkNamespace},
+    ports::{
+        guest_link,
+        supervisor::{EmptyJail, Started},
+        vmm::{Capture, NetworkNamespace},
+    },
 };
 
 /// Pause before asking the supervisor again when it could not report how a process ended.
@@ -88,6 +93,9 @@ impl VmTask {
     }
 
     pub(super) async fn start(&mut self, start: Start) -> Result<JobId> {
+        if self.vm.state == State::Paused {
+            return Err(Error::Paused { name: self.vm.name.to_string() });
+        }
         let transition = step(self.vm.state, Event::Start)?;
         self.require_unread_disks().await?;
         let job = self.begin_job(JobKind::VmStart, START)?;
@@ -124,11 +132,12 @@ impl VmTask {
         job.stage("start", "starting the VMM");
         let begun = Instant::now();
         match self.launch_clean().await {
-            Ok(started) => {
+            Ok((started, from)) => {
                 let host_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-                tracing::info!(vm = %self.vm.id, host_us, "started a VMM");
                 self.unit = started.unit;
                 self.pid = started.pid;
+                tracing::info!(vm = %self.vm.id, booted_from = from.as_str(), host_us, "started a VMM");
+                self.booted_from = Some(from);
                 self.apply(Event::Launched);
                 // If this fails, the row still says `starting`, and recovery handles that the same way.
                 self.save_or_log().await;
@@ -151,14 +160,26 @@ impl VmTask {
 
     /// Launches the VMM after releasing what an earlier boot left. The ledger still has resources that could not be
     /// released when that boot ended.
-    async fn launch_clean(&mut self) -> Result<Started> {
-        match not_released(self.vm.name.as_str(), self.lease.release(Scope::Boot).await) {
-            Some(error) => Err(error),
-            None => self.launch().await,
+    async fn launch_clean(&mut self) -> Result<(Started, BootedFrom)> {
+        self.release_boot().await?;
+        let launched = self.launch().await;
+        match (launched, self.failed_template.take()) {
+            (Err(error), Some(key)) => {
+                // From now on, sandboxes with this key boot.
+                self.shared.distrust_template(&key, &error).await;
+                self.release_boot().await?;
+                self.launch().await
+            }
+            (launched, _) => launched,
         }
     }
 
-    pub(super) async fn launch(&mut self) -> Result<Started> {
+    async fn release_boot(&mut self) -> Result<()> {
+        let left = self.lease.release(Scope::Boot).await;
+        not_released(self.vm.name.as_str(), left).map_or(Ok(()), Err)
+    }
+
+    async fn launch(&mut self) -> Result<(Started, BootedFrom)> {
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         let nic = self.shared.nic(&self.vm).await?;
@@ -184,14 +205,37 @@ impl VmTask {
         let jail = self.lease.hold(Resource::Unit, ports.supervisor.start_jail(jail_spec)).await?;
         // Done while the jail starts, which takes longer.
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
-        let command = ports.vmm.prepare_launch(&spec).await?;
         // Stored before the guest boots, so that a restarted service knows the guest's token.
         ports.store.put_vm(&self.vm).await?;
+        self.missing_template = None;
+        if let Some(Template { key, capture }) = self.shared.template_of(&spec).await {
+            if let Some(capture) = capture {
+                let continued = self.launch_from(&spec, &capture, jail).await;
+                self.failed_template = continued.is_err().then_some(key);
+                return continued.map(|started| (started, BootedFrom::Template));
+            }
+            self.missing_template = Some((key, spec.clone()));
+        }
+        let command = ports.vmm.prepare_launch(&spec).await?;
         let started = jail.run(command).await?;
         if opens_tap {
             ports.network.set_tap_owner(self.vm.id, Uid(started.user)).await?;
         }
         ports.vmm.configure(&spec, &started).await?;
+        Ok((started, BootedFrom::Cold))
+    }
+
+    /// Launches a VMM that continues from a template.
+    async fn launch_from(
+        &self,
+        spec: &LaunchSpec,
+        capture: &Capture,
+        jail: Box<dyn EmptyJail>,
+    ) -> Result<Started> {
+        let ports = &self.shared.ports;
+        let command = ports.vmm.prepare_child(spec, capture).await?;
+        let started = jail.run(command).await?;
+        ports.vmm.resume(spec.vm, capture).await?;
         Ok(started)
     }
 

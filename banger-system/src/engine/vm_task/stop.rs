@@ -64,6 +64,7 @@ impl VmTask {
     /// Starts to end the VMM. A forced stop overrides a clean one that is under way.
     pub(super) async fn stop_vmm(&mut self, stop: Stop, reason: Reason) -> Result<()> {
         let never_answered = self.vm.reason == Reason::BootTimeout;
+        self.thaw_to_end().await;
         let transition = self.enter(Event::Stop)?;
         if transition != Transition::Unchanged {
             self.vm.reason = reason;
@@ -106,6 +107,7 @@ impl VmTask {
         if !self.vm.state.is_up() {
             return Err(Error::NotRunning { name: self.vm.name.to_string() });
         }
+        self.thaw_to_end().await;
         if self.enter(Event::Stop)? != Transition::Unchanged {
             self.vm.reason = Reason::UserRequest;
             self.save().await?;

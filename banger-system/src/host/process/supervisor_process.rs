@@ -54,6 +54,8 @@ const MAX_END: u64 = 32;
 /// There are no limits of memory here, so the guest's memory counts against it.
 const OOM_SCORE: u16 = 200;
 const SIGKILL: i32 = 9;
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
 
 /// The supervisor.
 #[derive(Clone)]
@@ -199,6 +201,13 @@ impl Shim {
     }
 }
 
+impl ProcessSupervisor {
+    fn signal_vmm(&self, vm: VmId, signal: i32) -> Result<()> {
+        let vmm = self.shim(vm)?.map(|shim| shim.child()).transpose()?.flatten();
+        vmm.map_or(Ok(()), |vmm| vmm.send(signal))
+    }
+}
+
 #[async_trait]
 impl EmptyJail for Shim {
     async fn run(self: Box<Self>, launch: VmmCommand) -> Result<Started> {
@@ -219,6 +228,15 @@ impl Supervisor for ProcessSupervisor {
         let vmm = if signal == SIGKILL { shim.child()? } else { None };
         // The shim forwards every signal but SIGKILL, which it cannot catch.
         vmm.unwrap_or(shim).send(signal)
+    }
+
+    /// Stops the VMM by SIGSTOP: without systemd it has no control group of its own.
+    async fn freeze(&self, vm: VmId) -> Result<()> {
+        self.signal_vmm(vm, SIGSTOP)
+    }
+
+    async fn thaw(&self, vm: VmId) -> Result<()> {
+        self.signal_vmm(vm, SIGCONT)
     }
 
     async fn remove(&self, vm: VmId) -> Result<()> {

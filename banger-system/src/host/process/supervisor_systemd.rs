@@ -119,6 +119,14 @@ impl Supervisor for SystemdSupervisor {
         Ok(self.units.kill(&resource::unit_name(vm), signal).await?)
     }
 
+    async fn freeze(&self, vm: VmId) -> Result<()> {
+        Ok(self.units.freeze(&resource::unit_name(vm)).await?)
+    }
+
+    async fn thaw(&self, vm: VmId) -> Result<()> {
+        Ok(self.units.thaw(&resource::unit_name(vm)).await?)
+    }
+
     async fn remove(&self, vm: VmId) -> Result<()> {
         self.units.remove(&resource::unit_name(vm)).await?;
         Ok(())

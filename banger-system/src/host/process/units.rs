@@ -91,6 +91,21 @@ impl Units {
         }
     }
 
+    /// Freezes all processes of a unit, by the freezer of its control group.
+    pub(super) async fn freeze(&self, unit: &str) -> Result<()> {
+        let frozen = self.manager().await?.freeze_unit(unit.to_owned()).await;
+        frozen.map_err(|error| bus("freeze a unit", error))
+    }
+
+    /// Lets the processes of a unit go on.
+    pub(super) async fn thaw(&self, unit: &str) -> Result<()> {
+        match self.manager().await?.thaw_unit(unit.to_owned()).await {
+            // It may have ended.
+            Err(error) if !is_no_such_unit(&error) => Err(bus("thaw a unit", error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Kills a unit, waits until nothing of it is left, and returns how it ended.
     pub(super) async fn remove(&self, unit: &str) -> Result<Ended> {
         let gone = async {

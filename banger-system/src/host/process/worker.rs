@@ -32,7 +32,7 @@ use super::shim;
 use crate::{
     host::blocking::blocking,
     ports::{
-        FromHost as _, HostError, NoProgress, Progress, host_error, image_files, kernel_files,
+        FileError as Error, FromHost as _, HostError, NoProgress, Progress, host_error, image_files,
         supervisor::Ended,
     },
 };
@@ -41,26 +41,6 @@ use crate::{
 const LISTEN: Duration = Duration::from_millis(100);
 /// How long a worker may neither read nor write a byte. Registries and disks have shorter timeouts of their own.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Why a worker did not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The content is not supported.
-    #[error("{message}")]
-    Unsupported {
-        /// What is wrong with it.
-        message: String,
-    },
-    /// A user's file is of the wrong kind, mode or size.
-    #[error("{message}")]
-    BadFile {
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The call to the host failed.
-    #[error(transparent)]
-    Host(#[from] HostError),
-}
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -214,7 +194,7 @@ pub async fn copy_file(
 }
 
 /// Orders a worker to copy the system disk of a sandbox into an empty file. The files are the copy, the disk, and the
-/// disk below it if it is an overlay. Returns the size of the disk.
+/// disk below it if it is an overlay. Returns the size of the disk, or none if there is no room for it.
 pub async fn flatten(
     workers: &dyn Workers,
     job: Job,
@@ -222,7 +202,7 @@ pub async fn flatten(
     files: Vec<File>,
     total: Bytes,
     progress: Arc<dyn Progress>,
-) -> Result<Bytes> {
+) -> Result<Option<Bytes>> {
     let fds: Vec<OwnedFd> = files.into_iter().map(OwnedFd::from).collect();
     let exchange = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::Flatten(order) }, &fds)?;
@@ -230,7 +210,8 @@ pub async fn flatten(
         listen(&socket, &*progress, Some(total), STALL_TIMEOUT)
     };
     match run_worker(workers, job, exchange).await? {
-        Answer::Copied(size) => Ok(Bytes(size)),
+        Answer::Copied(size) => Ok(Some(Bytes(size))),
+        Answer::Failed(Failure::NoRoom) => Ok(None),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
@@ -331,6 +312,7 @@ impl From<Failure> for Error {
         match failure {
             Failure::Refused { message } => Self::Unsupported { message },
             Failure::BadFile { message } => Self::BadFile { message },
+            Failure::NoRoom => nonsense(),
             Failure::NoSpace { doing } => Self::no_space(doing),
             Failure::Broken { doing, why } => Self::other(doing, why),
         }
@@ -338,16 +320,6 @@ impl From<Failure> for Error {
 }
 
 impl From<Error> for image_files::Error {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Unsupported { message } => Self::Unsupported { message },
-            Error::BadFile { message } => Self::BadFile { message },
-            Error::Host(error) => error.into(),
-        }
-    }
-}
-
-impl From<Error> for kernel_files::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Unsupported { message } => Self::Unsupported { message },

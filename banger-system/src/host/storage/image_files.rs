@@ -18,6 +18,7 @@ use banger_domain::{
     digest::Digest as OciDigest,
     id::{ImageId, Uid},
     launch_spec::{Drive, Medium},
+    limits::Exceeded,
     name::Name,
     resource::{IMAGE_FILE, Paths},
 };
@@ -126,7 +127,7 @@ impl LocalImages {
             staging.finish().map_err(doing)?;
             let disk_usage = Bytes(metadata.blocks() * 512);
             let content_size = made.content.min(size);
-            Ok(ImageFacts { digest: made.digest, virtual_size: size, content_size, disk_usage })
+            Ok(ImageFacts { file: image, digest: made.digest, virtual_size: size, content_size, disk_usage })
         })
         .await
     }
@@ -136,9 +137,10 @@ impl LocalImages {
         &self,
         job: Job,
         staged: Staged,
-        drive: Drive,
+        (drive, room): (Drive, Bytes),
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
+        let image = job.id;
         let Staged { staging, file } = staged;
         let copy = file.try_clone().map_err(unwritten)?;
         let opened = blocking("open a system disk", move || {
@@ -163,11 +165,13 @@ impl LocalImages {
         });
         if let Some((files, total)) = opened.await? {
             let progress = Arc::clone(&progress);
-            worker::flatten(&*self.workers, job, Flatten { max: MAX_SIZE }, files, total, progress).await?;
+            let order = Flatten { max: MAX_SIZE, room };
+            let copied = worker::flatten(&*self.workers, job, order, files, total, progress).await?;
+            copied.ok_or(Exceeded::Room { room })?;
         }
         blocking("finish writing an image", move || {
             require_unmounted(&file)?;
-            let facts = facts_of(&file, &*progress)?;
+            let facts = facts_of(image, &file, &*progress)?;
             staging.finish().map_err(unwritten)?;
             Ok(facts)
         })
@@ -216,8 +220,8 @@ impl ImageFiles for LocalImages {
                 return self.build(job, staged, claims(layers)?, None, progress).await;
             }
             Content::File(fd) => fd,
-            Content::Disk(drive) => {
-                return self.flatten(Job { id: image, owner }, staged, drive, progress).await;
+            Content::Disk { drive, room } => {
+                return self.flatten(Job { id: image, owner }, staged, (drive, room), progress).await;
             }
         };
         let job = Job { id: image, owner };
@@ -243,7 +247,7 @@ impl ImageFiles for LocalImages {
             worker::copy_file(&*self.workers, job, order, files, Some(size), Arc::clone(&progress)).await?;
         }
         blocking("finish writing an image", move || {
-            let facts = facts_of(&file, &*progress)?;
+            let facts = facts_of(image, &file, &*progress)?;
             staging.finish().map_err(|source| Error::os(doing(), source))?;
             Ok(facts)
         })
@@ -397,7 +401,7 @@ fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
 
 /// Returns the facts about the copy of a file system. Only the copy counts, since the user may still write to the
 /// original.
-fn facts_of(copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
+fn facts_of(image: ImageId, copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
     let metadata = copy.metadata().map_err(unwritten)?;
     let size = Bytes(metadata.len());
     let mut head = vec![0; ext4::HEAD.min(usize::try_from(size.0).unwrap_or(ext4::HEAD))];
@@ -408,7 +412,7 @@ fn facts_of(copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
     let digest = digest_of(copy, file_system.size, progress).map_err(unwritten)?;
     let disk_usage = Bytes(copy.metadata().map_err(unwritten)?.blocks() * 512);
     let content_size = file_system.used.unwrap_or(disk_usage);
-    Ok(ImageFacts { digest, virtual_size: file_system.size, content_size, disk_usage })
+    Ok(ImageFacts { file: image, digest, virtual_size: file_system.size, content_size, disk_usage })
 }
 
 /// Checks that a guest has unmounted the file system on a copy of its disk.

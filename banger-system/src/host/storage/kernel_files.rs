@@ -2,7 +2,7 @@
 //! the file system of all modules. Also the archive of the agent, made again when the agent changes.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{BufReader, ErrorKind, Read, Seek, Write},
     os::{
         fd::OwnedFd,
@@ -267,8 +267,8 @@ struct Build {
     changed: (i64, i64),
 }
 
-/// Returns the archive of the current agent. Each run of the service makes it at least once, so that no archive of an
-/// earlier run, perhaps half written, is ever booted.
+/// Returns the archive of the current agent. Each run of the service compares it at least once, so that no archive of an
+/// earlier run, perhaps half written, is ever booted. An equal one stays, and with it the templates that booted it.
 fn archive_agent(paths: &Paths, archived: &Mutex<Option<Build>>) -> Result<PathBuf> {
     let (program, archive) = (paths.program(AGENT), paths.agent_archive());
     let mut agent = File::open(&program).map_err(|source| match source.kind() {
@@ -292,10 +292,12 @@ fn archive_agent(paths: &Paths, archived: &Mutex<Option<Build>>) -> Result<PathB
         agent.read_to_end(&mut content).map_err(|source| os("read", &program, source))?;
         let content = agent_archive(&content)
             .map_err(|error| Error::other(format!("archive {}", program.display()), error))?;
-        let unwritten = |source| os("write", &archive, source);
-        let mut partial = Partial::begin(&archive, MODE).map_err(unwritten)?;
-        partial.file.write_all(&content).map_err(unwritten)?;
-        partial.replace().map_err(unwritten)?;
+        if !fs::read(&archive).is_ok_and(|old| old == content) {
+            let unwritten = |source| os("write", &archive, source);
+            let mut partial = Partial::begin(&archive, MODE).map_err(unwritten)?;
+            partial.file.write_all(&content).map_err(unwritten)?;
+            partial.replace().map_err(unwritten)?;
+        }
         *archived = Some(build);
     }
     Ok(archive)
@@ -494,6 +496,18 @@ mod tests {
         fs::remove_file(scratch.paths.agent_archive()).unwrap();
         inode().await;
         assert_eq!(content_of_archive(&scratch), agent_archive(b"no agent").unwrap());
+    }
+
+    #[tokio::test]
+    async fn another_run_of_the_service_keeps_an_equal_archive() {
+        let scratch = Scratch::new();
+        scratch.import().await.unwrap();
+        let stamp = || crate::host::storage::templates::stamp(&scratch.paths.agent_archive()).unwrap();
+        scratch.kernels.boot_files(KERNEL).await.unwrap();
+        let first = stamp();
+        let later = LocalKernels::new(scratch.paths.clone(), Arc::new(InProcess));
+        later.boot_files(KERNEL).await.unwrap();
+        assert_eq!(stamp(), first);
     }
 
     #[tokio::test]

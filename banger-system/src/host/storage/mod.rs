@@ -9,6 +9,7 @@ pub mod image_files;
 pub mod kernel_files;
 pub mod mapper;
 pub(in crate::host) mod partial;
-mod sparse;
+pub(in crate::host) mod sparse;
 mod staging;
+pub mod templates;
 mod write_behind;

@@ -10,7 +10,7 @@ use rustix::{
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
+pub(in crate::host) enum Method {
     /// It shares blocks with the original until one of the two changes.
     Shared,
     /// It has blocks of its own.
@@ -18,7 +18,7 @@ pub(super) enum Method {
 }
 
 /// Makes the empty file `to` a copy of `from`, with the same holes.
-pub(super) fn copy(from: &File, to: &File) -> io::Result<Method> {
+pub(in crate::host) fn copy(from: &File, to: &File) -> io::Result<Method> {
     if share(from, to)? {
         return Ok(Method::Shared);
     }

@@ -172,7 +172,7 @@ impl Store for SqliteStore {
     async fn images(&self) -> Result<Vec<Image>> {
         let rows = sqlx::query_as!(
             ImageRow,
-            "SELECT id, name, owner, shared, source, kernel, created_at, digest, virtual_size, content_size,
+            "SELECT id, name, owner, shared, source, kernel, created_at, file, digest, virtual_size, content_size,
                     disk_usage, manifest, config
              FROM images"
         );
@@ -265,19 +265,20 @@ async fn write_image(connection: &mut SqliteConnection, image: &Image) -> Result
     let (id, name, owner) = (image.id.to_string(), image.name.as_str(), image.owner.0);
     let kernel = image.kernel.map(|kernel| kernel.to_string());
     let created_at = integer(image.created_at.0)?;
+    let file = image.facts.file.to_string();
     let virtual_size = integer(image.facts.virtual_size.0)?;
     let content_size = integer(image.facts.content_size.0)?;
     let disk_usage = integer(image.facts.disk_usage.0)?;
     let manifest = image.origin.as_ref().map(|origin| origin.manifest.to_string());
     let config = serde_json::to_string(&image.config).map_err(|e| Error::other(WRITE, e))?;
     sqlx::query!(
-        "INSERT INTO images (id, name, owner, shared, source, kernel, created_at, digest, virtual_size,
+        "INSERT INTO images (id, name, owner, shared, source, kernel, created_at, file, digest, virtual_size,
                              content_size, disk_usage, manifest, config)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (id) DO UPDATE SET
              name = excluded.name, owner = excluded.owner, shared = excluded.shared,
              source = excluded.source, kernel = excluded.kernel, created_at = excluded.created_at,
-             digest = excluded.digest, virtual_size = excluded.virtual_size,
+             file = excluded.file, digest = excluded.digest, virtual_size = excluded.virtual_size,
              content_size = excluded.content_size, disk_usage = excluded.disk_usage,
              manifest = excluded.manifest, config = excluded.config",
         id,
@@ -287,6 +288,7 @@ async fn write_image(connection: &mut SqliteConnection, image: &Image) -> Result
         image.source,
         kernel,
         created_at,
+        file,
         image.facts.digest,
         virtual_size,
         content_size,

@@ -124,6 +124,7 @@ pub(super) struct ImageRow {
     pub source: String,
     pub kernel: Option<String>,
     pub created_at: i64,
+    pub file: String,
     pub digest: String,
     pub virtual_size: i64,
     pub content_size: i64,
@@ -152,6 +153,7 @@ impl TryFrom<ImageRow> for Image {
             kernel: row.kernel.as_deref().map(|kernel| read.text("kernel", kernel)).transpose()?,
             created_at: Timestamp(read.number("created_at", row.created_at)?),
             facts: ImageFacts {
+                file: read.text("file", &row.file)?,
                 digest: row.digest,
                 virtual_size: Bytes(read.number("virtual_size", row.virtual_size)?),
                 content_size: Bytes(read.number("content_size", row.content_size)?),

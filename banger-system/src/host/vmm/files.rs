@@ -1,12 +1,9 @@
 //! What every VMM gets: its confinement, files that the service opens, and the logs of its output.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{OpenOptionsExt, PermissionsExt},
-    },
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -17,11 +14,14 @@ use banger_domain::{
 };
 use banger_jail::ring;
 use banger_proto::size::Bytes;
-use rustix::fs::{FileType, MemfdFlags, SealFlags};
+use rustix::fs::FileType;
 
-use crate::ports::{
-    FromHost as _,
-    vmm::{Error, JailSpec, NetworkNamespace, Result},
+use crate::{
+    host::memory,
+    ports::{
+        FromHost as _,
+        vmm::{Error, JailSpec, NetworkNamespace, Result},
+    },
 };
 
 /// The console of a guest: a boot of some thousand lines, and then the most recent output.
@@ -61,19 +61,14 @@ pub fn is_device(path: &Path) -> Result<bool> {
 /// Returns the concatenated archives of the initramfs, in memory that cannot be changed any more.
 pub fn initrd(spec: &LaunchSpec) -> Result<OwnedFd> {
     let os = |error: io::Error| Error::os("build the initramfs", error);
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memory = rustix::fs::memfd_create("banger-initrd", flags).map_err(|error| os(error.into()))?;
-    let mut memory = File::from(memory);
+    let mut archives = memory::file("banger-initrd", 0o444).map_err(os)?;
     for path in &spec.initramfs {
         let mut archive =
             File::open(path).map_err(|error| Error::os(format!("open {}", path.display()), error))?;
-        io::copy(&mut archive, &mut memory).map_err(os)?;
+        io::copy(&mut archive, &mut archives).map_err(os)?;
     }
-    // The VMM opens it again by its number in /proc, as a user that does not own it.
-    memory.set_permissions(Permissions::from_mode(0o444)).map_err(os)?;
-    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&memory, seals).map_err(|error| os(error.into()))?;
-    Ok(memory.into())
+    memory::seal(&archives).map_err(os)?;
+    Ok(archives.into())
 }
 
 /// Starts a new log, one per boot.

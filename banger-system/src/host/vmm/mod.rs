@@ -26,7 +26,8 @@ use crate::ports::{
     disks::OverlayBy,
     guest_link::{self, Channel},
     supervisor::Started,
-    vmm::{Error, JailSpec, Result, Vmm, VmmCommand},
+    templates::TemplateKey,
+    vmm::{Capture, Error, JailSpec, Result, Vmm, VmmCommand},
 };
 
 /// Firecracker and QEMU.
@@ -107,6 +108,26 @@ impl Vmm for Vmms {
 
     async fn configure(&self, spec: &LaunchSpec, started: &Started) -> Result<()> {
         self.of(spec.vm).configure(spec, started).await
+    }
+
+    async fn template_key(&self, spec: &LaunchSpec) -> Result<Option<TemplateKey>> {
+        self.of(spec.vm).template_key(spec).await
+    }
+
+    async fn prepare_template(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        self.of(spec.vm).prepare_template(spec).await
+    }
+
+    async fn capture(&self, vm: VmId) -> Result<Capture> {
+        self.of(vm).capture(vm).await
+    }
+
+    async fn prepare_child(&self, spec: &LaunchSpec, capture: &Capture) -> Result<VmmCommand> {
+        self.of(spec.vm).prepare_child(spec, capture).await
+    }
+
+    async fn resume(&self, vm: VmId, capture: &Capture) -> Result<()> {
+        self.of(vm).resume(vm, capture).await
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {

@@ -1,7 +1,7 @@
 #!/bin/sh -eu
 # Starts a sandbox again after an upgrade that replaced the files of the kernel.
 
-banger vm create --quiet --no-start aged
+banger vm create --quiet --no-start --name aged
 before=$(banger kernel show --json host | grep '"id"')
 touch /boot/vmlinuz-*
 banger vm start --quiet aged

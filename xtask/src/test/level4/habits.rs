@@ -9,6 +9,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("habits of docker: the first ten minutes work, or say what to type", first_minutes),
     ("habits of docker: a detached run with --rm is deleted when its command ends", ends_by_itself),
     ("habits of docker: a detached run with --rm is deleted although the service restarts", survives),
+    ("habits of docker: a paused sandbox stands still and goes on, although the service restarts", paused),
 ];
 
 fn first_minutes(host: &Host) -> Result<()> {
@@ -33,5 +34,22 @@ fn survives(host: &Host) -> Result<()> {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
     }
     ensure!(out.contains("\"state\": \"running\""), "the restart ended the sandbox: {out:?}");
+    Ok(())
+}
+
+fn paused(host: &Host) -> Result<()> {
+    let out = run_as_root(host, &script!("level4/habits/paused.sh" uses "wait.sh"))?;
+    for expected in [
+        "still: paused",
+        "still: already paused",
+        "no processor time",
+        "hint: `banger vm unpause still` continues it.",
+        "still: continued",
+        "still: already running",
+        "the right time",
+    ] {
+        ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
+    }
+    ensure!(out.contains("\"state\": \"stopped\""), "{out:?}");
     Ok(())
 }

@@ -22,6 +22,7 @@ mod registry;
 mod sessions;
 mod settings;
 mod ssh;
+mod template;
 mod terminal;
 mod workspace;
 
@@ -80,6 +81,7 @@ const SYSTEMD_CHECKS: &[&[(&str, Check)]] = &[
     ready::WITH_SYSTEMD,
     sessions::WITH_SYSTEMD,
     ssh::WITH_SYSTEMD,
+    template::WITH_SYSTEMD,
 ];
 
 /// Runs the checks whose names contain `only` in fresh private hosts. Each host takes the next check when it has

@@ -9,7 +9,7 @@ use std::{
 use banger_proto::guest::{Request, facts::ListeningPort, message::Endpoint};
 use tokio::task::JoinSet;
 
-use super::{Forwarder, LOOPBACK, Listener, serve};
+use super::{Forwarder, serve, sockets::Listener, spec::LOOPBACK};
 use crate::{error::Result, guest::agent::Guest};
 
 /// Poll interval for listening ports.

@@ -5,6 +5,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
     os::unix::fs::DirBuilderExt,
@@ -57,8 +58,7 @@ pub fn start() -> Result<u8> {
     let failed = |source| Error::io("start a process in the background", source);
     let program = env::current_exe().map_err(failed)?;
     let mut child = Command::new(program)
-        .args(env::args_os().skip(1))
-        .arg(format!("--{IN_BACKGROUND}"))
+        .args(in_background(env::args_os().skip(1).collect()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -73,6 +73,13 @@ pub fn start() -> Result<u8> {
     // It has printed why.
     let status = child.wait().map_err(failed)?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILURE))
+}
+
+/// Adds the option to the arguments: before a `--`, behind which there are only names.
+fn in_background(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    arguments.insert(end, format!("--{IN_BACKGROUND}").into());
+    arguments
 }
 
 /// Leaves the terminal, and records this process until the result is dropped.
@@ -223,11 +230,24 @@ pub fn own_pid() -> i32 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::ffi::OsStr;
+
     use super::*;
 
     fn record(pid: i32, sandbox: &str) -> Record {
         let forwards = vec!["127.0.0.1:8080 reaches 80.".to_owned()];
         Record { pid, sandbox: sandbox.to_owned(), vm: format!("{pid:032x}"), forwards, started_at: 1 }
+    }
+
+    #[test]
+    fn the_option_of_the_background_is_not_taken_for_a_name() {
+        for (line, expect) in [
+            ("forward -d --auto web", "forward -d --auto web --in-background"),
+            ("forward -d --auto -- web", "forward -d --auto --in-background -- web"),
+        ] {
+            let arguments = in_background(line.split(' ').map(OsString::from).collect());
+            assert_eq!(arguments.join(OsStr::new(" ")), expect);
+        }
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use banger_domain::{
     id::VmId,
     launch_spec::{Access, LaunchSpec, Medium},
+    net::nic::Mac,
 };
+use banger_proto::guest::config::TEMPLATE_MAC;
 
 /// Channels to the agent: the service's own, and one for each stream. A virtio-serial device has up to 31 ports, of
 /// which the first is for a console.
@@ -17,6 +19,17 @@ pub enum Acceleration {
     Kvm,
     /// By QEMU's translator.
     Tcg,
+}
+
+/// How a guest begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It boots.
+    Boot,
+    /// It boots and is captured: without an identity, and with devices that have nothing behind them.
+    Template,
+    /// It continues from a capture. Firmware, kernel and initramfs are in the captured memory.
+    Child,
 }
 
 /// Returns the name of a drive's file.
@@ -42,6 +55,9 @@ pub fn channel_name(index: usize) -> String {
 /// The name of the control socket.
 pub const QMP: &str = "qmp";
 
+/// The name of the file that is the guest's memory.
+pub const MEMORY: &str = "memory";
+
 /// `microvm` has no clock by which an emulated guest can calibrate another: one boot in three hangs at "could not
 /// calculate TSC khz". This is q35 without devices that our guests never use.
 const MACHINE_TYPE: &str = "q35,smm=off,sata=off,smbus=off,usb=off,vmport=off,graphics=off";
@@ -56,21 +72,34 @@ const COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests net.ifnames=0";
 
 /// Returns the program and its arguments.
-pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration) -> Vec<String> {
+pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Role) -> Vec<String> {
     let mut args = vec![program.to_owned()];
     let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    add(&["-name", &name(spec), "-uuid", &uuid(spec.vm)]);
+    match role {
+        Role::Boot => add(&["-name", &name(spec), "-uuid", &uuid(spec.vm)]),
+        Role::Child => add(&["-name", &name(spec)]),
+        // Without a UUID, the guest's init makes up its machine id.
+        Role::Template => add(&["-name", "banger-template"]),
+    }
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-M", MACHINE_TYPE, "-bios", FIRMWARE]);
+    add(&["-M", &format!("{MACHINE_TYPE},memory-backend=ram0"), "-bios", FIRMWARE]);
     match acceleration {
         Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
         // Five levels of page tables are one more step at each miss of the translation cache.
         Acceleration::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
     }
-    add(&["-smp", &spec.vcpus.to_string(), "-m", &format!("{}M", spec.memory.in_mib())]);
-    add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
-    add(&["-append", COMMAND_LINE]);
+    let memory = format!("{}M", spec.memory.in_mib());
+    add(&["-smp", &spec.vcpus.to_string(), "-m", &memory]);
+    let backend = "memory-backend-file,id=ram0,mem-path=/proc/self/fd/{fd:memory}";
+    let share = if role == Role::Child { "off" } else { "on" };
+    add(&["-object", &format!("{backend},size={memory},share={share}")]);
+    if role == Role::Child {
+        add(&["-incoming", "defer"]);
+    } else {
+        add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
+        add(&["-append", COMMAND_LINE]);
+    }
 
     add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
     add(&["-chardev", "socket,id=qmp,fd={fd:qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]);
@@ -81,13 +110,21 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration) -> Vec<S
         let prefix = banger_proto::guest::CHANNEL_PREFIX;
         add(&["-device", &format!("virtserialport,chardev={file},name={prefix}{index}")]);
     }
-    for (index, nic) in spec.nics.iter().enumerate() {
+    let (drives, nics) = match role {
+        Role::Template => (empty_drives(spec), Vec::new()),
+        Role::Boot | Role::Child => (drives(spec), spec.nics.iter().enumerate().collect()),
+    };
+    if role == Role::Template {
+        for _ in &spec.nics {
+            add(&["-device", &format!("virtio-net-pci,mac={},romfile=", Mac(TEMPLATE_MAC))]);
+        }
+    }
+    for (index, nic) in nics {
         let file = nic_name(index);
         add(&["-netdev", &format!("tap,id={file},fd={{fd:{file}}}")]);
         // Nothing boots from it, and its ROM would be another file to find.
         add(&["-device", &format!("virtio-net-pci,netdev={file},mac={},romfile=", nic.mac)]);
     }
-    let drives = drives(spec);
     add(&drives.iter().map(String::as_str).collect::<Vec<_>>());
     add(&["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]);
     args
@@ -127,6 +164,16 @@ fn drives(spec: &LaunchSpec) -> Vec<String> {
     words
 }
 
+/// Returns as many empty disks as the guest has. Their size does not matter: no driver has looked at it.
+fn empty_drives(spec: &LaunchSpec) -> Vec<String> {
+    let names = (0..spec.drives.len()).map(drive_name);
+    let words = names.flat_map(|name| {
+        let disk = format!("driver=null-co,node-name={name},read-zeroes=on,size=1048576");
+        ["-blockdev".to_owned(), disk, "-device".to_owned(), format!("virtio-blk-pci,drive={name}")]
+    });
+    words.collect()
+}
+
 /// Returns the name of the process. A sandbox's name has only letters, digits and hyphens, so it needs no escape.
 fn name(spec: &LaunchSpec) -> String {
     format!("banger-{}", spec.name)
@@ -147,9 +194,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_command_line_is_this() {
-        let spec = LaunchSpec {
+    fn spec() -> LaunchSpec {
+        LaunchSpec {
             vm: VmId::from_bits(0xabc),
             owner: Uid(1000),
             name: "calm-otter".into(),
@@ -168,11 +214,51 @@ mod tests {
                 Drive { path: "/host/disk".into(), access: Access::ReadOnly, medium: Medium::File },
             ],
             nics: vec![Nic { tap: "bgr-0".into(), mac: "02:67:00:00:00:01".into() }],
-        };
-        let words = of("/usr/bin/qemu", &spec, Acceleration::Tcg);
+        }
+    }
+
+    fn lines(role: Role) -> Vec<String> {
+        of("/usr/bin/qemu", &spec(), Acceleration::Tcg, role)
+    }
+
+    #[test]
+    fn the_command_line_is_this() {
         let golden = include_str!("args.golden");
-        let lines: Vec<&str> = words.iter().map(String::as_str).collect();
-        assert_eq!(lines.join("\n"), golden.trim_end());
+        assert_eq!(lines(Role::Boot).join("\n"), golden.trim_end());
         assert!(!golden.contains("/host"), "a path of the host is in it");
+    }
+
+    /// Returns the words that only the second role has.
+    fn added(without: Role, with: Role) -> Vec<String> {
+        let known = lines(without);
+        lines(with).into_iter().filter(|word| !known.contains(word)).collect()
+    }
+
+    #[test]
+    fn a_template_has_the_same_devices_with_nothing_behind_them() {
+        let memory = "memory-backend-file,id=ram0,mem-path=/proc/self/fd/{fd:memory},size=1024M,share";
+        let disk = |index| format!("driver=null-co,node-name=drive{index},read-zeroes=on,size=1048576");
+        let card = "virtio-net-pci,mac=02:67:00:00:00:00,romfile=".to_owned();
+        let name = "banger-template".to_owned();
+        assert_eq!(added(Role::Boot, Role::Template), [name, card, disk(0), disk(1), disk(2)]);
+        let child = [format!("{memory}=off"), "-incoming".to_owned(), "defer".to_owned()];
+        assert_eq!(added(Role::Boot, Role::Child), child);
+        // The guest sees devices in the order of the command line.
+        let devices = |role| {
+            let all = lines(role).into_iter();
+            let devices = all.filter(|word| word.contains("-pci") || word.contains("virtserialport"));
+            devices.map(|word| word.split([',']).next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(devices(Role::Template), devices(Role::Child));
+        assert_eq!(devices(Role::Boot), devices(Role::Child));
+    }
+
+    #[test]
+    fn a_template_names_no_sandbox() {
+        let words = lines(Role::Template).join("\n");
+        assert!(
+            !words.contains("abc") && !words.contains("otter") && !words.contains("02:67:00:00:00:01"),
+            "{words}"
+        );
     }
 }

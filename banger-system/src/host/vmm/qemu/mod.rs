@@ -1,12 +1,17 @@
 //! QEMU as the VMM: with KVM if the host has it, with emulation (TCG) otherwise.
 
 mod args;
+mod capture;
+mod key;
 mod qmp;
 mod sockets;
 
 use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -20,7 +25,7 @@ use banger_proto::size::Bytes;
 use tokio::net::UnixStream;
 
 use self::{
-    args::{Acceleration, CHANNELS},
+    args::{Acceleration, CHANNELS, Role},
     sockets::Sockets,
 };
 use super::{
@@ -28,12 +33,13 @@ use super::{
     kvm::{self, Kvm},
 };
 use crate::{
-    host::{blocking::blocking, network, programs::QEMU},
+    host::{blocking::blocking, memory, network, programs::QEMU},
     ports::{
         Check, FromHost as _, Status,
         disks::OverlayBy,
         guest_link::{self, Channel},
-        vmm::{Error, JailSpec, Result, Vmm, VmmCommand},
+        templates::TemplateKey,
+        vmm::{Capture, Error, JailSpec, Result, Vmm, VmmCommand},
     },
 };
 
@@ -47,6 +53,8 @@ pub struct Qemu {
     paths: Paths,
     acceleration: Acceleration,
     sockets: Arc<Sockets>,
+    /// The memory of guests that will be captured.
+    templates: Mutex<HashMap<VmId, OwnedFd>>,
 }
 
 impl Qemu {
@@ -57,12 +65,23 @@ impl Qemu {
             Kvm::Works => Acceleration::Kvm,
             Kvm::Unusable => Acceleration::Tcg,
         };
-        Self { paths, acceleration, sockets }
+        Self { paths, acceleration, sockets, templates: Mutex::default() }
     }
 
     /// Returns whether it is installed.
     pub fn is_installed() -> bool {
         Path::new(QEMU).exists()
+    }
+
+    async fn prepare(&self, spec: &LaunchSpec, role: Role, memory: OwnedFd) -> Result<VmmCommand> {
+        let (spec, paths) = (spec.clone(), self.paths.clone());
+        let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
+        let doing = "prepare the VMM";
+        blocking(doing, move || prepare(&spec, &paths, acceleration, &sockets, role, memory)).await
+    }
+
+    fn templates(&self) -> MutexGuard<'_, HashMap<VmId, OwnedFd>> {
+        self.templates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,9 +104,36 @@ impl Vmm for Qemu {
     }
 
     async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
-        let (spec, paths) = (spec.clone(), self.paths.clone());
-        let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
-        blocking("prepare the VMM", move || prepare(&spec, &paths, acceleration, &sockets)).await
+        self.prepare(spec, Role::Boot, memory::of_guest(spec.memory)?).await
+    }
+
+    async fn template_key(&self, spec: &LaunchSpec) -> Result<Option<TemplateKey>> {
+        let (spec, acceleration) = (spec.clone(), self.acceleration);
+        let vmm = [QEMU, FIRMWARE].map(PathBuf::from);
+        let key = blocking("look at the files of a template", move || {
+            key::of(&spec, acceleration, vmm, key::host()?)
+        });
+        key.await.map(Some)
+    }
+
+    async fn prepare_template(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        let memory = memory::of_guest(spec.memory)?;
+        self.templates().insert(spec.vm, memory.try_clone().map_err(share_memory)?);
+        self.prepare(spec, Role::Template, memory).await
+    }
+
+    async fn capture(&self, vm: VmId) -> Result<Capture> {
+        let memory = self.templates().remove(&vm);
+        let memory = memory.ok_or_else(|| Error::Failed { message: "it is not a template".to_owned() })?;
+        capture::capture(&mut self.sockets.control(vm).await?, memory).await
+    }
+
+    async fn prepare_child(&self, spec: &LaunchSpec, capture: &Capture) -> Result<VmmCommand> {
+        self.prepare(spec, Role::Child, capture.memory.try_clone().map_err(share_memory)?).await
+    }
+
+    async fn resume(&self, vm: VmId, capture: &Capture) -> Result<()> {
+        capture::resume(&mut self.sockets.control(vm).await?, capture).await
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
@@ -95,6 +141,7 @@ impl Vmm for Qemu {
     }
 
     async fn remove_sockets(&self, vm: VmId) -> Result<()> {
+        self.templates().remove(&vm);
         self.sockets.remove(vm)
     }
 
@@ -118,9 +165,31 @@ fn prepare(
     paths: &Paths,
     acceleration: Acceleration,
     sockets: &Sockets,
+    role: Role,
+    memory: OwnedFd,
 ) -> Result<VmmCommand> {
-    let mut files = vec![("kernel".to_owned(), files::open(&spec.kernel, Access::ReadOnly)?)];
-    files.push(("initrd".to_owned(), files::initrd(spec)?));
+    let mut files = vec![(args::MEMORY.to_owned(), memory)];
+    if role != Role::Child {
+        files.push(("kernel".to_owned(), files::open(&spec.kernel, Access::ReadOnly)?));
+        files.push(("initrd".to_owned(), files::initrd(spec)?));
+    }
+    if role != Role::Template {
+        files.extend(devices(spec)?);
+    }
+    for (name, listener) in sockets.bind(spec.vm)? {
+        files.push((name, listener));
+    }
+    Ok(VmmCommand {
+        argv: args::of(QEMU, spec, acceleration, role),
+        files,
+        console: files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
+        log: files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
+    })
+}
+
+/// Opens what is behind the disks and interfaces.
+fn devices(spec: &LaunchSpec) -> Result<Vec<(String, OwnedFd)>> {
+    let mut files = Vec::new();
     for (index, drive) in spec.drives.iter().enumerate() {
         files.push((args::drive_name(index), files::open(&drive.path, drive.access)?));
         if let Medium::Layer { base } = &drive.medium {
@@ -130,15 +199,11 @@ fn prepare(
     for index in 0..spec.nics.len() {
         files.push((args::nic_name(index), network::tap_of(spec.vm)?));
     }
-    for (name, listener) in sockets.bind(spec.vm)? {
-        files.push((name, listener));
-    }
-    Ok(VmmCommand {
-        argv: args::of(QEMU, spec, acceleration),
-        files,
-        console: files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
-        log: files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
-    })
+    Ok(files)
+}
+
+fn share_memory(error: io::Error) -> Error {
+    Error::os("share the memory of a guest", error)
 }
 
 /// Returns the path of a channel's socket.

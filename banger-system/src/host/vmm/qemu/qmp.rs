@@ -1,11 +1,20 @@
 //! The control protocol of QEMU: JSON lines over a socket (docs/interop/qmp-spec.rst). The guest may have taken over
 //! the other side, so everything it sends is bounded in length and time.
 
-use std::{collections::HashSet, path::Path, time::Duration};
+use std::{
+    collections::HashSet,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::BorrowedFd,
+    path::Path,
+    time::Duration,
+};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -34,7 +43,7 @@ struct Line {
     #[serde(rename = "QMP")]
     greeting: Option<serde::de::IgnoredAny>,
     #[serde(rename = "return")]
-    returned: Option<serde_json::Value>,
+    returned: Option<Value>,
     error: Option<Failure>,
 }
 
@@ -61,22 +70,42 @@ impl Qmp {
         if greeting.greeting.is_none() {
             return Err(nonsense());
         }
-        qmp.execute("qmp_capabilities").await?;
+        qmp.run("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
 
     /// Returns the names of the character devices with a connected client.
     pub async fn connected_chardevs(&mut self) -> Result<HashSet<String>> {
-        let reply = self.execute("query-chardev").await?;
+        let reply = self.run("query-chardev", json!({})).await?;
         let devices: Vec<Chardev> = serde_json::from_value(reply).map_err(|_| nonsense())?;
         let connected = devices.into_iter().filter(|device| !device.filename.starts_with("disconnected:"));
         Ok(connected.map(|device| device.label).collect())
     }
 
-    async fn execute(&mut self, command: &str) -> Result<serde_json::Value> {
+    /// Runs a command, and returns its answer.
+    pub async fn run(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.request(command, arguments, None).await
+    }
+
+    /// Gives QEMU a file, which later commands call `fd:NAME`.
+    pub async fn pass_file(&mut self, name: &str, file: BorrowedFd<'_>) -> Result<()> {
+        self.request("getfd", json!({"fdname": name}), Some(file)).await?;
+        Ok(())
+    }
+
+    async fn request(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<Value> {
         within(async {
-            let request = format!("{{\"execute\":\"{command}\"}}\n");
-            self.writer.write_all(request.as_bytes()).await.map_err(|error| gone(&error))?;
+            let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+            let sent = match file {
+                Some(file) => self.send_with(request.as_bytes(), file).await,
+                None => self.writer.write_all(request.as_bytes()).await,
+            };
+            sent.map_err(|error| gone(&error))?;
             for _ in 0..MAX_EVENTS {
                 let line = self.line().await?;
                 if let Some(Failure { desc }) = line.error {
@@ -90,6 +119,19 @@ impl Qmp {
             Err(nonsense())
         })
         .await
+    }
+
+    async fn send_with(&self, request: &[u8], file: BorrowedFd<'_>) -> io::Result<()> {
+        let stream: &UnixStream = self.writer.as_ref();
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let files = [file];
+            ancillary.push(SendAncillaryMessage::ScmRights(&files));
+            Ok(sendmsg(stream, &[IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL)?)
+        };
+        let sent = stream.async_io(Interest::WRITABLE, send).await?;
+        if sent == request.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     async fn line(&mut self) -> Result<Line> {

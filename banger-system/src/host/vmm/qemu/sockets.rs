@@ -75,7 +75,7 @@ impl Sockets {
         };
         let turn = self.turn(vm);
         let mut turn = turn.lock().await;
-        let mut qmp = Qmp::connect(&directory.join(QMP_SOCKET)).await?;
+        let mut qmp = self.control(vm).await?;
         let busy = qmp.connected_chardevs().await?;
         // The first channel is not a stream.
         let is_held = |stream| busy.contains(&args::channel_name(1 + stream));
@@ -95,6 +95,11 @@ impl Sockets {
             what: "opening a channel to the guest".to_owned(),
             after: ACCEPT_TIMEOUT,
         })?
+    }
+
+    /// Connects to the control socket.
+    pub async fn control(&self, vm: VmId) -> vmm::Result<Qmp> {
+        Qmp::connect(&self.paths.socket_dir(vm).join(QMP_SOCKET)).await
     }
 
     pub fn remove(&self, vm: VmId) -> vmm::Result<()> {

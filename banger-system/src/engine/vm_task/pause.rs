@@ -1,0 +1,82 @@
+//! Pauses a VM: its VMM keeps memory, disks and network, and gets no processor time until the pause ends.
+//!
+//! The state is stored after the process was frozen, and before it is thawed. So if the service is killed in between, the
+//! stored state is `running`, and the next service thaws the process.
+
+use std::sync::Arc;
+
+use banger_domain::{
+    clock::Occasion,
+    lifecycle::{Event, State, Transition, step},
+};
+
+use super::{VmTask, liveness::Liveness};
+use crate::engine::error::{Error, Result};
+
+impl VmTask {
+    /// Pauses a VM whose guest answers. Does nothing if it is paused.
+    pub(super) async fn pause(&mut self) -> Result<()> {
+        let Transition::To(_) = step(self.vm.state, Event::Pause)? else { return Ok(()) };
+        if !self.vm.is_ready() {
+            return Err(Error::NotReady { name: self.vm.name.to_string() });
+        }
+        self.shared.ports.supervisor.freeze(self.vm.id).await?;
+        self.enter(Event::Pause)?;
+        self.liveness = Liveness::default();
+        if let Err(error) = self.save().await {
+            self.shared.ports.supervisor.thaw(self.vm.id).await?;
+            self.enter(Event::Unpause)?;
+            self.publish();
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Ends a pause, and sets the guest's clock. Does nothing if the VM runs.
+    pub(super) async fn unpause(&mut self) -> Result<()> {
+        let Transition::To(_) = step(self.vm.state, Event::Unpause)? else { return Ok(()) };
+        self.enter(Event::Unpause)?;
+        let thawed = match self.save().await {
+            Ok(()) => self.shared.ports.supervisor.thaw(self.vm.id).await.map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = thawed {
+            self.enter(Event::Pause)?;
+            self.save_or_log().await;
+            return Err(error);
+        }
+        self.correct_clock();
+        Ok(())
+    }
+
+    /// Lets a paused VM go on, so that it can end. A VMM that stays frozen is killed after the time of the stop.
+    pub(super) async fn thaw_to_end(&self) {
+        if self.vm.state == State::Paused
+            && let Err(error) = self.shared.ports.supervisor.thaw(self.vm.id).await
+        {
+            tracing::warn!(vm = %self.vm.id, %error, "cannot let a paused sandbox go on");
+        }
+    }
+
+    /// Brings a VM that an earlier run of the service has left into the state that is stored.
+    pub(super) async fn freeze_as_stored(&self) {
+        let supervisor = &self.shared.ports.supervisor;
+        let done = match self.vm.state {
+            State::Paused => supervisor.freeze(self.vm.id).await,
+            _ => supervisor.thaw(self.vm.id).await,
+        };
+        if let Err(error) = done {
+            tracing::warn!(vm = %self.vm.id, %error, "cannot freeze or thaw a sandbox");
+        }
+    }
+
+    /// Sets the guest's clock in the background: it stood still.
+    fn correct_clock(&self) {
+        let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
+        tokio::spawn(async move {
+            if let Err(error) = shared.ports.guest.sync_clock(vm, &token, Occasion::Jump).await {
+                tracing::warn!(%vm, %error, "cannot set the clock of a guest");
+            }
+        });
+    }
+}

@@ -1,0 +1,29 @@
+//! One adapter at a time on the real kernel.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod catalogs;
+mod clock;
+mod disks;
+mod dns;
+mod firecracker;
+mod images;
+mod import;
+mod import_as_tar;
+mod mapper;
+mod net_lab;
+mod network;
+#[path = "../private_bus/mod.rs"]
+mod private_bus;
+mod proxy;
+mod publisher;
+mod registry;
+mod registry_lab;
+mod ruleset;
+mod scratch;
+#[path = "../skip/mod.rs"]
+mod skip;
+mod stalled;
+mod store;
+mod supervisor;
+mod tars;
+mod template;

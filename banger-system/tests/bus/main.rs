@@ -1,0 +1,14 @@
+//! The D-Bus API on a real bus.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod authority;
+mod calls;
+mod crowd;
+mod floods;
+mod lifetime;
+#[path = "../private_bus/mod.rs"]
+mod private_bus;
+mod pull;
+mod signals;
+#[path = "../skip/mod.rs"]
+mod skip;

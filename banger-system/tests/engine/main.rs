@@ -1,0 +1,21 @@
+//! The engine on a host in memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod boot_config;
+mod catalog;
+mod commit;
+mod disks;
+mod engine_lab;
+mod host_kernel;
+mod network;
+mod panics;
+mod pause;
+mod pull;
+mod queue;
+mod reboot;
+mod recovery;
+mod sharing;
+mod steps;
+mod streams;
+mod tags;
+mod templates;

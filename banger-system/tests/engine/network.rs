@@ -1,0 +1,198 @@
+//! The network of sandboxes, on a host in memory.
+
+use banger_domain::net::{
+    nic::Nat,
+    port::{MAX_PORTS, Port},
+};
+use banger_proto::size::Bytes;
+use banger_system::engine::{
+    error::Error,
+    request::{Configure, CreateVm, Stop, StopMode},
+};
+
+use crate::engine_lab::{BOB, EngineLab, request};
+
+fn port(text: &str) -> Port {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn nat_changes_while_a_sandbox_runs_and_is_kept() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let nat = |on| Configure { nat: Some(on), ..Configure::default() };
+    lab.engine.configure_vm(vm, nat(Nat::On)).await.unwrap();
+    assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::On);
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.nat, Nat::On);
+    let lab = lab.restart().await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.nat, Nat::On);
+    lab.engine.configure_vm(vm, nat(Nat::Off)).await.unwrap();
+    assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::Off);
+
+    lab.sim.fail_at(Some(0));
+    assert!(lab.engine.configure_vm(vm, nat(Nat::On)).await.is_err());
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.nat, Nat::Off);
+}
+
+#[tokio::test]
+async fn sizes_change_while_a_sandbox_is_down_within_its_owners_quota() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let more = Configure {
+        vcpus: Some(1),
+        memory: Some(Bytes::gib(2)),
+        disk_size: Some(Bytes::gib(16)),
+        ..Configure::default()
+    };
+    assert!(matches!(lab.engine.configure_vm(vm, more.clone()).await, Err(Error::NotStopped { .. })));
+    let stop = Stop { timeout: None, mode: StopMode::Graceful };
+    lab.done(lab.engine.stop_vm(vm, stop).await.unwrap()).await;
+    lab.engine.configure_vm(vm, more).await.unwrap();
+    let spec = &lab.engine.vm(vm).unwrap().vm.spec.clone();
+    assert_eq!((spec.vcpus, spec.memory, spec.disk_size), (1, Bytes::gib(2), Bytes::gib(16)));
+    for wrong in [
+        Configure { vcpus: Some(0), ..Configure::default() },
+        Configure { disk_size: Some(Bytes::gib(1 << 20)), ..Configure::default() },
+    ] {
+        assert!(matches!(lab.engine.configure_vm(vm, wrong).await, Err(Error::Limit(_))));
+    }
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec, *spec);
+}
+
+#[tokio::test]
+async fn a_port_is_published_for_one_sandbox_until_it_is_unpublished() {
+    let lab = EngineLab::new().await;
+    let (one, two) = (lab.running().await, {
+        let (vm, job) = lab.engine.create_vm(CreateVm { owner: BOB, ..request() }).await.unwrap();
+        lab.done(job).await;
+        vm
+    });
+    let web = port("loopback/tcp/8080/80");
+    assert_eq!(lab.engine.publish_port(one, web).await.unwrap(), web);
+    assert_eq!(lab.engine.publish_port(one, web).await.unwrap(), web);
+    for (vm, wish) in [(one, "all/tcp/8080/81"), (two, "loopback/tcp/8080/80"), (two, "all/tcp/8080/80")] {
+        let refused = lab.engine.publish_port(vm, port(wish)).await;
+        assert!(matches!(refused, Err(Error::Taken { .. })), "{refused:?}");
+    }
+    assert_eq!(lab.sim.nic(one).unwrap().ports, [web].into());
+    assert_eq!(lab.sim.nic(two).unwrap().ports, [].into());
+    let chosen = lab.engine.publish_port(two, port("loopback/tcp/0/80")).await.unwrap();
+    assert_ne!(chosen.host, 0);
+
+    assert!(matches!(lab.engine.unpublish_port(two, web).await, Err(Error::InvalidOption { .. })));
+    lab.engine.unpublish_port(one, web).await.unwrap();
+    assert_eq!(lab.sim.nic(one).unwrap().ports, [].into());
+    lab.engine.publish_port(two, web).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sandbox_has_at_most_the_allowed_number_of_ports() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    for host in 1..=u16::try_from(MAX_PORTS).unwrap() {
+        lab.engine.publish_port(vm, port(&format!("loopback/tcp/{}/80", 2000 + host))).await.unwrap();
+    }
+    let one_more = lab.engine.publish_port(vm, port("loopback/tcp/9000/80")).await;
+    assert!(matches!(one_more, Err(Error::InvalidOption { .. })), "{one_more:?}");
+    assert_eq!(lab.sim.nic(vm).unwrap().ports.len(), MAX_PORTS);
+}
+
+#[tokio::test]
+async fn a_change_that_fails_at_any_step_leaves_all_as_it_was() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let (view, nic) = (lab.engine.vm(vm).unwrap(), lab.sim.nic(vm).unwrap());
+    let change = || Configure { nat: Some(Nat::On), ..Configure::default() };
+    let mut failed = 0;
+    loop {
+        lab.sim.fail_at(Some(failed));
+        let changed = lab.engine.configure_vm(vm, change()).await;
+        lab.sim.fail_at(None);
+        if changed.is_ok() {
+            break;
+        }
+        assert_eq!(lab.sim.nic(vm).unwrap(), nic, "step {failed}");
+        assert_eq!(lab.engine.vm(vm).unwrap().vm, view.vm, "step {failed}");
+        failed += 1;
+    }
+    // Steps: the interface, and the row.
+    assert_eq!(failed, 2);
+    assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::On);
+}
+
+#[tokio::test]
+async fn a_port_that_something_else_took_is_told_and_may_be_published_again() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let (web, api) = (port("loopback/tcp/8080/80"), port("loopback/tcp/8081/81"));
+    for port in [web, api] {
+        lab.engine.publish_port(vm, port).await.unwrap();
+    }
+    lab.sim.occupy_port(8080, true);
+    let lab = lab.restart().await;
+    let blocked = async || {
+        let view = lab.engine.vm(vm).unwrap();
+        (view.vm.spec.ports.clone(), view.blocked_ports.clone())
+    };
+    while blocked().await.1.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(blocked().await, ([web, api].into(), [web].into()));
+    assert_eq!(lab.sim.nic(vm).unwrap().ports, [api].into());
+
+    // Other changes still work.
+    let nat = Configure { nat: Some(Nat::On), ..Configure::default() };
+    lab.engine.configure_vm(vm, nat).await.unwrap();
+    assert_eq!(lab.sim.nic(vm).unwrap().ports, [api].into());
+    let refused = lab.engine.publish_port(vm, web).await;
+    assert!(matches!(refused, Err(Error::Taken { .. })), "{refused:?}");
+    lab.sim.occupy_port(8080, false);
+    lab.engine.publish_port(vm, web).await.unwrap();
+    assert_eq!(blocked().await, ([web, api].into(), [].into()));
+    assert_eq!(lab.sim.nic(vm).unwrap().ports, [web, api].into());
+}
+
+#[tokio::test]
+async fn a_port_that_something_else_took_may_be_given_up() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let web = port("loopback/tcp/8080/80");
+    lab.engine.publish_port(vm, web).await.unwrap();
+    lab.sim.occupy_port(8080, true);
+    let lab = lab.restart().await;
+    while lab.engine.vm(vm).unwrap().blocked_ports.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    lab.engine.unpublish_port(vm, web).await.unwrap();
+    let view = lab.engine.vm(vm).unwrap();
+    assert!(view.vm.spec.ports.is_empty() && view.blocked_ports.is_empty());
+}
+
+#[tokio::test]
+async fn a_sandbox_is_created_with_its_ports_or_not_at_all() {
+    let mut lab = EngineLab::new().await;
+    let wish =
+        |ports: &[&str]| CreateVm { ports: ports.iter().map(|text| port(text)).collect(), ..request() };
+    let (one, job) = lab.engine.create_vm(wish(&["loopback/tcp/8080/80", "all/udp/0/53"])).await.unwrap();
+    lab.done(job).await;
+    let ports = lab.engine.vm(one).unwrap().vm.spec.ports.clone();
+    assert_eq!(lab.sim.nic(one).unwrap().ports, ports);
+    assert!(ports.contains(&port("loopback/tcp/8080/80")) && ports.len() == 2, "{ports:?}");
+    assert!(ports.iter().all(|port| port.host != 0), "{ports:?}");
+
+    // A port that is taken is refused before anything is made.
+    let before = lab.sim.alive();
+    lab.sim.occupy_port(9000, true);
+    for taken in ["loopback/tcp/8080/80", "loopback/tcp/9000/80"] {
+        let refused = lab.engine.create_vm(wish(&["all/tcp/0/1", taken])).await;
+        assert!(matches!(refused, Err(Error::Taken { .. })), "{refused:?}");
+    }
+    assert_eq!((lab.sim.alive(), lab.engine.vms().len()), (before.clone(), 1));
+
+    // One that is taken after that check makes the creation fail, which removes what was made.
+    let (two, job) = lab.engine.create_vm(wish(&["loopback/tcp/7000/80"])).await.unwrap();
+    lab.sim.occupy_port(7000, true);
+    assert!(lab.failed(job).await.contains("port 7000/tcp"), "{two}");
+    lab.until(two, |state| state.is_none()).await;
+    assert_eq!(lab.sim.alive(), before);
+}

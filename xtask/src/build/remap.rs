@@ -1,0 +1,78 @@
+//! Keeps the paths of the building host out of the programs: the same sources give the same bytes in every checkout.
+
+use std::{env, ffi::OsString, fs, path::Path, path::PathBuf, process::Command};
+
+use crate::run::{repository, target};
+
+/// What replaces the home directory.
+pub const HOME: &str = "/build";
+/// What separates the arguments in `CARGO_ENCODED_RUSTFLAGS`.
+const SEPARATOR: &str = "\u{1f}";
+
+/// Replaces host paths in what a cargo command compiles, and adds these arguments of rustc.
+pub fn apply(cargo: &mut Command, arguments: &[&str]) {
+    let places = places();
+    let rust = arguments.iter().map(|argument| (*argument).to_owned());
+    let rust = rust.chain(places.iter().map(|(from, to)| format!("--remap-path-prefix={from}={to}")));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust.collect::<Vec<_>>().join(SEPARATOR));
+    let c: Vec<String> = places.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).collect();
+    cargo.env("CFLAGS", c.join(" "));
+}
+
+/// Returns the directories that sources are compiled in, and what replaces them.
+pub fn places() -> Vec<(String, String)> {
+    let variable = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty());
+    let home = variable("HOME").map(PathBuf::from);
+    let cargo = variable("CARGO_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".cargo")));
+    let registries = cargo.and_then(|cargo| fs::read_dir(cargo.join("registry/src")).ok());
+    let mut registries: Vec<PathBuf> =
+        registries.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    registries.sort();
+    in_order(home.as_deref(), &registries, &target(), &repository())
+}
+
+/// Orders the places as both compilers want them: the last one that matches is applied.
+fn in_order(
+    home: Option<&Path>,
+    registries: &[PathBuf],
+    target: &Path,
+    repository: &Path,
+) -> Vec<(String, String)> {
+    let mut places = Vec::new();
+    let mut add = |from: &Path, to: &str| places.push((from.display().to_string(), to.to_owned()));
+    // A root user's home may be `/` in a container, and everything is below that.
+    if let Some(home) = home.filter(|home| home.parent().is_some()) {
+        add(home, HOME);
+    }
+    for registry in registries {
+        add(registry, "/usr/src/crates");
+    }
+    add(repository, "/usr/src/banger");
+    add(target, "/usr/src/banger/target");
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_narrowest_place_comes_last() {
+        let registry = PathBuf::from("/home/a/.cargo/registry/src/x");
+        let place = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        let tree = [
+            place("/home/a/banger", "/usr/src/banger"),
+            place("/home/a/banger/target", "/usr/src/banger/target"),
+        ];
+        let repository = Path::new("/home/a/banger");
+        let places =
+            in_order(Some(Path::new("/home/a")), &[registry], &repository.join("target"), repository);
+        assert_eq!(
+            places[..2],
+            [place("/home/a", "/build"), place("/home/a/.cargo/registry/src/x", "/usr/src/crates")]
+        );
+        assert_eq!(places[2..], tree);
+        let places = in_order(Some(Path::new("/")), &[], &repository.join("target"), repository);
+        assert_eq!(places, tree);
+    }
+}

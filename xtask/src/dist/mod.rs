@@ -1,0 +1,133 @@
+//! `cargo xtask dist`: builds packages from release programs. The same sources give the same bytes: times are those of
+//! the last commit, or of `SOURCE_DATE_EPOCH`, and no program has a path of the building host.
+//!
+//! Packages have the client, the service, and the debug symbols of each (docs/decisions/0047-packages.md).
+
+mod check;
+mod contents;
+mod copyright;
+pub mod crates;
+pub mod deb;
+mod libraries;
+mod platform;
+mod rpm;
+mod sbom;
+mod symbols;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use self::contents::{Common, VERSION};
+use crate::{
+    build::{self, Programs},
+    run::{cache, command, output, repository, say},
+};
+
+/// Who maintains the packages. The project has no mail address.
+const MAINTAINER: &str = "the banger maintainers <maintainers@localhost>";
+/// The project's line in descriptions.
+const LICENSE: &str = "MIT OR Apache-2.0";
+
+/// Arguments of `cargo xtask dist`.
+#[derive(Parser)]
+pub struct Arguments {
+    /// Which packages to build
+    #[arg(value_enum)]
+    what: What,
+    /// Check the packages with lintian, rpmlint, rpm and systemd, and that they are reproducible
+    #[arg(long)]
+    check: bool,
+    /// Pack the programs in this directory instead of building them; the agent must be static to work in guests
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// Do not compress the packages
+    #[arg(long)]
+    uncompressed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Debian packages
+    Deb,
+    /// RPM packages
+    Rpm,
+    /// Both, with the bill of materials
+    All,
+}
+
+/// How the content of packages is compressed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all, for tests.
+    None,
+    /// As distributions do.
+    Best,
+}
+
+/// Builds the packages, and prints their paths.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let programs = match &arguments.programs {
+        Some(directory) => Programs { directory: directory.clone(), agent: directory.join("banger-agent") },
+        None => build::release()?,
+    };
+    let compression = if arguments.uncompressed { Compression::None } else { Compression::Best };
+    let directory = cache().join("dist");
+    let packages = pack(&programs, &directory, arguments.what, compression)?;
+    if arguments.check {
+        let again = cache().join("dist-again");
+        check::are_the_same(&packages, &pack(&programs, &again, arguments.what, compression)?)?;
+        fs::remove_dir_all(&again).with_context(|| format!("cannot remove {}", again.display()))?;
+        match arguments.programs {
+            Some(_) => say("SKIP paths in programs: these may be built without `cargo xtask dist`"),
+            None => check::no_path_of_the_host(&programs)?,
+        }
+        check::all(&packages, compression)?;
+    }
+    for package in packages {
+        println!("{}", package.display());
+    }
+    Ok(())
+}
+
+/// Packs the programs into a directory that has nothing else afterwards, and returns the files.
+fn pack(programs: &Programs, directory: &Path, what: What, compression: Compression) -> Result<Vec<PathBuf>> {
+    if directory.exists() {
+        fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let common = Common::collect()?;
+    let mut files = Vec::new();
+    if what != What::Rpm {
+        files.extend(deb::make(programs, directory, &common, compression)?);
+    }
+    if what != What::Deb {
+        files.extend(rpm::make(programs, directory, &common, compression)?);
+    }
+    if what == What::All {
+        let bill = directory.join(format!("banger-{VERSION}.cdx.json"));
+        fs::write(&bill, &common.sbom).with_context(|| format!("cannot write {}", bill.display()))?;
+        files.push(bill);
+    }
+    Ok(files)
+}
+
+/// Builds the Debian packages of a test host, and returns those of the client and the service.
+pub fn for_test_host(programs: &Programs, directory: &Path) -> Result<Vec<PathBuf>> {
+    deb::make_without_symbols(programs, directory, &Common::collect()?)
+}
+
+/// Returns the time of the sources in seconds (<https://reproducible-builds.org/specs/source-date-epoch/>).
+fn source_date() -> Result<String> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(epoch) => Ok(epoch),
+        Err(_) => {
+            let time = output(command("git", ["log", "-1", "--format=%ct"]).current_dir(repository()))?;
+            Ok(time.trim().to_owned())
+        }
+    }
+}
