@@ -11,12 +11,6 @@ impl EngineLab {
         self.engine.vm(vm).unwrap().vm.token.as_str().to_owned()
     }
 
-    async fn until_ready(&mut self, vm: VmId) {
-        while !self.engine.vm(vm).unwrap().vm.is_ready() {
-            tokio::time::timeout(TIMEOUT, self.events.recv()).await.unwrap().unwrap();
-        }
-    }
-
     /// Returns the token that a guest was configured with.
     fn configured_token(&self, vm: VmId) -> Option<String> {
         self.sim.configured(vm).map(|config| config.token)
@@ -51,8 +45,8 @@ async fn a_service_that_ends_before_the_guest_is_configured_configures_it_later(
 
     lab.tasks.abort_all().await;
     lab.sim.silence_guests(false);
-    let mut lab = lab.restart().await;
-    lab.until_ready(vm).await;
+    let lab = lab.restart().await;
+    lab.wait_until("the guest is ready", |lab| lab.engine.vm(vm).unwrap().vm.is_ready()).await;
     assert_eq!(lab.configured_token(vm).unwrap(), token);
 }
 
@@ -61,8 +55,8 @@ async fn a_configured_guest_keeps_its_configuration_over_a_restart_of_the_servic
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
     let before = lab.sim.configured(vm);
-    let mut lab = lab.restart().await;
-    lab.until_ready(vm).await;
+    let lab = lab.restart().await;
+    lab.wait_until("the guest is ready", |lab| lab.engine.vm(vm).unwrap().vm.is_ready()).await;
     assert_eq!(lab.sim.configured(vm), before);
     assert_eq!(lab.configured_token(vm).unwrap(), lab.token(vm));
 }
