@@ -50,8 +50,8 @@ const MAX_CATALOGS: usize = 16;
 /// Room for a dozen development images, compressed.
 const CACHE_SIZE: Bytes = Bytes::gib(10);
 
-/// None: each sandbox boots.
-const TEMPLATES_DISK: Bytes = Bytes(0);
+/// Room for about twenty kernel templates.
+const TEMPLATES_DISK: Bytes = Bytes::gib(2);
 
 /// The parsed file.
 #[derive(Debug, Default, Deserialize)]

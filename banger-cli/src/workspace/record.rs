@@ -153,12 +153,6 @@ impl StoredWorkspace {
         write(&self.directory, &self.record)
     }
 
-    /// Stores the record of a new workspace as it is here.
-    pub fn save(&self) -> Result<()> {
-        let _locked = self.lock()?;
-        write(&self.directory, &self.record)
-    }
-
     /// Keeps other processes from changing the record, until the file is closed.
     fn lock(&self) -> Result<fs::File> {
         let failed = |source: io::Error| Error::io(format!("lock {}", self.directory.display()), source);

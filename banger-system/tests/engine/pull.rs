@@ -189,7 +189,7 @@ async fn an_image_that_is_renamed_or_deleted_during_its_replacement_is_not_repla
             false => lab.engine.delete_image(old.id).await.unwrap(),
         }
         // Its name is not free meanwhile.
-        let taken = lab.engine.rename_image(lab.engine.images()[0].id, &"alpine-3".parse().unwrap()).await;
+        let taken = lab.engine.rename_image(old.id, &"alpine-3".parse().unwrap()).await;
         assert!(!is_renamed || matches!(taken, Err(Error::NameTaken { .. })), "{taken:?}");
         lab.sim.block_registry(false);
         lab.done(job).await;

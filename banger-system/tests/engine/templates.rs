@@ -203,3 +203,16 @@ async fn a_template_that_was_being_made_when_the_service_ended_leaves_nothing() 
     let lab = lab.restart().await;
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_guest_that_never_gets_ready_from_a_template_is_the_last_one_of_it() {
+    let lab = lab().await;
+    lab.started_by(ALICE).await;
+    lab.until_made(1).await;
+    lab.sim.silence_guests(true);
+    let (_, job) = lab.engine.create_vm(request()).await.unwrap();
+    lab.failed(job).await;
+    lab.sim.silence_guests(false);
+    let vm = lab.started_by(ALICE).await;
+    assert_eq!(lab.booted_from(vm), Some(BootedFrom::Cold));
+}

@@ -93,6 +93,7 @@ impl VmTask {
             self.vm.ready_at = now(&*self.shared.ports.clock);
         }
         self.is_new = false;
+        self.template_in_use = None;
         self.save_or_log().await;
         if let Some((key, spec)) = self.missing_template.take() {
             self.shared.make_template(key, spec);
@@ -111,6 +112,7 @@ impl VmTask {
         }
         self.save_or_log().await;
         let error = self.not_ready_error(error);
+        self.distrust_template(&error).await;
         self.fail_waiters(&Arc::new(error), |goal| goal == Goal::Ready);
     }
 
@@ -152,6 +154,10 @@ impl VmTask {
             (_, ended) => ended.in_words(),
         };
         let early = Arc::new(Error::EndedEarly { name, how });
+        if self.vm.state == State::Failed {
+            self.distrust_template(&early).await;
+        }
+        self.template_in_use = None;
         self.fail_waiters(&early, |goal| matches!(goal, Goal::Running | Goal::Ready));
         let down = self.take_waiters(|goal| goal == Goal::Down);
         match left.map(Arc::new) {

@@ -188,8 +188,8 @@ pub(super) struct VmTask {
     commit: Option<Commit>,
     /// The template to make once the guest is ready: there is none yet.
     missing_template: Option<(TemplateKey, LaunchSpec)>,
-    /// The template from which the VMM did not continue.
-    failed_template: Option<TemplateKey>,
+    /// The template that this boot continues from, until its guest is ready.
+    template_in_use: Option<TemplateKey>,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
     caller_is_gone: bool,
 }
@@ -251,7 +251,7 @@ impl VmTask {
             commit: None,
             booted_from: None,
             missing_template: None,
-            failed_template: None,
+            template_in_use: None,
             caller_is_gone: false,
         }
     }

@@ -163,15 +163,20 @@ impl VmTask {
     async fn launch_clean(&mut self) -> Result<(Started, BootedFrom)> {
         self.release_boot().await?;
         let launched = self.launch().await;
-        match (launched, self.failed_template.take()) {
-            (Err(error), Some(key)) => {
-                // From now on, sandboxes with this key boot.
-                self.shared.distrust_template(&key, &error).await;
-                self.release_boot().await?;
-                self.launch().await
-            }
-            (launched, _) => launched,
+        let Err(error) = launched else { return launched };
+        if !self.distrust_template(&error).await {
+            return Err(error);
         }
+        self.release_boot().await?;
+        self.launch().await
+    }
+
+    /// If the guest has not become ready from a template, makes sandboxes with its key boot from now on. Returns
+    /// whether it is so.
+    pub(super) async fn distrust_template(&mut self, cause: &Error) -> bool {
+        let Some(key) = self.template_in_use.take() else { return false };
+        self.shared.distrust_template(&key, cause).await;
+        true
     }
 
     async fn release_boot(&mut self) -> Result<()> {
@@ -210,8 +215,8 @@ impl VmTask {
         self.missing_template = None;
         if let Some(Template { key, capture }) = self.shared.template_of(&spec).await {
             if let Some(capture) = capture {
+                self.template_in_use = Some(key);
                 let continued = self.launch_from(&spec, &capture, jail).await;
-                self.failed_template = continued.is_err().then_some(key);
                 return continued.map(|started| (started, BootedFrom::Template));
             }
             self.missing_template = Some((key, spec.clone()));

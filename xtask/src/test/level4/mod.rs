@@ -178,7 +178,7 @@ fn run_one(host: &Host, job: &Job) -> Result<Option<anyhow::Error>> {
 
 /// Checks that the host has nothing left of any sandbox once all are deleted.
 fn nothing_left(host: &Host) -> Result<()> {
-    let left = text(&host.enter(&script!("level4/nothing_left.sh")).output()?.stdout);
+    let left = text(&host.enter(&script!("level4/nothing_left.sh" uses "wait.sh")).output()?.stdout);
     let is_something = |line: &&str| !line.is_empty() && !line.ends_with(':') && *line != "[]";
     let left: Vec<&str> = left.lines().filter(is_something).collect();
     ensure!(left.is_empty(), "it left {left:?}");
