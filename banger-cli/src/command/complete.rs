@@ -157,7 +157,7 @@ mod tests {
             ("vm list", &["filter", "columns", "sort", "format"]),
             ("ps", &["filter", "columns", "sort", "format"]),
             ("image list", &["filter", "columns", "sort", "format"]),
-            ("kernel list", &["filter", "columns", "sort", "format"]),
+            ("kernel list", &["columns", "sort", "format", "filter"]),
             ("image tag", &["image"]),
         ] {
             assert_eq!(completed(verb), expect, "{verb}");

@@ -1,6 +1,6 @@
 //! Shared code of `image list` and `kernel list`.
 
-use clap::Args;
+use clap::{Arg, Args};
 use serde_json::Value;
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         filter::{self, Filter, fit_all},
         table_args::TableArgs,
     },
-    error::{Error, Result},
+    error::Result,
     ui::column::{self, Column, List},
 };
 
@@ -50,8 +50,9 @@ pub struct ListArgs {
     json: bool,
     /// Show only matching ones: a part of a name with `name=`, `shared=true`, and of images `label=KEY[=VALUE]` or
     /// a part of the name or reference with `reference=`, of kernels `version=`
-    #[arg(short, long, value_name = "WHAT=VALUE", conflicts_with = "available")]
-    filter: Vec<String>,
+    #[arg(short, long, value_name = "WHAT=VALUE", conflicts_with = "available",
+          value_parser = |text: &str| filter::IMAGES.parse(text))]
+    filter: Vec<Filter>,
     #[command(flatten)]
     table: TableArgs,
     #[command(flatten)]
@@ -64,22 +65,17 @@ impl ListArgs {
         if self.available.is_requested() {
             return self.available.run(kind, &self.table, self.json).await;
         }
-        let (list, keys) = match kind {
-            Kind::Kernel => (KERNELS, filter::KERNELS),
-            Kind::Image | Kind::Vm => (IMAGES, filter::IMAGES),
-        };
-        let view = self.table.view(list)?;
-        let parsed = self.filter.iter().map(|text| keys.parse(text));
-        let filters: Vec<Filter> = parsed.collect::<Result<_, String>>().map_err(refused)?;
+        let view = self.table.view(if kind == Kind::Kernel { KERNELS } else { IMAGES })?;
         let mut objects = Bus::connect().await?.objects(kind.interface()).await?;
         object::sort(&mut objects);
         let mut rows: Vec<Value> = objects.iter().map(Object::json).collect();
-        rows.retain(|row| fit_all(&filters, row));
+        rows.retain(|row| fit_all(&self.filter, row));
         view.print(rows, self.json)?;
         Ok(0)
     }
 }
 
-fn refused(why: String) -> Error {
-    Error::Usage(format!("cannot filter the list: {why}"))
+/// Makes the conditions of a list those on kernels.
+pub fn of_kernels(filter: Arg) -> Arg {
+    filter.value_parser(|text: &str| filter::KERNELS.parse(text))
 }

@@ -80,6 +80,13 @@ fn an_image_has_several_names_until_the_last_is_deleted() {
     let unknown = host.banger(&["image", "list", "-f", "dangling=true"]);
     assert_eq!(unknown.status, 2);
     assert!(unknown.errors.contains("there is no key \"dangling\"; choose one of reference"), "{unknown:?}");
+    let unknown = host.banger(&["kernel", "list", "--filter", "reference=x"]);
+    assert!(
+        unknown.errors.contains("there is no key \"reference\"; choose one of name, version"),
+        "{unknown:?}"
+    );
+    let kernels = ["kernel", "list", "--filter", "version=6", "--format", "{{.Name}}"];
+    assert_eq!(host.banger(&kernels).output, "debian\n");
 
     host.banger(&["vm", "create", "-q", "--no-start", "--name", "web", "--image", "base"]);
     assert_eq!(host.banger(&["rmi", "tool"]).output, "tool: untagged\n");

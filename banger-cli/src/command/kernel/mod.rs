@@ -9,7 +9,12 @@ use clap::Subcommand;
 
 use crate::{
     client::service::Kind,
-    command::{delete::DeleteArgs, list::ListArgs, rename::RenameArgs, show::ShowArgs},
+    command::{
+        delete::DeleteArgs,
+        list::{self, ListArgs},
+        rename::RenameArgs,
+        show::ShowArgs,
+    },
     error::Result,
 };
 
@@ -20,6 +25,7 @@ pub enum KernelCommand {
     Import(import::Import),
     /// List your kernels and the shared ones
     #[command(
+        mut_arg("filter", list::of_kernels),
         visible_alias = "ls",
         after_long_help = "\
 Examples:
