@@ -3,7 +3,7 @@
 use banger_domain::{id::VmId, lifecycle::State};
 use banger_system::engine::request::{Start, Stop};
 
-use super::engine_lab::{EngineLab, TIMEOUT, request};
+use super::engine_lab::{EngineLab, request};
 
 impl EngineLab {
     /// Returns the token of a VM's boot.
