@@ -82,7 +82,7 @@ pub enum Exceeded {
         would_be: String,
     },
     /// An image exceeds what is left of the user's quota.
-    #[error("an image may take {room}, which is what is left of your quota, and this one needs more")]
+    #[error("the image needs more than the {room} that are left of your quota")]
     Room {
         /// What is left.
         room: Bytes,

@@ -213,7 +213,7 @@ mod tests {
         check(image_files::Error::Mismatch { message: why() }, Name::DigestMismatch, "why");
         check(image_files::Error::BadFile { message: why() }, Name::BadFileDescriptor, "why");
         let exceeded = Exceeded::Room { room: Bytes::mib(3) };
-        let message = "an image may take 3 MiB, which is what is left of your quota, and this one needs more";
+        let message = "the image needs more than the 3 MiB that are left of your quota";
         check(image_files::Error::NoRoom(exceeded), Name::QuotaExceeded, message);
 
         check(kernel_files::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");

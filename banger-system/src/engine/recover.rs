@@ -141,8 +141,12 @@ impl Shared {
     }
 
     /// Lets a VM's task decide about resources, or removes those of a VM that is gone. The look at the host came
-    /// first, and a VM is known before it has any resource, so nothing is taken from a new one.
+    /// first, and a VM is known before it has any resource, so nothing is taken from a new one. The VM of a template
+    /// removes its own.
     async fn release_or_hold(&self, vm: VmId, resources: BTreeSet<Resource>, process: Option<Started>) {
+        if self.makes_template_in(vm) {
+            return;
+        }
         match self.inventory.inbox(vm) {
             // If the task has ended meanwhile, it has released everything, or the next try does.
             Ok(inbox) => drop(inbox.send(Command::Found { resources, process }).await),

@@ -15,6 +15,7 @@ use super::{
     error::{Error, Kind, Result},
     inventory::no_such,
     now,
+    view::BootedFrom,
 };
 
 /// Timeout of one connection attempt: a guest on this host answers at once, or is too busy.
@@ -24,6 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const BOOT_MIN: Duration = Duration::from_secs(5);
 const BOOT_MAX: Duration = Duration::from_secs(120);
 const BOOT_FACTOR: u32 = 12;
+/// The same for a boot from a template, which lacks the kernel's part: under emulation four fifths of it.
+const TEMPLATE_FACTOR: u32 = 60;
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -74,7 +77,7 @@ impl Engine {
             if let Some(stream) = self.shared.ports.network.connect(address, CONNECT_TIMEOUT).await? {
                 return self.hand_out(user, stream);
             }
-            if !is_booting(&view.vm, now(&*self.shared.ports.clock)) {
+            if !is_booting(&view.vm, view.booted_from, now(&*self.shared.ports.clock)) {
                 return Err(Error::NoAnswer { program: service.program(), name: name() });
             }
             tokio::time::sleep(PAUSE).await;
@@ -83,11 +86,42 @@ impl Engine {
 }
 
 /// Returns whether the image's services may still be starting.
-fn is_booting(vm: &Vm, now: Timestamp) -> bool {
-    let since = |then: Timestamp| Duration::from_micros(now.0.saturating_sub(then.0));
+fn is_booting(vm: &Vm, from: Option<BootedFrom>, now: Timestamp) -> bool {
     if !vm.is_ready() {
-        return since(vm.started_at) < BOOT_MAX;
+        return since(vm.started_at, now) < BOOT_MAX;
     }
-    let agent = since(vm.started_at).saturating_sub(since(vm.ready_at));
-    since(vm.ready_at) < (agent * BOOT_FACTOR).clamp(BOOT_MIN, BOOT_MAX)
+    is_booting_at(vm.started_at, vm.ready_at, from, now)
+}
+
+/// The same for a guest that became ready then.
+fn is_booting_at(started: Timestamp, ready: Timestamp, from: Option<BootedFrom>, now: Timestamp) -> bool {
+    let factor = if from == Some(BootedFrom::Template) { TEMPLATE_FACTOR } else { BOOT_FACTOR };
+    since(ready, now) < (since(started, ready) * factor).clamp(BOOT_MIN, BOOT_MAX)
+}
+
+fn since(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_micros(now.0.saturating_sub(then.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_get_time_in_proportion_to_the_boot() {
+        let (cold, template) = (Some(BootedFrom::Cold), Some(BootedFrom::Template));
+        for (from, ready_at, until) in [
+            (None, 1, 12),
+            (cold, 1, 12),
+            (template, 1, 60),
+            (cold, 4, 48),
+            // Bounds of a fast and of a very slow host.
+            (template, 0, 5),
+            (cold, 60, 120),
+        ] {
+            let at = |seconds: u64| Timestamp(1_000_000_000 + seconds * 1_000_000);
+            let is_booting = |now| is_booting_at(at(0), at(ready_at), from, at(ready_at + now));
+            assert!(is_booting(until - 1) && !is_booting(until), "{from:?} {ready_at}");
+        }
+    }
 }

@@ -8,20 +8,23 @@
 //!
 //! A template is captured from a VM of its own, which belongs to root and has no disk, no network and no identity. Its
 //! unit and its directory are in the ledger, so recovery removes them like those of any VM without a row. One template
-//! is made at a time. A key whose template could not be made, or failed, gets no other one in this run of the service.
+//! is made at a time, and only for kernels that all users share. A key whose template could not be made, or failed, gets no other one in this run of the service.
 
 use std::{
     collections::BTreeSet,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use banger_domain::{
-    id::{Uid, VmId},
+    id::{KernelId, Uid, VmId},
     launch_spec::LaunchSpec,
     resource::Resource,
     vmm::{VmmChoice, VmmKind},
 };
+use banger_image::record::Kernel;
+use futures_util::FutureExt as _;
 
 use super::{
     Shared,
@@ -57,12 +60,22 @@ pub(super) struct Making {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// The keys whose templates could not be made, or failed.
     failed: Mutex<BTreeSet<TemplateKey>>,
+    /// The VM in which one is made.
+    vm: Mutex<Option<VmId>>,
+}
+
+impl Making {
+    fn set_vm(&self, vm: Option<VmId>) {
+        *self.vm.lock().unwrap_or_else(PoisonError::into_inner) = vm;
+    }
 }
 
 impl Shared {
-    /// Returns the template of a VM, once its VMM is chosen. None if this VM or this host has no templates.
-    pub(super) async fn template_of(&self, spec: &LaunchSpec) -> Option<Template> {
-        if !self.settings.templates {
+    /// Returns the template of a VM, once its VMM is chosen. None if this VM or this host has no templates. A kernel of
+    /// one user has none: it would run as root's, and count for nobody.
+    pub(super) async fn template_of(&self, spec: &LaunchSpec, kernel: KernelId) -> Option<Template> {
+        let is_shared = self.inventory.item::<Kernel>(kernel).is_some_and(|kernel| kernel.shared);
+        if !self.settings.templates || !is_shared {
             return None;
         }
         let found = async {
@@ -91,6 +104,10 @@ impl Shared {
         let Ok(turn) = Arc::clone(&self.making.turn).try_lock_owned() else { return };
         let shared = Arc::clone(self);
         tokio::spawn(async move {
+            // Another start may have made it, or failed with it, while this one booted.
+            if shared.has_failed(&key) || !matches!(shared.ports.templates.load(&key).await, Ok(None)) {
+                return;
+            }
             let begun = Instant::now();
             match shared.make_template_now(&key, like).await {
                 Ok(Kept::Yes) => {
@@ -121,11 +138,14 @@ impl Shared {
             ..like
         };
         let mut lease = Lease::new(vm, self.ports.clone(), self.problems.clone());
-        let made = tokio::time::timeout(MAKE_TIMEOUT, self.capture(&mut lease, &spec)).await;
+        self.making.set_vm(Some(vm));
+        let capture = AssertUnwindSafe(self.capture(&mut lease, &spec)).catch_unwind();
+        let made = tokio::time::timeout(MAKE_TIMEOUT, capture).await;
         // What cannot be released is a problem, and tried again.
         lease.release_all().await;
+        self.making.set_vm(None);
         let late = |_| HostError::timeout("making a template", MAKE_TIMEOUT);
-        let capture = made.map_err(late)??;
+        let capture = made.map_err(late)?.unwrap_or_else(|_| Err(Error::Bug))?;
         Ok(self.ports.templates.keep(key, &capture).await?)
     }
 
@@ -141,6 +161,11 @@ impl Shared {
             return Err(Error::Unsupported { message });
         }
         Ok(ports.vmm.capture(spec.vm).await?)
+    }
+
+    /// Returns whether a template is made in this VM, which has no row.
+    pub(super) fn makes_template_in(&self, vm: VmId) -> bool {
+        *self.making.vm.lock().unwrap_or_else(PoisonError::into_inner) == Some(vm)
     }
 
     fn has_failed(&self, key: &TemplateKey) -> bool {

@@ -6,7 +6,10 @@
 use std::{
     fs::{File, Permissions},
     io,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
 };
 
 use banger_proto::size::Bytes;
@@ -42,7 +45,12 @@ pub fn of_guest(size: Bytes) -> Result<OwnedFd> {
     make().map(OwnedFd::from).map_err(|error: io::Error| Error::os("create the memory of a guest", error))
 }
 
-/// Returns a sealed copy of a file. Pages that are all zeros take no room.
+/// Returns how much memory or disk a file takes.
+pub fn size_of(file: &File) -> io::Result<Bytes> {
+    Ok(Bytes(file.metadata()?.blocks() * 512))
+}
+
+/// Returns a sealed copy of a file, with the same holes.
 pub fn sealed_copy(of: &File) -> io::Result<File> {
     let copy = file("banger-copy", 0o666)?;
     sparse::copy(of, &copy)?;

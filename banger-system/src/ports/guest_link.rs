@@ -15,9 +15,9 @@ pub trait GuestLink: Send + Sync {
     /// with [`Error::Timeout`], and with [`Error::Unavailable`] if the agent has a configuration. Safe to cancel and
     /// to repeat.
     async fn wait_unconfigured(&self, vm: VmId, timeout: Duration) -> Result<UnconfiguredGuest>;
-    /// Sends the agent the configuration of this boot when it asks for it, with entropy and the current time, and then
-    /// waits as [`GuestLink::wait_ready`] does. An agent keeps the configuration that it has, so a repeat is safe.
-    async fn configure(&self, vm: VmId, config: &GuestConfig, timeout: Duration) -> Result<GuestFacts>;
+    /// Sends the agent the configuration of this boot when it asks for it, with entropy and the current time. Fails with
+    /// [`Error::Timeout`]. An agent keeps the configuration that it has, so a repeat is safe.
+    async fn configure(&self, vm: VmId, config: &GuestConfig, timeout: Duration) -> Result<()>;
     /// Waits until the agent answers. Fails with [`Error::Timeout`]. Safe to cancel and to repeat.
     async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts>;
     /// Asks the agent to sync the disks and to power off. Returns once the agent confirms that all earlier writes are

@@ -67,6 +67,11 @@ pub trait Vmm: Send + Sync {
     async fn resume(&self, _vm: VmId, _capture: &Capture) -> Result<()> {
         Err(no_captures())
     }
+    /// Returns whether the guest of a running VMM has begun to run. A service that ended between two steps of a start
+    /// leaves a VMM whose guest never will.
+    async fn has_begun(&self, _vm: VmId) -> Result<bool> {
+        Ok(true)
+    }
     /// Connects to the guest's agent, without a greeting. A stream is a free one for its purpose, else the call fails
     /// with [`guest_link::Error::NoFreeStream`]. Only the service uses the control channel.
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<tokio::net::UnixStream>;

@@ -22,7 +22,8 @@ use banger_domain::{
     digest::Digest,
     dns::table::Table,
     guest_end::GuestEnd,
-    id::{ImageId, KernelId, Uid, VmId},
+    id::{ImageId, KernelId, Timestamp, Uid, VmId},
+    lifecycle,
     net::{nic::Nic, subnet::Subnet},
     resource::Resource,
     vm::Vm,
@@ -65,6 +66,8 @@ struct State {
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
     /// The processes that stand still.
     frozen: BTreeSet<VmId>,
+    /// The VMMs whose guests have not begun to run.
+    interrupted: BTreeSet<VmId>,
     /// The streams to each guest that were handed out, and the number of the last one.
     streams: BTreeMap<VmId, (BTreeMap<usize, UnixStream>, usize)>,
     subnet: Option<Subnet>,
@@ -208,6 +211,16 @@ impl Sim {
     /// Returns the configuration that a guest has got.
     pub fn configured(&self, vm: VmId) -> Option<GuestConfig> {
         self.lock().configured.get(&vm).cloned()
+    }
+
+    /// Leaves the VMM of a VM as a service does that ends in the middle of a start.
+    pub fn interrupt_start(&self, vm: VmId) {
+        let mut state = self.lock();
+        state.interrupted.insert(vm);
+        if let Some(vm) = state.vms.get_mut(&vm) {
+            vm.state = lifecycle::State::Starting;
+            vm.ready_at = Timestamp::default();
+        }
     }
 
     /// Gives guests as many streams as under QEMU. Nobody answers on them.

@@ -114,7 +114,7 @@ async fn a_copy_gets_no_more_room_than_is_left_of_the_quota() {
     lab.done(lab.engine.commit_vm(vm, commit("first")).await.unwrap()).await;
     detached(&lab.sim).await;
     let refused = lab.failed(lab.engine.commit_vm(vm, commit("second")).await.unwrap()).await;
-    assert!(refused.contains("100 MiB, which is what is left of your quota"), "{refused}");
+    assert!(refused.contains("more than the 100 MiB that are left of your quota"), "{refused}");
     assert_eq!(lab.images(), ["debian-bookworm", "first"]);
     assert_eq!(lab.sim.image_files().len(), 2);
 }

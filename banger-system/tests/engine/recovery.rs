@@ -216,3 +216,16 @@ async fn labels_are_set_and_removed_in_any_state_and_bounded() {
     let lab = lab.restart().await;
     assert_eq!(labels(&lab), ["team=db"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_vmm_whose_start_was_interrupted_is_ended_and_starts_again() {
+    let lab = EngineLab::new().await;
+    let (vm, other) = (lab.running().await, lab.running().await);
+    lab.sim.interrupt_start(vm);
+    let mut lab = lab.restart().await;
+    lab.until(vm, |state| state == Some(State::Stopped)).await;
+    assert_eq!(lab.state(other), State::Running);
+    assert!(!lab.things_of(vm).iter().any(|thing| thing.starts_with("process")), "{:?}", lab.sim.alive());
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_eq!(lab.state(vm), State::Running);
+}

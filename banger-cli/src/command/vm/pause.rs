@@ -67,9 +67,9 @@ impl Which {
             bus.properties(vm, VM_INTERFACE).await.map(|properties| properties.text("State").to_owned())
         };
         let change = async |_, vm: OwnedObjectPath| {
-            let before = state(&vm).await.unwrap_or_default();
+            let before = state(&vm).await?;
             bus.call_vm(&vm, method).await?;
-            let is_same = before == state(&vm).await.unwrap_or_default();
+            let is_same = before == state(&vm).await?;
             Ok(if is_same { Effect::Unchanged(already) } else { Effect::Changed })
         };
         batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, done, self.output, change)

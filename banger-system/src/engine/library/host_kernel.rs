@@ -106,8 +106,9 @@ impl Shared {
 
     /// Returns what a sandbox with this kernel has to do before it starts. Looks only at names and times of files.
     pub(in crate::engine) async fn freshness(&self, kernel: KernelId) -> Freshness {
-        let used = self.inventory.item::<Kernel>(kernel);
-        if kernel != AWAITED && !used.is_some_and(|kernel| is_of_host(&kernel)) {
+        // One that is gone was an old import: all others stay while a sandbox uses them.
+        let is_gone = !self.has_kernel(kernel);
+        if self.inventory.item::<Kernel>(kernel).is_some_and(|kernel| !is_of_host(&kernel)) {
             return Freshness::Fresh;
         }
         let newest = self.host_kernel();
@@ -117,9 +118,14 @@ impl Shared {
             (_, Some(newest)) => Freshness::Switch(newest.id),
             (Ok(_), None) => Freshness::Stale,
             // An old import is better than none.
-            (Err(_), None) if kernel == AWAITED => Freshness::Stale,
+            (Err(_), None) if is_gone => Freshness::Stale,
             (Err(_), None) => Freshness::Fresh,
         }
+    }
+
+    /// Returns whether a kernel is on this host. One that is awaited is not.
+    pub(in crate::engine) fn has_kernel(&self, kernel: KernelId) -> bool {
+        self.inventory.item::<Kernel>(kernel).is_some()
     }
 
     /// Returns whether what is installed differs from the newest import, and may be one that guests can boot.

@@ -11,7 +11,7 @@ use banger_domain::{
 };
 use tokio::task::JoinSet;
 
-use super::{FORCED, Goal, Next, VmTask};
+use super::{FORCED, Goal, Next, VmTask, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
@@ -29,6 +29,8 @@ use crate::{
 pub(super) enum TaskEvent {
     /// The VMM's process has ended.
     VmmEnded(Ended),
+    /// The guest's agent has its configuration, or did not take it in time.
+    GuestConfigured(guest_link::Result<()>, GuestWait),
     /// The guest's agent answered after a boot, or did not in time.
     GuestReady(guest_link::Result<GuestFacts>),
     /// The result of [`VmTask::confirm_up`].
@@ -55,6 +57,16 @@ impl VmTask {
     pub(super) async fn handle_event(&mut self, event: TaskEvent) -> Next {
         match event {
             TaskEvent::VmmEnded(ended) => return self.vmm_ended(ended).await,
+            TaskEvent::GuestConfigured(Ok(()), wait) => {
+                self.template_in_use = None;
+                self.watch_configured(wait);
+            }
+            TaskEvent::GuestConfigured(Err(error), wait) => {
+                if !wait.was_long(self.shared.settings.ready_timeout) {
+                    self.template_in_use = None;
+                }
+                self.guest_not_ready(error).await;
+            }
             TaskEvent::GuestReady(Ok(facts)) => self.guest_ready(facts).await,
             TaskEvent::GuestReady(Err(error)) => self.guest_not_ready(error).await,
             TaskEvent::UpChecked(facts) => self.up_checked(facts),
@@ -93,7 +105,6 @@ impl VmTask {
             self.vm.ready_at = now(&*self.shared.ports.clock);
         }
         self.is_new = false;
-        self.template_in_use = None;
         self.save_or_log().await;
         if let Some((key, spec)) = self.missing_template.take() {
             self.shared.make_template(key, spec);

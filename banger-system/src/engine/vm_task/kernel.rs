@@ -9,7 +9,7 @@ use super::{Goal, TaskEvent, VmTask};
 use crate::engine::{
     error::{Result, one_line},
     job::JobHandle,
-    library::host_kernel::{self, AWAITED, Freshness},
+    library::host_kernel::{self, Freshness},
     request::Start,
 };
 
@@ -26,7 +26,9 @@ impl VmTask {
                 job.stage("disk", IMPORTING);
                 match host_kernel::import_for(&self.shared, job).await {
                     Ok(kernel) => self.vm.kernel = kernel,
-                    Err(error) if self.vm.kernel == AWAITED || job.is_canceled() => return Err(error),
+                    Err(error) if job.is_canceled() || !self.shared.has_kernel(self.vm.kernel) => {
+                        return Err(error);
+                    }
                     Err(error) => {
                         tracing::warn!(vm = %self.vm.id, error = %one_line(&error), "keeping the old kernel");
                     }
@@ -58,6 +60,8 @@ impl VmTask {
     /// Starts the VM for the jobs that waited for an import. If it failed, the old kernel stays.
     pub(super) async fn kernel_imported(&mut self, imported: Result<KernelId>) {
         match imported {
+            // It may have started meanwhile, with the kernel that it had.
+            Ok(_) if self.vm.state.is_up() => {}
             Ok(kernel) => self.switch_kernel(kernel).await,
             Err(error) => {
                 tracing::warn!(vm = %self.vm.id, error = %one_line(&error), "keeping the old kernel");
@@ -73,7 +77,11 @@ impl VmTask {
     }
 
     async fn boot_for(&mut self, job: JobHandle, start: Start) {
-        match self.admit_and_boot(&job, start).instrument(job.span()).await {
+        let booted = match self.require_unread_disks().await {
+            Ok(()) => self.admit_and_boot(&job, start).instrument(job.span()).await,
+            Err(error) => Err(error),
+        };
+        match booted {
             Ok(()) => self.await_start(job, start),
             Err(error) => job.finish(Err(error)),
         }

@@ -20,7 +20,11 @@ impl VmTask {
         if !self.vm.is_ready() {
             return Err(Error::NotReady { name: self.vm.name.to_string() });
         }
-        self.shared.ports.supervisor.freeze(self.vm.id).await?;
+        if let Err(error) = self.shared.ports.supervisor.freeze(self.vm.id).await {
+            // It may stand still all the same, or in a moment.
+            self.shared.ports.supervisor.thaw(self.vm.id).await?;
+            return Err(error.into());
+        }
         self.enter(Event::Pause)?;
         self.liveness = Liveness::default();
         if let Err(error) = self.save().await {

@@ -20,6 +20,11 @@ impl VmTask {
     pub(super) async fn reattach(&mut self, process: Option<Started>) -> Next {
         match (self.vm.state, process) {
             (State::Deleting, _) => self.finish_deletion().await,
+            (State::Starting, Some(_)) if !self.has_begun().await => {
+                tracing::warn!(vm = %self.vm.id, "found a VMM whose start was interrupted; ending it");
+                self.lease.release(Scope::Boot).await;
+                self.ended_unwatched(State::Starting).await
+            }
             (state, Some(process)) if state.is_up() => {
                 tracing::info!(vm = %self.vm.id, pid = process.pid, "found a running sandbox");
                 self.unit = process.unit;
@@ -68,6 +73,15 @@ impl VmTask {
             _ => drop(self.lease.release(Scope::Boot).await),
         }
         Next::Continue
+    }
+
+    /// Returns whether the guest has begun to run. A VMM that does not say so is left to the time limit of the boot.
+    async fn has_begun(&self) -> bool {
+        let begun = self.shared.ports.vmm.has_begun(self.vm.id).await;
+        begun.unwrap_or_else(|error| {
+            tracing::warn!(vm = %self.vm.id, %error, "cannot ask a VMM whether its guest runs");
+            true
+        })
     }
 
     /// Removes a sandbox whose deletion has begun.

@@ -38,6 +38,21 @@ const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
 
 const START: Stages = &["start", "boot"];
 
+/// A wait for a guest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GuestWait {
+    begun: Instant,
+    timeout: Duration,
+    occasion: Occasion,
+}
+
+impl GuestWait {
+    /// Returns whether a guest would have had enough time, if there is nothing wrong with it.
+    pub(super) fn was_long(&self, usual: Duration) -> bool {
+        self.timeout >= usual
+    }
+}
+
 impl VmTask {
     pub(super) async fn create_and_start(&mut self, job: JobHandle, start: Option<Start>) -> Next {
         if let Err(error) = self.refresh_kernel(&job).await {
@@ -162,21 +177,23 @@ impl VmTask {
     /// released when that boot ended.
     async fn launch_clean(&mut self) -> Result<(Started, BootedFrom)> {
         self.release_boot().await?;
-        let launched = self.launch().await;
+        self.template_in_use = None;
+        let launched = self.launch(true).await;
         let Err(error) = launched else { return launched };
-        if !self.distrust_template(&error).await {
-            return Err(error);
-        }
+        let Some(key) = self.template_in_use.take() else { return Err(error) };
         self.release_boot().await?;
-        self.launch().await
+        let booted = self.launch(false).await?;
+        // Nothing else was at fault.
+        self.shared.distrust_template(&key, &error).await;
+        Ok(booted)
     }
 
-    /// If the guest has not become ready from a template, makes sandboxes with its key boot from now on. Returns
-    /// whether it is so.
-    pub(super) async fn distrust_template(&mut self, cause: &Error) -> bool {
-        let Some(key) = self.template_in_use.take() else { return false };
-        self.shared.distrust_template(&key, cause).await;
-        true
+    /// Makes sandboxes boot from now on that would continue from the template of this boot, if it has one and its guest
+    /// has not asked for its configuration. After that, a failure says nothing about the template.
+    pub(super) async fn distrust_template(&mut self, cause: &Error) {
+        if let Some(key) = self.template_in_use.take() {
+            self.shared.distrust_template(&key, cause).await;
+        }
     }
 
     async fn release_boot(&mut self) -> Result<()> {
@@ -184,7 +201,7 @@ impl VmTask {
         not_released(self.vm.name.as_str(), left).map_or(Ok(()), Err)
     }
 
-    async fn launch(&mut self) -> Result<(Started, BootedFrom)> {
+    async fn launch(&mut self, may_continue: bool) -> Result<(Started, BootedFrom)> {
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         let nic = self.shared.nic(&self.vm).await?;
@@ -213,7 +230,11 @@ impl VmTask {
         // Stored before the guest boots, so that a restarted service knows the guest's token.
         ports.store.put_vm(&self.vm).await?;
         self.missing_template = None;
-        if let Some(Template { key, capture }) = self.shared.template_of(&spec).await {
+        let template = match may_continue {
+            true => self.shared.template_of(&spec, self.vm.kernel).await,
+            false => None,
+        };
+        if let Some(Template { key, capture }) = template {
             if let Some(capture) = capture {
                 self.template_in_use = Some(key);
                 let continued = self.launch_from(&spec, &capture, jail).await;
@@ -275,17 +296,34 @@ impl VmTask {
     /// Waits for the guest's agent in the background, and configures it if it has no configuration. The guest's clock
     /// is set before the guest counts as ready.
     pub(super) fn watch_guest(&mut self, timeout: Duration, occasion: Occasion) {
+        let wait = GuestWait { begun: Instant::now(), timeout, occasion };
+        if self.vm.is_ready() {
+            // It was configured by an earlier run of the service.
+            return self.watch_configured(wait);
+        }
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
         self.background.spawn(async move {
-            let guest = &shared.ports.guest;
-            let ready = match vm.is_ready() {
-                // It was configured by an earlier run of the service.
-                true => guest.wait_ready(vm.id, &vm.token, timeout).await,
-                false => match shared.boot_config(&vm).await {
-                    Ok(config) => guest.configure(vm.id, &config, timeout).await,
-                    Err(error) => Err(guest_link::Error::Unavailable { message: one_line(&error) }),
-                },
+            let configured = match shared.boot_config(&vm).await {
+                Ok(config) => shared.ports.guest.configure(vm.id, &config, timeout).await,
+                Err(error) => Err(guest_link::Error::Unavailable { message: one_line(&error) }),
             };
+            TaskEvent::GuestConfigured(configured, wait)
+        });
+    }
+
+    /// Waits until the agent of a configured guest answers, for the rest of the time.
+    pub(super) fn watch_configured(&mut self, wait: GuestWait) {
+        let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
+        let GuestWait { begun, timeout, occasion } = wait;
+        self.background.spawn(async move {
+            let guest = &shared.ports.guest;
+            let ready = guest.wait_ready(vm.id, &vm.token, timeout.saturating_sub(begun.elapsed())).await;
+            let ready = ready.map_err(|error| match error {
+                guest_link::Error::Timeout { what, .. } => {
+                    guest_link::Error::Timeout { what, after: timeout }
+                }
+                other => other,
+            });
             if ready.is_ok()
                 && let Err(error) = guest.sync_clock(vm.id, &vm.token, occasion).await
             {

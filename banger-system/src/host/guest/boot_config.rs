@@ -203,7 +203,12 @@ mod tests {
 
     async fn configure(turns: &[Turn]) -> (Result<GuestFacts>, Vec<BootConfig>) {
         let (link, seen) = Guest::link(turns);
-        let configured = link.configure(VM, &config(), Duration::from_secs(20)).await;
+        let timeout = Duration::from_secs(20);
+        let token = Token::from_text(config().token);
+        let configured = match link.configure(VM, &config(), timeout).await {
+            Ok(()) => link.wait_ready(VM, &token, timeout).await,
+            Err(error) => Err(error),
+        };
         let seen = seen.lock().unwrap();
         let configs = seen.iter().filter_map(|frame| match frame {
             Frame::Configure(config) => Some((**config).clone()),
@@ -226,7 +231,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_configured_agent_is_left_alone() {
-        let (facts, configs) = configure(&[ready()]).await;
+        let (facts, configs) = configure(&[ready(), ready()]).await;
         assert_eq!((facts.unwrap().boot_id.as_str(), configs.len()), ("b", 0));
     }
 
@@ -236,7 +241,7 @@ mod tests {
         let (facts, configs) = configure(&[(None, None), hangs_up, takes_config(), ready()]).await;
         assert_eq!((facts.unwrap().boot_id.as_str(), configs.len()), ("b", 2));
         // It has taken the configuration, and the answer was lost.
-        let (facts, configs) = configure(&[(Some(Verdict::Unconfigured), None), ready()]).await;
+        let (facts, configs) = configure(&[(Some(Verdict::Unconfigured), None), ready(), ready()]).await;
         assert_eq!((facts.unwrap().boot_id.as_str(), configs.len()), ("b", 1));
     }
 

@@ -12,7 +12,6 @@ use banger_proto::guest::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
-    time::Instant,
 };
 
 use super::{boot_config, clock};
@@ -92,25 +91,15 @@ impl GuestLink for AgentLink {
         self.until_answered(vm, timeout, boot_config::ask_unconfigured).await
     }
 
-    async fn configure(&self, vm: VmId, config: &GuestConfig, timeout: Duration) -> Result<GuestFacts> {
+    async fn configure(&self, vm: VmId, config: &GuestConfig, timeout: Duration) -> Result<()> {
         let token = &Token::from_text(config.token.clone());
-        let begun = Instant::now();
         let ask = |mut stream: UnixStream| async move {
             match ask_info(&mut stream, token).await {
-                Err(Failed::Unconfigured) => {
-                    boot_config::send_config(&mut stream, config).await.map(|()| None)
-                }
-                asked => asked.map(Some),
+                Err(Failed::Unconfigured) => boot_config::send_config(&mut stream, config).await,
+                asked => asked.map(drop),
             }
         };
-        match self.until_answered(vm, timeout, ask).await? {
-            Some(facts) => Ok(facts),
-            None => self.wait_ready(vm, token, timeout.saturating_sub(begun.elapsed())).await,
-        }
-        .map_err(|error| match error {
-            Error::Timeout { what, .. } => Error::Timeout { what, after: timeout },
-            other => other,
-        })
+        self.until_answered(vm, timeout, ask).await
     }
 
     async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts> {

@@ -17,6 +17,8 @@ use crate::ports::{FromHost as _, HostError, host_error::Result, supervisor::End
 
 /// How long a killed unit may take to end.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the processes of a unit may take to stand still, or to go on.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest time until a change is noticed whose signal was lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long systemd may take to forget an ended unit.
@@ -93,13 +95,18 @@ impl Units {
 
     /// Freezes all processes of a unit, by the freezer of its control group.
     pub(super) async fn freeze(&self, unit: &str) -> Result<()> {
-        let frozen = self.manager().await?.freeze_unit(unit.to_owned()).await;
-        frozen.map_err(|error| bus("freeze a unit", error))
+        let manager = self.manager().await?;
+        let frozen = tokio::time::timeout(FREEZE_TIMEOUT, manager.freeze_unit(unit.to_owned())).await;
+        let late = |_| HostError::timeout(format!("freezing the unit {unit}"), FREEZE_TIMEOUT);
+        frozen.map_err(late)?.map_err(|error| bus("freeze a unit", error))
     }
 
     /// Lets the processes of a unit go on.
     pub(super) async fn thaw(&self, unit: &str) -> Result<()> {
-        match self.manager().await?.thaw_unit(unit.to_owned()).await {
+        let manager = self.manager().await?;
+        let thawed = tokio::time::timeout(FREEZE_TIMEOUT, manager.thaw_unit(unit.to_owned())).await;
+        let late = |_| HostError::timeout(format!("thawing the unit {unit}"), FREEZE_TIMEOUT);
+        match thawed.map_err(late)? {
             // It may have ended.
             Err(error) if !is_no_such_unit(&error) => Err(bus("thaw a unit", error)),
             _ => Ok(()),

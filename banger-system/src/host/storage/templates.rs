@@ -134,6 +134,13 @@ impl Templates for LocalTemplates {
     async fn load(&self, key: &TemplateKey) -> Result<Option<Arc<Capture>>> {
         let id = id_of(key);
         if let Some(capture) = self.in_memory(&id) {
+            let (files, id) = (self.files.clone(), id);
+            // Else those that are used all the time would be the first to go.
+            blocking("use a template", move || {
+                files.touch(&id);
+                Ok::<_, HostError>(())
+            })
+            .await?;
             return Ok(Some(capture));
         }
         let _loading = self.loading.lock().await;
@@ -196,7 +203,8 @@ impl Files {
     fn tidy(&self) -> io::Result<()> {
         for name in names(&self.directory)? {
             let path = self.directory.join(&name);
-            if name != DAMAGED && !is_current(&path) {
+            let is_unfinished = name.starts_with('.');
+            if is_unfinished || (name != DAMAGED && !is_current(&path)) {
                 staging::remove_tree(&path)?;
             }
         }
@@ -220,6 +228,9 @@ impl Files {
     }
 
     fn keep(&self, key: &TemplateKey, state: &File, memory: &File) -> io::Result<Kept> {
+        if memory::size_of(state)?.0 + memory::size_of(memory)?.0 > self.most.0 {
+            return Ok(Kept::TooLarge);
+        }
         let id = id_of(key);
         let staged = staging::Staging::begin(&self.directory, &id)?;
         let copy = |of: &File, name| {
@@ -274,6 +285,16 @@ impl Files {
             stored.push(Stored { id, bytes, used: used.unwrap_or(SystemTime::UNIX_EPOCH) });
         }
         Ok(stored)
+    }
+
+    /// Notes that a template was used. It may have been removed meanwhile.
+    fn touch(&self, id: &str) {
+        let manifest = File::options().write(true).open(self.directory.join(id).join(MANIFEST));
+        if let Err(error) = manifest.and_then(|manifest| manifest.set_modified(SystemTime::now()))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(template = id, %error, "cannot note the use of a template");
+        }
     }
 
     fn quarantine(&self, id: &str) -> io::Result<()> {

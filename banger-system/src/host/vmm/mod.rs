@@ -130,6 +130,10 @@ impl Vmm for Vmms {
         self.of(vm).resume(vm, capture).await
     }
 
+    async fn has_begun(&self, vm: VmId) -> Result<bool> {
+        self.of(vm).has_begun(vm).await
+    }
+
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
         self.of(vm).connect(vm, channel).await
     }

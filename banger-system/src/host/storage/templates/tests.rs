@@ -149,7 +149,10 @@ async fn unfinished_and_outdated_templates_are_removed() {
     let mut host = Host::new(Bytes::gib(1));
     let key = host.key("64M");
     host.keep(&key, &capture(MIB)).await;
-    std::mem::forget(staging::Staging::begin(&host.templates.files.directory, "interrupted").unwrap());
+    let unfinished = staging::Staging::begin(&host.templates.files.directory, "interrupted").unwrap();
+    let manifest = fs::read(host.path(&key, MANIFEST)).unwrap();
+    unfinished.file(MANIFEST, 0o600).unwrap().write_all_at(&manifest, 0).unwrap();
+    std::mem::forget(unfinished);
     host.restart();
     host.templates.tidy().await.unwrap();
     assert_eq!(host.names(), [id_of(&key)]);

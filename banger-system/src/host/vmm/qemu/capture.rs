@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use banger_proto::size::Bytes;
 use serde_json::json;
 
 use super::qmp::Qmp;
@@ -25,6 +26,8 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause before asking again whether it is done.
 const POLL: Duration = Duration::from_millis(2);
+/// The most memory that is copied: several times what a kernel of a distribution uses until then.
+const MOST_MEMORY: Bytes = Bytes::mib(512);
 /// QEMU's name for the file with the state.
 const STATE: &str = "state";
 
@@ -41,7 +44,14 @@ pub async fn capture(qmp: &mut Qmp, of: OwnedFd) -> Result<Capture> {
         return Err(Error::Failed { message: "QEMU cannot save the state of the guest".to_owned() });
     }
     memory::seal(&state).map_err(os)?;
-    let copy = move || memory::sealed_copy(&of.into()).map_err(os);
+    let of = File::from(of);
+    let size = memory::size_of(&of).map_err(os)?;
+    if size > MOST_MEMORY {
+        let message =
+            format!("the guest has used {size} before its configuration; at most {MOST_MEMORY} are kept");
+        return Err(Error::Failed { message });
+    }
+    let copy = move || memory::sealed_copy(&of).map_err(os);
     let memory = blocking("copy the memory of a guest", copy).await?;
     Ok(Capture { state: state.into(), memory: memory.into() })
 }
@@ -58,6 +68,12 @@ pub async fn resume(qmp: &mut Qmp, capture: &Capture) -> Result<()> {
     until(qmp, "query-status", |status| status != "inmigrate").await?;
     qmp.run("cont", json!({})).await?;
     Ok(())
+}
+
+/// Returns whether the guest runs, or has ended by itself. One that waits for a capture, or has just loaded it, does not.
+pub async fn runs(qmp: &mut Qmp) -> Result<bool> {
+    let answer = qmp.run("query-status", json!({})).await?;
+    Ok(!matches!(answer["status"].as_str(), Some("inmigrate" | "paused" | "prelaunch")))
 }
 
 async fn ignore_shared(qmp: &mut Qmp) -> Result<()> {

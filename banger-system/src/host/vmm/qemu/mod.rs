@@ -136,6 +136,10 @@ impl Vmm for Qemu {
         capture::resume(&mut self.sockets.control(vm).await?, capture).await
     }
 
+    async fn has_begun(&self, vm: VmId) -> Result<bool> {
+        capture::runs(&mut self.sockets.control(vm).await?).await
+    }
+
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
         self.sockets.connect(vm, channel).await
     }
