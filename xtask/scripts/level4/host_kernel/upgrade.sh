@@ -7,5 +7,5 @@ touch /boot/vmlinuz-*
 banger vm start --quiet aged
 after=$(banger kernel show --json host | grep '"id"')
 [ "$before" != "$after" ] && echo imported again
-banger kernel list | grep -c '^host'
+banger kernel list --format '{{.name}}' | grep -cx host
 banger vm delete --quiet --force aged
