@@ -248,18 +248,20 @@ impl Config {
         Self::parse(&text).map_err(|source| Error::Parse { path: name(), source })
     }
 
-    /// Parses the text of a file. The error does not quote a line about the proxy, which may have a password.
+    /// Parses the text of a file. The error quotes neither a line about the proxy, which may have a password, nor its
+    /// value, which serde puts into the message.
     fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text).map_err(|mut error| {
-            let quoted = error.span().map(|span| {
-                let start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
-                let end = text[span.end..].find('\n').map_or(text.len(), |at| span.end + at);
-                &text[start..end]
-            });
-            if quoted.is_some_and(|quoted| quoted.contains("proxy") || quoted.contains('@')) {
-                error.set_input(None);
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            let Some(span) = error.span() else { return error };
+            let start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
+            let end = text[span.end..].find('\n').map_or(text.len(), |at| span.end + at);
+            let quoted = &text[start..end];
+            if !quoted.contains("proxy") && !quoted.contains('@') {
+                return error;
             }
-            error
+            let line = text[..start].matches('\n').count() + 1;
+            let message = format!("line {line} has an unknown key, or a value of the wrong type or form");
+            <toml::de::Error as serde::de::Error>::custom(message)
         })
     }
 
@@ -448,6 +450,14 @@ mod tests {
         assert!(read("catalog = []").unwrap().catalogs().unwrap().is_empty());
         let wrong = read("[vm_defaults]\nmemory = \"much\"").unwrap().settings(HOST).unwrap_err();
         assert_eq!(wrong.to_string(), "the configuration key vm_defaults.memory is \"much\"");
+    }
+
+    #[test]
+    fn an_error_in_a_line_that_may_have_a_password_names_the_line_only() {
+        for text in ["mirror = \"https://user:secret@m\"", "no_proxy = \"http://user:secret@p\""] {
+            let error = Config::parse(&format!("vmm = \"qemu\"\n{text}")).unwrap_err().to_string();
+            assert!(error.contains("line 2 ") && !error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -137,10 +137,13 @@ impl StoredWorkspace {
         write(&self.directory, &record).map(|()| true)
     }
 
-    /// Writes the record of a new workspace, which only this process knows.
-    pub fn save(&self) -> Result<()> {
-        let _locked = self.lock()?;
-        write(&self.directory, &self.record)
+    /// Stores what the creation of the workspace has set, and keeps what other processes have changed since it was
+    /// sent.
+    pub fn store_creation(&mut self) -> Result<()> {
+        let Record { mise, user, env, setup, .. } = self.record.clone();
+        self.update(|record| {
+            (record.mise, record.user, record.env, record.setup) = (mise, user, env, setup);
+        })
     }
 
     /// Changes the record, and keeps what other processes have changed since it was read.
@@ -346,12 +349,13 @@ mod tests {
         let claim: Step = |kept| assert!(kept.claim_boot(8).unwrap());
         let create: Step = |kept| {
             kept.record.setup.boot = 8;
-            kept.save().unwrap();
+            kept.store_creation().unwrap();
         };
         for (name, steps) in [
             ("a boot while changes are sent", [claim, send]),
             ("changes that were sent before a boot", [send, claim]),
             ("a workspace that is set up while changes are sent", [create, send]),
+            ("changes that were sent before a workspace is set up", [send, create]),
         ] {
             let dir = tempfile::tempdir().unwrap();
             write(dir.path(), &record("/root/a", 1)).unwrap();

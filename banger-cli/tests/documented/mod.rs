@@ -28,7 +28,7 @@ pub fn all() -> Vec<Documented> {
     commands.collect()
 }
 
-/// Returns the commands in the code blocks of a text.
+/// Returns the commands in the code blocks of a text. Panics at one in an indented block, which would not be found.
 pub fn in_text(page: &str, text: &str) -> Vec<Documented> {
     let mut found = Vec::new();
     let mut in_block = false;
@@ -40,6 +40,8 @@ pub fn in_text(page: &str, text: &str) -> Vec<Documented> {
             found.extend(
                 commands.into_iter().map(|words| Documented { place: format!("{page}:{number}"), words }),
             );
+        } else {
+            assert!(!line.starts_with("    banger "), "{page}:{number}: put ``` around the indented block");
         }
     }
     found
@@ -74,4 +76,10 @@ fn commands_are_found_in_code_blocks_only() {
     let text = "banger no\n```\nbanger ls; banger logs web | grep x  # a comment\n$ sudo -u a true && banger exec w -- sh -c 'a; b'\n```\nbanger no\n";
     let words: Vec<String> = in_text("a.md", text).iter().map(|found| found.words.join(",")).collect();
     assert_eq!(words, ["ls", "logs,web", "exec,w,--,sh,-c,a; b"]);
+}
+
+#[test]
+#[should_panic(expected = "a.md:2: put ``` around the indented block")]
+fn a_command_in_an_indented_block_is_refused() {
+    in_text("a.md", "Text:\n    banger ls\n");
 }

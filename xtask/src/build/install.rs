@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     build::{Programs, catalog},
+    dist,
     run::{cache, command, output, repository, run},
 };
 
@@ -66,7 +67,8 @@ fn generated(banger: &Path) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
         fs::remove_dir_all(&manual).with_context(|| format!("cannot remove {}", manual.display()))?;
     }
     let banger = banger.display().to_string();
-    let date = output(&mut command("git", ["log", "-1", "--format=%cs"]))?;
+    let at = format!("@{}", dist::source_date()?);
+    let date = output(command("date", ["--utc", "+%F", "--date"]).arg(at))?;
     run(command(&banger, ["manual", "--date", date.trim()]).arg(&manual))?;
     let of_the_service = "packaging/man/banger-system.8";
     fs::copy(repository().join(of_the_service), manual.join("banger-system.8")).context(of_the_service)?;

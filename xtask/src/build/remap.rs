@@ -9,14 +9,27 @@ pub const HOME: &str = "/build";
 /// What separates the arguments in `CARGO_ENCODED_RUSTFLAGS`.
 const SEPARATOR: &str = "\u{1f}";
 
-/// Replaces host paths in what a cargo command compiles, and adds these arguments of rustc.
+/// Replaces host paths in what a cargo command compiles, and adds these arguments of rustc. Both come after the
+/// arguments in the environment, which a packager may have set.
 pub fn apply(cargo: &mut Command, arguments: &[&str]) {
     let places = places();
-    let rust = arguments.iter().map(|argument| (*argument).to_owned());
-    let rust = rust.chain(places.iter().map(|(from, to)| format!("--remap-path-prefix={from}={to}")));
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust.collect::<Vec<_>>().join(SEPARATOR));
-    let c: Vec<String> = places.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).collect();
+    let variable = |name: &str| env::var(name).ok();
+    let mut rust = of_environment(variable("CARGO_ENCODED_RUSTFLAGS"), variable("RUSTFLAGS"));
+    rust.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    rust.extend(places.iter().map(|(from, to)| format!("--remap-path-prefix={from}={to}")));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust.join(SEPARATOR));
+    let mut c: Vec<String> = variable("CFLAGS").into_iter().collect();
+    c.extend(places.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")));
     cargo.env("CFLAGS", c.join(" "));
+}
+
+/// Returns the arguments of rustc in `CARGO_ENCODED_RUSTFLAGS`, else those in `RUSTFLAGS`, as cargo reads them.
+fn of_environment(encoded: Option<String>, plain: Option<String>) -> Vec<String> {
+    match encoded {
+        Some(encoded) if encoded.is_empty() => Vec::new(),
+        Some(encoded) => encoded.split(SEPARATOR).map(str::to_owned).collect(),
+        None => plain.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+    }
 }
 
 /// Returns the directories that sources are compiled in, and what replaces them.
@@ -55,6 +68,17 @@ fn in_order(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_arguments_in_the_environment_are_kept() {
+        let check = |encoded: Option<&str>, plain: Option<&str>, expect: &[&str]| {
+            assert_eq!(of_environment(encoded.map(str::to_owned), plain.map(str::to_owned)), expect);
+        };
+        check(None, None, &[]);
+        check(None, Some(" -C  debuginfo=1 "), &["-C", "debuginfo=1"]);
+        check(Some("--cfg\u{1f}a b"), Some("-g"), &["--cfg", "a b"]);
+        check(Some(""), Some("-g"), &[]);
+    }
 
     #[test]
     fn the_narrowest_place_comes_last() {

@@ -23,7 +23,7 @@ use crate::{
 const DEPENDS: [&str; 4] = ["dbus", "polkitd", "systemd (>= 252)", "dmsetup"];
 /// Needed for some verbs, and optional otherwise.
 const RECOMMENDS: [(&str, &str); 2] =
-    [(CLIENT, "banger-system, openssh-client (>= 1:8.5)"), (SERVICE, "banger, ca-certificates")];
+    [(CLIENT, "banger-system, git, openssh-client (>= 1:8.5)"), (SERVICE, "banger, ca-certificates")];
 /// The scripts of the service's package.
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
@@ -234,7 +234,7 @@ mod tests {
         };
         let client = control(CLIENT, false);
         assert!(client.contains("Package: banger\nVersion: ") && client.contains("Installed-Size: 7\n"));
-        assert!(client.contains("Recommends: banger-system, "), "{client}");
+        assert!(client.contains("Recommends: banger-system, git, "), "{client}");
         assert!(client.contains("X-Cargo-Built-Using: rust-a-crate (= 1.0.0)\n"), "{client}");
         assert!(control(SERVICE, false).contains("dmsetup, qemu-system-"));
         let symbols = control(SERVICE, true);

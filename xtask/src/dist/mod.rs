@@ -122,7 +122,7 @@ pub fn for_test_host(programs: &Programs, directory: &Path) -> Result<Vec<PathBu
 }
 
 /// Returns the time of the sources in seconds (<https://reproducible-builds.org/specs/source-date-epoch/>).
-fn source_date() -> Result<String> {
+pub fn source_date() -> Result<String> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(epoch) => Ok(epoch),
         Err(_) => {

@@ -20,8 +20,9 @@ pub const RELEASE: &str = "1";
 /// What the service needs besides QEMU. device-mapper contains the udev rules that our disks rely on.
 const REQUIRES: [&str; 3] = ["dbus", "polkit", "device-mapper"];
 /// Needed for some verbs, and optional otherwise.
-const RECOMMENDS: [(&str, &str); 4] = [
+const RECOMMENDS: [(&str, &str); 5] = [
     (CLIENT, "banger-system"),
+    (CLIENT, "git"),
     (CLIENT, "openssh-clients"),
     (SERVICE, "banger"),
     (SERVICE, "ca-certificates"),

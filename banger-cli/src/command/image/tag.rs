@@ -10,7 +10,7 @@ use crate::{
 
 /// Give an image another name
 ///
-/// Both names are images of their own, which share one file. The new one is yours alone, even if the other one is
+/// Each name is an image of its own; they share one file. The new one is yours alone, even if the other one is
 /// shared. Deleting one of them keeps the other.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\

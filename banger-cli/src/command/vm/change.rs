@@ -117,7 +117,7 @@ async fn all(
 
 /// Runs what the repositories in a sandbox ask for after a boot.
 async fn set_up(bus: &Bus, vm: &OwnedObjectPath, progress: &Progress, listener: &mut Listener) -> Result<()> {
-    let workspaces = lifecycle::set_up_at_boot(vm)?;
+    let workspaces = unless_ended(listener, lifecycle::set_up_at_boot(bus, vm)).await?;
     if workspaces.is_empty() {
         return Ok(());
     }

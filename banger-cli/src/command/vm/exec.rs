@@ -29,7 +29,7 @@ use crate::{
     ui::{
         output,
         progress::{Progress, ProgressArgs},
-        signals::{Signals, unless_ended},
+        signals::{Listener, Signals, unless_ended},
     },
     user::settings::Settings,
     workspace::{
@@ -113,11 +113,10 @@ impl ExecCommand {
         let target = self.target.with_settings()?;
         let exec = &target.exec;
         if self.detach {
-            let signals = Signals::catch()?;
-            let ready = target.prepare(exec.detached(&self.command), &signals).await?;
+            let mut listener = Signals::catch()?.listen();
+            let ready = target.prepare(exec.detached(&self.command), &mut listener).await?;
             ready.proxies.check_detached()?;
-            let detached =
-                unless_ended(&mut signals.listen(), attach::detach(ready.stream, &ready.exec)).await;
+            let detached = unless_ended(&mut listener, attach::detach(ready.stream, &ready.exec)).await;
             match detached.map_err(hint_missing_workspace)? {
                 Some(id) if self.json => output::json(&json!({ "id": id }))?,
                 Some(id) => output::text(&format!("{id}\n"))?,
@@ -150,10 +149,13 @@ impl Target {
 
     /// Runs a command there.
     async fn run(&self, exec: Exec) -> Result<u8> {
-        let signals = Signals::catch()?;
-        let Ready { bus, vm, stream, exec, proxies } = self.prepare(exec, &signals).await?;
-        let (lookups, is_shell) = (Lookups::begin(&bus, &vm).await, exec.argv.is_empty());
-        let status = attach::run(stream, exec, self.exec.stdin(), &mut signals.listen()).await;
+        // One listener for everything, because another one would miss the signals before it.
+        let mut listener = Signals::catch()?.listen();
+        let Ready { bus, vm, stream, exec, proxies } = self.prepare(exec, &mut listener).await?;
+        let is_shell = exec.argv.is_empty();
+        let beginning = async { Ok(Lookups::begin(&bus, &vm).await) };
+        let lookups = unless_ended(&mut listener, beginning).await?;
+        let status = attach::run(stream, exec, self.exec.stdin(), &mut listener).await;
         drop(proxies);
         if let Some(explanation) = lookups.explain(&status, is_shell, true).await {
             eprintln!("{explanation}");
@@ -162,9 +164,8 @@ impl Target {
     }
 
     /// Opens a stream for a command, and adapts the command to the workspace. Signals end it, as they end any program.
-    async fn prepare(&self, mut exec: Exec, signals: &Signals) -> Result<Ready> {
-        let mut listener = signals.listen();
-        let (bus, vm) = unless_ended(&mut listener, self.find()).await?;
+    async fn prepare(&self, mut exec: Exec, listener: &mut Listener) -> Result<Ready> {
+        let (bus, vm) = unless_ended(listener, self.find()).await?;
         let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
         if kept.is_none() && (self.auto_prepare || self.guest_path.is_some()) {
             return Err(Error::Refused(format!("you sent no repository to {}", self.sandbox))
@@ -173,7 +174,7 @@ impl Target {
         exec.wait = self.exec.phase(&Settings::of_caller()?);
         let about = |error: Error| add_hint(error).about(&self.sandbox);
         let starting = ProxyRelays::start(&bus, &vm, &self.exec);
-        let proxies = unless_ended(&mut listener, starting).await.map_err(about)?;
+        let proxies = unless_ended(listener, starting).await.map_err(about)?;
         proxies.add_to(&mut exec);
         if let Some(kept) = kept {
             let owner = kept.record.owner().to_owned();
@@ -186,8 +187,8 @@ impl Target {
                 exec.argv = tooling::with_mise(&exec.argv);
             }
             let is_shell = exec.argv.is_empty() && !exec.of_image;
-            self.sync_workspace(&bus, &vm, kept.clone(), signals).await?;
-            set_up(&bus, &vm, &kept, &proxies, (is_shell, signals)).await?;
+            self.sync_workspace(&bus, &vm, kept.clone(), listener.resubscribe()).await?;
+            set_up(&bus, &vm, &kept, &proxies, (is_shell, &*listener)).await?;
         }
         let opening = async {
             if let Some(terminal) = &mut exec.terminal {
@@ -195,7 +196,7 @@ impl Target {
             }
             self.open(&bus, &vm).await
         };
-        let stream = unless_ended(&mut listener, opening).await.map_err(about)?;
+        let stream = unless_ended(listener, opening).await.map_err(about)?;
         Ok(Ready { bus, vm, stream, exec, proxies })
     }
 
@@ -238,7 +239,7 @@ impl Target {
         bus: &Bus,
         vm: &OwnedObjectPath,
         kept: StoredWorkspace,
-        signals: &Signals,
+        listener: Listener,
     ) -> Result<()> {
         let reference = reference(&self.sandbox, self.guest_path.as_deref());
         if !self.auto_prepares(&kept)? {
@@ -257,7 +258,7 @@ impl Target {
             return Ok(());
         }
         let changes = Changes::find(&kept, differing)?;
-        let mut guest = Guest::new(bus.clone(), vm.clone(), signals.listen());
+        let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
         sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&reference))
     }
 
@@ -277,7 +278,7 @@ async fn set_up(
     vm: &OwnedObjectPath,
     kept: &StoredWorkspace,
     proxies: &ProxyRelays,
-    (is_shell, signals): (bool, &Signals),
+    (is_shell, listener): (bool, &Listener),
 ) -> Result<()> {
     let setup = &kept.record.setup;
     let attaches = is_shell && !setup.later.attach.is_empty();
@@ -285,9 +286,7 @@ async fn set_up(
         return Ok(());
     }
     let progress = Progress::new(ProgressArgs { quiet: false });
-    let listener = signals.listen();
-    let lifecycle =
-        Lifecycle { bus, vm, proxies: proxies.variables(), progress: &progress, listener: &listener };
+    let lifecycle = Lifecycle { bus, vm, proxies: proxies.variables(), progress: &progress, listener };
     lifecycle.boot(kept).await.map_err(add_hint)?;
     if attaches { lifecycle.attach(&kept.record).await } else { Ok(()) }
 }

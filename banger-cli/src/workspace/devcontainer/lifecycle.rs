@@ -43,10 +43,14 @@ pub struct Lifecycle<'a> {
     pub listener: &'a Listener,
 }
 
-/// Returns the workspaces that have to be set up after each boot of a sandbox.
-pub fn set_up_at_boot(vm: &OwnedObjectPath) -> Result<Vec<StoredWorkspace>> {
+/// Returns the workspaces that have to be set up after a boot of a sandbox, and were not for its last one.
+pub async fn set_up_at_boot(bus: &Bus, vm: &OwnedObjectPath) -> Result<Vec<StoredWorkspace>> {
     let mut all = Records::of(&id_of(vm))?.all();
     all.retain(|kept| kept.record.setup.needs_boot());
+    if !all.is_empty() {
+        let started_at = bus.properties(vm, VM_INTERFACE).await?.number("StartedAt");
+        all.retain(|kept| kept.record.setup.boot != started_at);
+    }
     Ok(all)
 }
 
@@ -55,7 +59,7 @@ impl Lifecycle<'_> {
     pub async fn create(&self, kept: &mut StoredWorkspace, creation: Creation) -> Result<()> {
         // From now on, other commands leave this boot to this one.
         kept.record.setup.boot = self.sandbox().await?.number("StartedAt");
-        kept.save()?;
+        kept.store_creation()?;
         self.mount(&kept.record).await?;
         for (moment, commands) in &creation {
             if !self.run(&kept.record, *moment, commands).await? {

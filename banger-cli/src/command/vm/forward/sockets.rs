@@ -61,9 +61,11 @@ impl Listener {
             }
             Endpoint::Unix(path) => {
                 let path = Path::new(path);
-                // A socket file without a listener is left over.
+                // A socket file is left over if no socket is bound to it. Other failures do not say so: the socket may
+                // be of another type, busy, or another user's.
                 let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
-                if is_socket && UnixStream::connect(path).await.is_err() {
+                let is_unbound = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+                if is_socket && UnixStream::connect(path).await.is_err_and(is_unbound) {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 Ok(Self::Unix(UnixListener::bind(path).map_err(failed)?, path.to_owned()))
@@ -117,5 +119,29 @@ impl Drop for Listener {
             // It may have been removed already.
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_socket_file_that_is_left_over_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let endpoint = Endpoint::Unix(path.to_str().unwrap().to_owned());
+        let datagrams = UnixDatagram::bind(&path).unwrap();
+        assert!(Listener::bind(&endpoint).await.is_err(), "a socket of another type");
+        assert!(path.exists());
+        drop(datagrams);
+        let listener = Listener::bind(&endpoint).await.unwrap();
+        assert!(Listener::bind(&endpoint).await.is_err(), "a socket that listens");
+        assert!(path.exists());
+        drop(listener);
+        assert!(!path.exists());
     }
 }
