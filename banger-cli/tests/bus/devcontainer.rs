@@ -129,7 +129,8 @@ fn each_command_runs_once_at_its_moment() {
     let starts = || log().lines().filter(|line| *line == "start 1").count();
     assert_eq!(starts(), 1);
     for verb in ["stop", "start", "start"] {
-        assert_eq!(bench.banger(&["vm", verb, "box-1"]).status, 0);
+        let ended = bench.banger(&["vm", verb, "box-1"]);
+        assert_eq!(ended.status, 0, "{ended:?}");
     }
     assert_eq!(starts(), 2);
     assert_eq!(bench.banger(&["vm", "restart", "box-1"]).status, 0);
