@@ -31,6 +31,8 @@ fn boots_its_own(host: &Host, release: &str) -> Result<()> {
     }
     ensure!(out.lines().any(|line| line.trim() == release), "no {release} in {out:?}");
     let out = run_as_root(host, &script!("level4/host_kernel/upgrade.sh"))?;
-    ensure!(out == "imported again\n1", "{out:?}");
+    for expected in ["imported again", "1"] {
+        ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
+    }
     Ok(())
 }
