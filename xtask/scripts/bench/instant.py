@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # Runs a command in new sandboxes that boot, and then in new sandboxes that start from a kernel template.
 
-import json, pathlib, subprocess, sys, time
+import json, pathlib, shutil, subprocess, sys, time
 runs = int(sys.argv[1])
 config = pathlib.Path("/etc/banger/config.toml")
 before = config.read_text() if config.exists() else ""
@@ -15,10 +15,17 @@ def timed():
 def has_template():
     done = subprocess.run(["banger", "doctor"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return "templates: 1 template takes" in done.stdout
-seen = {"cold": [timed() for _ in range(runs)]}
+def allow_templates(size):
+    run("systemctl", "stop", "banger-system")
+    shutil.rmtree("/var/lib/banger/templates", ignore_errors=True)
+    config.write_text(f'{before}\n[templates]\ndisk = "{size}"\n')
+    run("systemctl", "start", "banger-system")
+seen = {}
 try:
-    config.write_text(before + '\n[templates]\ndisk = "2GiB"\n')
-    run("systemctl", "restart", "banger-system")
+    allow_templates("0")
+    timed()
+    seen["cold"] = [timed() for _ in range(runs)]
+    allow_templates("2GiB")
     timed()
     end = time.monotonic() + 240
     while not has_template():

@@ -45,14 +45,22 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Runs the benchmark. The sides take turns.
 pub fn run(effort: Effort) -> Result<Report> {
-    let runs = effort.runs;
     let host = effort.host()?;
+    // Both sides boot.
+    shell(host.enter(&script!("bench/templates.sh", templates = "off")).stdin(Stdio::null()))?;
+    let report = measure(effort, &host);
+    shell(host.enter(&script!("bench/templates.sh", templates = "on")).stdin(Stdio::null()))?;
+    report
+}
+
+fn measure(effort: Effort, host: &Host) -> Result<Report> {
+    let runs = effort.runs;
     say("starting an example");
-    let peer = Peer::like_example(&host, effort.image()?)?;
+    let peer = Peer::like_example(host, effort.image()?)?;
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     for round in 1..=runs {
         say(&format!("run {round} of {runs}"));
-        ours.push(ours_once(&host)?.as_secs_f64() * 1000.0);
+        ours.push(ours_once(host)?.as_secs_f64() * 1000.0);
         peers.push(peer.once()?.as_secs_f64() * 1000.0);
     }
     let ours = Side { what: "banger vm run --rm --wait agent -- echo", samples_ms: ours };
