@@ -319,16 +319,18 @@ fn wait_for_frame(channel: &mut UnixStream, is_expected: impl Fn(&Frame) -> bool
     }
 }
 
-/// Returns the value of a QEMU option without the service's descriptors: a socket gets a path in the directory, and a
-/// network interface, whose TAP is gone by then, a network that leads nowhere.
+/// Returns the value of a QEMU option without the service's descriptors: a socket gets a path in the directory, a
+/// network interface, whose TAP is gone by then, a network that leads nowhere, and the memory a file of QEMU's own.
 fn by_hand(value: &str, directory: &Path) -> String {
     let id = value.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
     if value.starts_with("tap,") {
         return format!("user,id={id},restrict=on");
     }
-    let fields = value.split(',').map(|field| match field.starts_with("fd=") {
-        true => format!("path={}", directory.join(id).display()),
-        false => field.to_owned(),
+    let fields = value.split(',').filter(|field| !field.starts_with("mem-path="));
+    let fields = fields.map(|field| match field {
+        "memory-backend-file" => "memory-backend-memfd".to_owned(),
+        _ if field.starts_with("fd=") => format!("path={}", directory.join(id).display()),
+        _ => field.to_owned(),
     });
     fields.collect::<Vec<_>>().join(",")
 }
