@@ -72,7 +72,7 @@ impl Making {
 
 impl Shared {
     /// Returns the template of a VM, once its VMM is chosen. None if this VM or this host has no templates. A kernel of
-    /// one user has none: it would run as root's, and count for nobody.
+    /// one user has none: its VM would belong to root, outside the quota of that user.
     pub(super) async fn template_of(&self, spec: &LaunchSpec, kernel: KernelId) -> Option<Template> {
         let is_shared = self.inventory.item::<Kernel>(kernel).is_some_and(|kernel| kernel.shared);
         if !self.settings.templates || !is_shared {

@@ -17,7 +17,7 @@ pub trait Supervisor: Send + Sync {
     async fn start_jail(&self, spec: JailSpec) -> Result<Box<dyn EmptyJail>>;
     /// Sends a signal to a VM's process.
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()>;
-    /// Takes all processor time from a VM's process, and returns when it stands still. A repeat is safe. Only
+    /// Freezes a VM's process, and returns once it is frozen. A repeat is safe. Only
     /// [`Supervisor::thaw`], SIGKILL and [`Supervisor::remove`] have an effect on it then.
     async fn freeze(&self, vm: VmId) -> Result<()>;
     /// Lets a frozen process go on. A repeat is safe, and so is a process that was not frozen.

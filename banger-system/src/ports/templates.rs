@@ -13,7 +13,7 @@ use super::{Check, HostError, vmm::Capture};
 pub trait Templates: Send + Sync {
     /// Removes what an interrupted [`Templates::keep`] left, and the templates that no start can use any more.
     async fn tidy(&self) -> Result<()>;
-    /// Returns a template; none if there is none. One that does not verify is moved aside.
+    /// Returns a template, or `None` if it does not exist. One that does not verify is moved aside.
     async fn load(&self, key: &TemplateKey) -> Result<Option<Arc<Capture>>>;
     /// Stores a template, which then exists whole or not at all. Removes those that were not used for longest if they
     /// take more room than the host allows. Returns whether there was room.

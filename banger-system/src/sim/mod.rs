@@ -198,12 +198,12 @@ impl Sim {
         self.lock().silent_guests = silent;
     }
 
-    /// Returns whether the process of a VM stands still.
+    /// Returns whether the process of a VM is frozen.
     pub fn is_frozen(&self, vm: VmId) -> bool {
         self.lock().frozen.contains(&vm)
     }
 
-    /// Makes the process of a VM stand still, without its service.
+    /// Freezes the process of a VM, without its service.
     pub fn freeze_process(&self, vm: VmId) {
         self.lock().frozen.insert(vm);
     }

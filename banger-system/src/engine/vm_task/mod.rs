@@ -186,7 +186,7 @@ pub(super) struct VmTask {
     is_new: bool,
     /// The job that makes an image of its system disk.
     commit: Option<Commit>,
-    /// The template to make once the guest is ready: there is none yet.
+    /// The template to make once the guest is ready. None if it exists already.
     missing_template: Option<(TemplateKey, LaunchSpec)>,
     /// The template that this boot continues from, until its guest is ready.
     template_in_use: Option<TemplateKey>,

@@ -11,7 +11,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -53,6 +53,8 @@ pub struct Qemu {
     paths: Paths,
     acceleration: Acceleration,
     sockets: Arc<Sockets>,
+    /// The facts about the host that a template depends on. Reading them takes longer the more processors there are.
+    host: Arc<OnceLock<Vec<String>>>,
     /// The memory of guests that will be captured.
     templates: Mutex<HashMap<VmId, OwnedFd>>,
 }
@@ -65,7 +67,7 @@ impl Qemu {
             Kvm::Works => Acceleration::Kvm,
             Kvm::Unusable => Acceleration::Tcg,
         };
-        Self { paths, acceleration, sockets, templates: Mutex::default() }
+        Self { paths, acceleration, sockets, host: Arc::default(), templates: Mutex::default() }
     }
 
     /// Returns whether it is installed.
@@ -112,10 +114,17 @@ impl Vmm for Qemu {
         if self.acceleration == Acceleration::Kvm {
             return Ok(None);
         }
-        let (spec, acceleration) = (spec.clone(), self.acceleration);
+        let (spec, acceleration, known) = (spec.clone(), self.acceleration, Arc::clone(&self.host));
         let vmm = [QEMU, FIRMWARE].map(PathBuf::from);
         let key = blocking("look at the files of a template", move || {
-            key::of(&spec, acceleration, vmm, key::host()?)
+            let host = match known.get() {
+                Some(host) => host.clone(),
+                None => {
+                    let read = key::host()?;
+                    known.get_or_init(|| read).clone()
+                }
+            };
+            key::of(&spec, acceleration, vmm, host)
         });
         key.await.map(Some)
     }
