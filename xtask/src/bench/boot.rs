@@ -2,7 +2,8 @@
 //!
 //! The peer is a copy of a sandbox that banger started: the command line of its QEMU, its kernel and its initramfs,
 //! with the disks as they were before the first boot. Both sides are timed from the start of their program until the
-//! first byte of the command's output, which comes from the same agent.
+//! first byte of the command's output, which comes from the same agent. A third side, the peer without the disk of the
+//! kernel's modules, shows what that disk adds.
 
 use std::{
     fs,
@@ -10,6 +11,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    rc::Rc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -36,6 +38,8 @@ const POLLING: Polling = Polling { limit: Duration::from_secs(120), interval: Du
 const EXAMPLE: &str = "bench-example";
 /// The file system of a kernel's modules, which is QEMU's third disk.
 const MODULE_TREE_FILE: &str = "modules.ext4";
+/// The block node of the kernel's modules.
+const MODULE_DISK: &str = "drive2";
 /// The channel by which the agent is configured.
 const CONTROL: &str = "agent0";
 /// A channel to the agent that the service does not use itself.
@@ -44,7 +48,7 @@ const CHANNEL: &str = "agent1";
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Runs the benchmark. The sides take turns.
-pub fn run(effort: Effort) -> Result<Report> {
+pub fn run(effort: Effort) -> Result<[Report; 2]> {
     let host = effort.host()?;
     // Both sides boot.
     shell(host.enter(&script!("bench/templates.sh", templates = "off")).stdin(Stdio::null()))?;
@@ -53,19 +57,24 @@ pub fn run(effort: Effort) -> Result<Report> {
     report
 }
 
-fn measure(effort: Effort, host: &Host) -> Result<Report> {
+fn measure(effort: Effort, host: &Host) -> Result<[Report; 2]> {
     let runs = effort.runs;
     say("starting an example");
     let peer = Peer::like_example(host, effort.image()?)?;
-    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    let bare = peer.without_modules();
+    let [mut ours, mut peers, mut bares] = [Vec::new(), Vec::new(), Vec::new()];
     for round in 1..=runs {
         say(&format!("run {round} of {runs}"));
-        ours.push(ours_once(host)?.as_secs_f64() * 1000.0);
-        peers.push(peer.once()?.as_secs_f64() * 1000.0);
+        for (samples, time) in
+            [(&mut ours, ours_once(host)?), (&mut peers, peer.once()?), (&mut bares, bare.once()?)]
+        {
+            samples.push(time.as_secs_f64() * 1000.0);
+        }
     }
     let ours = Side { what: "banger vm run --rm --wait agent -- echo", samples_ms: ours };
     let peers = Side { what: "the same QEMU, kernel, initramfs and disks by hand", samples_ms: peers };
-    Report::new("boot", runs, ours, peers)
+    let bares = Side { what: "that QEMU without the disk of the kernel's modules", samples_ms: bares };
+    Ok([Report::new("boot", runs, ours, peers.clone())?, Report::new("boot, modules", runs, peers, bares)?])
 }
 
 /// Measures from the start of the client to the first byte of the command's output.
@@ -87,8 +96,9 @@ fn ours_once(host: &Host) -> Result<Duration> {
 }
 
 /// A QEMU with all its files, which can be started repeatedly.
+#[derive(Clone)]
 struct Peer {
-    directory: TempDir,
+    directory: Rc<TempDir>,
     /// The file system of the example's image.
     image: PathBuf,
     arguments: Vec<String>,
@@ -100,6 +110,7 @@ struct Peer {
 }
 
 /// A pristine disk, and the copy that a guest writes to.
+#[derive(Clone)]
 struct Disk {
     pristine: PathBuf,
     used: PathBuf,
@@ -125,7 +136,7 @@ impl Peer {
     }
 
     fn like(process: &Path, image: PathBuf, work_disk: u64) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(cache())?;
+        let directory = Rc::new(tempfile::Builder::new().prefix("bench-").tempdir_in(cache())?);
         let words = words_of(process)?;
         let mac = words.iter().find_map(|word| mac_in(word)).context("QEMU has no network interface")?;
         let (arguments, disks) = (Vec::new(), Vec::new());
@@ -156,6 +167,12 @@ impl Peer {
         Ok(peer)
     }
 
+    /// Returns the same QEMU without the disk of the kernel's modules.
+    fn without_modules(&self) -> Self {
+        let arguments = without_disk(&self.arguments, MODULE_DISK);
+        Self { arguments, has_modules: false, ..self.clone() }
+    }
+
     /// Returns the block node that replaces a node of the sandbox, and prepares its file. The first disk is the image,
     /// the second an empty work disk, the third the kernel's modules, copied from the process. Returns `None` for other
     /// nodes, such as that of an overlay.
@@ -163,14 +180,14 @@ impl Peer {
         let disk = match node.split(',').find_map(|field| field.strip_prefix("node-name=")) {
             Some("drive0" | "layer0") if node.starts_with("driver=file,") => "drive0",
             Some("drive1") => "drive1",
-            Some("drive2") => {
-                let copy = self.directory.path().join("drive2");
+            Some(MODULE_DISK) => {
+                let copy = self.directory.path().join(MODULE_DISK);
                 fs::copy(open_file(process, MODULE_TREE_FILE)?, &copy)
                     .context("cannot copy the modules of the kernel")?;
                 self.has_modules = true;
                 let file = copy.display();
                 return Ok(Some(format!(
-                    "driver=file,node-name=drive2,filename={file},locking=off,read-only=on"
+                    "driver=file,node-name={MODULE_DISK},filename={file},locking=off,read-only=on"
                 )));
             }
             _ => return Ok(None),
@@ -335,6 +352,23 @@ fn by_hand(value: &str, directory: &Path) -> String {
     fields.collect::<Vec<_>>().join(",")
 }
 
+/// Returns the arguments of QEMU without a block node and its device.
+fn without_disk(arguments: &[String], node: &str) -> Vec<String> {
+    let names_it = |value: &str| {
+        let mut fields = value.split(',').filter_map(|field| field.split_once('='));
+        fields.any(|(key, is)| is == node && ["node-name", "drive"].contains(&key))
+    };
+    let mut kept = Vec::new();
+    for argument in arguments {
+        match names_it(argument) {
+            // The option whose value it is goes with it.
+            true => drop(kept.pop()),
+            false => kept.push(argument.clone()),
+        }
+    }
+    kept
+}
+
 /// The needed part of `banger vm show --json`.
 #[derive(Deserialize)]
 struct Shown {
@@ -410,6 +444,33 @@ mod tests {
         );
         assert_eq!(mac_in("virtio-net-pci,netdev=net0"), None);
         assert_eq!(mac_in("x,mac=02:67"), None);
+    }
+
+    #[test]
+    fn a_disk_goes_with_its_node_and_its_device() {
+        let arguments = [
+            "qemu",
+            "-blockdev",
+            "driver=file,node-name=drive1",
+            "-device",
+            "virtio-blk-pci,drive=drive1",
+            "-blockdev",
+            "driver=file,node-name=drive2",
+            "-device",
+            "virtio-blk-pci,drive=drive2,serial=x",
+            "-S",
+        ]
+        .map(str::to_owned);
+        let kept = [
+            "qemu",
+            "-blockdev",
+            "driver=file,node-name=drive1",
+            "-device",
+            "virtio-blk-pci,drive=drive1",
+            "-S",
+        ];
+        assert_eq!(without_disk(&arguments, "drive2"), kept);
+        assert_eq!(without_disk(&arguments, "drive3"), arguments);
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub struct Report {
 }
 
 /// One side of a comparison.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub struct Side {
     /// What was run.
     pub what: &'static str,
@@ -190,7 +190,7 @@ fn smoke() -> Result<ExitCode> {
 
 fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
     match bench {
-        Bench::Boot => show(arguments, &[boot::run(effort)?], Report::print),
+        Bench::Boot => show(arguments, &boot::run(effort)?, Report::print),
         Bench::Crowd => show(arguments, &crowd::run(effort)?, Report::print),
         Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
         Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),
