@@ -38,8 +38,9 @@ Examples:
   banger config show --origin          with the file or the variable that sets each of them
   banger config show --profile work    those in effect with `banger vm run --profile work`
 
-Your settings are in ~/.config/banger/config.toml; those of the service in /etc/banger/config.toml. The
-command line counts first, then the variable BANGER_OPTION, the profile, and [defaults].")]
+Your settings are in ~/.config/banger/config.toml, those of the service in /etc/banger/config.toml.
+An option of the command line counts first, then the variable BANGER_OPTION, the profile, and
+[defaults].")]
 pub struct Show {
     /// Show where each setting comes from
     #[arg(long)]

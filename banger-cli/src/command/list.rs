@@ -48,8 +48,8 @@ pub struct ListArgs {
     /// Print a JSON array of objects; their keys are the D-Bus properties in snake case
     #[arg(long)]
     json: bool,
-    /// Show only matching ones: a part of a name with `name=`, `shared=true`, and of images `label=KEY[=VALUE]` or
-    /// a part of the name or reference with `reference=`, of kernels `version=`
+    /// Show only matching images: `shared=true` or `shared=false`, `label=KEY[=VALUE]`, a part of the name with `name=`,
+    /// or of the name or the reference that it was pulled by with `reference=`
     #[arg(short, long, value_name = "WHAT=VALUE", conflicts_with = "available",
           value_parser = |text: &str| filter::IMAGES.parse(text))]
     filter: Vec<Filter>,
@@ -77,5 +77,8 @@ impl ListArgs {
 
 /// Makes the conditions of a list those on kernels.
 pub fn of_kernels(filter: Arg) -> Arg {
-    filter.value_parser(|text: &str| filter::KERNELS.parse(text))
+    filter.value_parser(|text: &str| filter::KERNELS.parse(text)).help(
+        "Show only matching kernels: `shared=true` or `shared=false`, or a part of the name or the version with `name=` \
+         or `version=`",
+    )
 }

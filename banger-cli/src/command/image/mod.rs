@@ -58,7 +58,7 @@ Example:
     Promote(promote::Promote),
     /// Delete images that no sandbox uses
     ///
-    /// If an image has several names, only the given ones are removed. Its file stays until the last one is.
+    /// If an image has several names, only the given ones are removed. The file stays until the last name is removed.
     #[command(
         visible_alias = "rm",
         after_long_help = "\
