@@ -86,7 +86,7 @@ fn archives() -> Vec<Vec<u8>> {
         .end();
     let many = (0..40).fold(Tar::default(), |tar, n| tar.file(&format!("d{}/f{n}", n % 3), b"")).end();
     vec![
-        Archives::input(0, &[lower.clone()]),
+        Archives::input(0, std::slice::from_ref(&lower)),
         Archives::input(2, &[lower.clone(), upper.clone()]),
         Archives::input(3, &[lower, pax.clone(), upper]),
         Archives::input(0, &[pax]),
