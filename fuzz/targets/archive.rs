@@ -20,9 +20,11 @@ fuzz_target!(
             let mut file = memory().unwrap();
             file.write_all(tar).unwrap();
             let _ = is_image(&file);
-            for tag in [None, Some("1")] {
+            // Without a name it must be a bundle.
+            for (tag, name) in [(None, Some("image")), (Some("1"), Some("image")), (None, None)] {
                 let Ok(source) = Source::archive(file.try_clone().unwrap(), &memory) else { return };
-                let Ok(image) = find(source, Selector { platform: &platform, tag }, &memory) else { continue };
+                let wanted = Selector { platform: &platform, tag };
+                let Ok(image) = find(source, wanted, name, &memory) else { continue };
                 let length = image.file.metadata().unwrap().len();
                 assert!(image.parts.len() >= 2);
                 assert!(image.parts.iter().all(|(at, size)| at.checked_add(*size).unwrap() <= length));
