@@ -3,12 +3,12 @@
 
 banger kernel show debian > /dev/null 2>&1 ||
     banger kernel import --name debian --vmlinuz /srv/vmlinuz --modules /srv/modules/* --shared
-# The test host boots a kernel that is not among its files.
+# The test host boots a kernel that is not among its files. It is emulated, so its guests take long to boot.
 config=/etc/banger/config.toml
 mkdir -p /etc/banger
 touch $config
 if ! grep -q ^default_kernel_name $config; then
-    echo 'default_kernel_name = "debian"' | cat - $config > $config.new
+    printf 'default_kernel_name = "debian"\nready_timeout = 300\n' | cat - $config > $config.new
     mv $config.new $config
     systemctl try-restart banger-system
 fi
