@@ -57,6 +57,9 @@ const PACKAGES: &[&str] = &[
     "zsh",
 ];
 
+/// Other clients of the D-Bus API, and a desktop around them.
+const DESKTOP: &[&str] = &["gjs", "python3-dbus-fast"];
+
 /// What reads the scripts of this repository in `cargo xtask tidy`.
 const LINTERS: &[&str] = &["shellcheck", "pyflakes3"];
 
@@ -66,6 +69,11 @@ const PACKAGE_CHECKERS: &[&str] = &["lintian", "rpmlint", "rpm"];
 /// Installs the packages that are missing.
 pub fn ensure() -> Result<()> {
     install(PACKAGES)
+}
+
+/// Installs the programs of a desktop that are missing.
+pub fn ensure_desktop() -> Result<()> {
+    install(DESKTOP)
 }
 
 /// Installs the linters that are missing.

@@ -5,6 +5,7 @@ mod boot_config;
 mod clients;
 mod copies;
 mod devcontainer;
+mod examples;
 mod guests;
 mod habits;
 mod host_kernel;
@@ -84,6 +85,9 @@ const SYSTEMD_CHECKS: &[&[(&str, Check)]] = &[
     template::WITH_SYSTEMD,
 ];
 
+/// Checks that need the programs of a desktop.
+const DESKTOP_CHECKS: &[&[(&str, Check)]] = &[examples::CHECKS];
+
 /// Runs the checks whose names contain `only` in fresh private hosts. Each host takes the next check when it has
 /// finished one.
 pub fn run(only: &str) -> Result<Tally> {
@@ -94,6 +98,13 @@ pub fn run(only: &str) -> Result<Tally> {
     // The longest checks come first, so that both hosts finish at about the same time.
     let mut queue = wanted(SYSTEMD_CHECKS, try_it::IMAGE);
     queue.append(&mut wanted(QUICK_CHECKS, QUICK));
+    let (mut desktop, mut tally) = (wanted(DESKTOP_CHECKS, QUICK), Tally::default());
+    if !desktop.is_empty() {
+        match packages::ensure_desktop() {
+            Ok(()) => queue.append(&mut desktop),
+            Err(error) => tally.skipped.extend(desktop.iter().map(|job| format!("{}: {error:#}", job.name))),
+        }
+    }
     // Prepare these once, not in each host.
     kernel::ensure()?;
     packages::docker_registry()?;
@@ -101,7 +112,7 @@ pub fn run(only: &str) -> Result<Tally> {
     let hosts = (0..host::HOSTS.min(queue.len()))
         .map(|number| host::up(&host::Up { fresh: true, number, ..host::Up::default() }))
         .collect::<Result<Vec<_>>>()?;
-    let (queue, tally) = (Mutex::new(queue), Mutex::new(Tally::default()));
+    let (queue, tally) = (Mutex::new(queue), Mutex::new(tally));
     let done = thread::scope(|scope| {
         let (queue, tally) = (&queue, &tally);
         let threads: Vec<_> = hosts.iter().map(|host| scope.spawn(|| work(host, queue, tally))).collect();
