@@ -54,7 +54,7 @@ impl Host {
         self.stream.write_all(&hello.encode()).unwrap();
         let mut answer = vec![0; hello::AGENT_LENGTH];
         self.stream.read_exact(&mut answer).unwrap();
-        hello::take_answer(&mut answer, &hello)
+        hello::take_answer(&mut answer, &hello).map(|revision| revision.is_some())
     }
 
     pub fn ask(request: Request) -> Self {
