@@ -70,7 +70,10 @@ pub fn run() -> ExitCode {
                     "cannot serve the kernel's requests for modules".to_owned()
                 });
             }
-            problems.extend(apply::files(NEW_ROOT, &identity::files(&config)));
+            problems.extend(apply::files(
+                NEW_ROOT,
+                &identity::files(&config.hostname, &config.names, config.network.as_ref()),
+            ));
             problems.extend(apply::files(NEW_ROOT, &config.files));
             if let Some(zone) = &config.timezone {
                 problems.extend(timezone::apply(NEW_ROOT, zone));

@@ -16,8 +16,8 @@ use rustix::{
 use crate::{
     exec::invalid,
     log,
-    phases::{POLL_INTERVAL, PhaseTracker, Waited},
-    port::{Port, Received},
+    phases::{PhaseTracker, Waited},
+    port::{PAUSE, Port, Received},
 };
 
 /// The key that interrupts a program in a terminal.
@@ -76,7 +76,7 @@ fn warn_late(port: &mut Port, command: &Exec) {
 impl EarlyInput {
     /// Handles what the host sends within a while. Returns whether the command is still wanted.
     fn listen(&mut self, port: &mut Port, command: &mut Exec) -> io::Result<bool> {
-        match poll(&mut [PollFd::new(&*port, PollFlags::IN)], Some(&POLL_INTERVAL)) {
+        match poll(&mut [PollFd::new(&*port, PollFlags::IN)], Some(&PAUSE)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

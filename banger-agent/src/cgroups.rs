@@ -10,17 +10,12 @@
 //! ```
 //!
 //! So a command that uses up the memory ends alone, a fork bomb leaves room for the next command, and the image's
-//! init does not count commands as its own. The agent reaches the tree by a private mount without a path, because the
-//! image's init mounts it wherever it likes. If the kernel has no cgroup2, or the image's init uses a controller with
+//! init does not count commands as its own. If the kernel has no cgroup2, or the image's init uses a controller with
 //! cgroup1, commands run without these limits.
 
 use std::{
     fs, io,
-    io::{Read, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::process::CommandExt,
-    },
+    os::{fd::OwnedFd, unix::process::CommandExt},
     process::Command,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -29,20 +24,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat},
+    fs::{Mode, OFlags, openat},
     io::Errno,
-    mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsconfig_set_flag, fsmount,
-        fsopen, mount,
-    },
+    mount::{MountFlags, mount},
 };
 
-use crate::log;
+use crate::{freezer, hierarchy::Hierarchy, log};
 
 /// Where programs of an image expect the tree.
 const MOUNT_POINT: &str = "/sys/fs/cgroup";
-/// The options of systemd's mount: the last mount determines them for all.
-const OPTIONS: [&str; 2] = ["nsdelegate", "memory_recursiveprot"];
 /// The agent's own group, below the root.
 const TOP: &str = "banger";
 const AGENT: &str = "banger/agent";
@@ -107,7 +97,7 @@ impl Limits {
 
 /// The tree of control groups.
 struct Tree {
-    root: OwnedFd,
+    hierarchy: Hierarchy,
     limits: Limits,
     last: AtomicU64,
     /// Groups of ended sessions whose background processes still run.
@@ -129,7 +119,7 @@ pub fn mount_for_programs() -> io::Result<()> {
 /// Starts the serving process in its own group, and protects it from the OOM killer. Call it before the image's init
 /// starts, because that moves all processes in the root group.
 pub fn protect(server: &mut Command) {
-    let procs = Tree::open().and_then(|tree| tree.write_end(&format!("{AGENT}/cgroup.procs")));
+    let procs = Tree::open().and_then(|tree| tree.hierarchy.write_end(AGENT, "cgroup.procs"));
     let procs = procs.map_err(|error| log::error(&format!("commands share one control group: {error}"))).ok();
     let prepare = move || {
         // It serves without this, too.
@@ -152,6 +142,10 @@ pub fn begin() {
         Ok(tree) => drop(TREE.set(Arc::new(tree))),
         Err(error) => log::error(&format!("commands share one control group: {error}")),
     }
+    match Hierarchy::mount() {
+        Ok(hierarchy) => freezer::begin(hierarchy),
+        Err(error) => log::error(&format!("the guest cannot be frozen: {error}")),
+    }
 }
 
 /// Returns whether a process belongs to a command, according to its control group in proc(5).
@@ -164,7 +158,7 @@ pub fn is_command(pid: i32) -> bool {
 pub fn kill(group: &str) {
     if let Some(tree) = TREE.get() {
         // If the group does not exist, it has no processes.
-        let _ = tree.write(&format!("{group}/cgroup.kill"), "1");
+        let _ = tree.hierarchy.write(group, "cgroup.kill", "1");
     }
 }
 
@@ -203,7 +197,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if !self.tree.remove(&self.name) {
+        if !self.tree.hierarchy.remove(&self.name) {
             self.tree
                 .left
                 .lock()
@@ -215,84 +209,44 @@ impl Drop for Group {
 
 impl Tree {
     fn open() -> io::Result<Self> {
-        let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        for option in OPTIONS {
-            // A kernel without an option does not need it.
-            let _ = fsconfig_set_flag(&context, option);
-        }
-        fsconfig_create(&context)?;
-        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-        let tree = Self {
-            root,
-            limits: Limits::of_this_guest(),
-            last: AtomicU64::default(),
-            left: Mutex::default(),
-        };
+        let hierarchy = Hierarchy::mount()?;
         for group in [TOP, AGENT, SESSIONS] {
-            tree.make(group)?;
+            hierarchy.make(group)?;
         }
-        Ok(tree)
+        let (last, left) = (AtomicU64::default(), Mutex::default());
+        Ok(Self { hierarchy, limits: Limits::of_this_guest(), last, left })
     }
 
     fn group(self: &Arc<Self>) -> io::Result<Group> {
         self.set_limits();
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !self.remove(name));
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !self.hierarchy.remove(name));
         let name = format!("{SESSIONS}/{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        self.make(&name)?;
-        let _ = self.write(&format!("{name}/pids.max"), &self.limits.processes_each.to_string());
-        let procs = self.write_end(&format!("{name}/cgroup.procs"))?;
+        self.hierarchy.make(&name)?;
+        let _ = self.hierarchy.write(&name, "pids.max", &self.limits.processes_each.to_string());
+        let procs = self.hierarchy.write_end(&name, "cgroup.procs")?;
         Ok(Group { tree: Arc::clone(self), name, procs })
     }
 
     /// Enables the controllers and sets the limits of all commands. This is repeated for each session: a controller
     /// that the image's init uses may become available later, and one that is enabled here cannot be taken away.
     fn set_limits(&self) {
-        let enabled = self.read(&format!("{SESSIONS}/cgroup.subtree_control")).unwrap_or_default();
+        let enabled = self.hierarchy.read(SESSIONS, "cgroup.subtree_control").unwrap_or_default();
         if CONTROLLERS.iter().all(|wanted| enabled.split_whitespace().any(|word| word == *wanted)) {
             return;
         }
         for group in ["", TOP, SESSIONS] {
             for controller in CONTROLLERS {
-                let _ = self.write(&format!("{group}/cgroup.subtree_control"), &format!("+{controller}"));
+                let _ = self.hierarchy.write(group, "cgroup.subtree_control", &format!("+{controller}"));
             }
         }
-        for (file, value) in [
-            ("banger/cpu.weight", WEIGHT),
-            ("banger/agent/cpu.weight", AGENT_WEIGHT),
-            ("banger/sessions/memory.max", &self.limits.memory.to_string()),
-            ("banger/sessions/pids.max", &self.limits.processes.to_string()),
+        for (group, file, value) in [
+            (TOP, "cpu.weight", WEIGHT),
+            (AGENT, "cpu.weight", AGENT_WEIGHT),
+            (SESSIONS, "memory.max", &self.limits.memory.to_string()),
+            (SESSIONS, "pids.max", &self.limits.processes.to_string()),
         ] {
-            let _ = self.write(file, value);
+            let _ = self.hierarchy.write(group, file, value);
         }
-    }
-
-    fn make(&self, group: &str) -> io::Result<()> {
-        match mkdirat(&self.root, group, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Removes a group. Returns `false` if processes are left in it.
-    fn remove(&self, group: &str) -> bool {
-        !matches!(unlinkat(&self.root, group, AtFlags::REMOVEDIR), Err(Errno::BUSY | Errno::NOTEMPTY))
-    }
-
-    fn read(&self, file: &str) -> io::Result<String> {
-        let mut text = String::new();
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = openat(self.root.as_fd(), file, flags, Mode::empty())?;
-        fs::File::from(file).read_to_string(&mut text)?;
-        Ok(text)
-    }
-
-    fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        fs::File::from(self.write_end(file)?).write_all(value.as_bytes())
-    }
-
-    fn write_end(&self, file: &str) -> io::Result<OwnedFd> {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        Ok(openat(self.root.as_fd(), file.trim_start_matches('/'), flags, Mode::empty())?)
     }
 }
 

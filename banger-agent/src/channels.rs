@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroups,
-    conversation::{self, Guest},
+    conversation::{self, Guest, Token},
     detached, limits, log,
     phases::{InitSystem, PhaseTracker},
     port::Port,
@@ -68,6 +68,7 @@ pub fn serve() -> io::Result<Infallible> {
     detached::begin(init)?;
     limits::begin();
     let phases = PhaseTracker::begin(init_system);
+    let token = Token::new(token);
     let guest = Arc::new(Guest { token, problems, init, programs, phases });
     let vsock = Arc::clone(&guest);
     thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
@@ -91,7 +92,8 @@ pub fn serve_input(token: &str) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     let (problems, programs) = (Vec::new(), Programs::default());
     let phases = PhaseTracker::begin(InitSystem::Other);
-    let guest = Guest { token: token.to_owned(), problems, init: InitKind::Agent, programs, phases };
+    let guest =
+        Guest { token: Token::new(token.to_owned()), problems, init: InitKind::Agent, programs, phases };
     let held = conversation::hold(&mut Port::new(fd), &guest);
     detached::wait();
     held

@@ -1,11 +1,19 @@
 //! One conversation: a greeting, a request, and its answer.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::Path,
+    sync::{PoisonError, RwLock},
+};
 
 use banger_proto::{
     causes::without_codes,
     guest::{
-        Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA, message::Phase,
+        Failure, FailureKind, Frame, GuestInfo, Request,
+        config::Programs,
+        frame::MAX_DATA,
+        hello::{HostHello, Verdict},
+        message::Phase,
     },
 };
 use serde::Serialize;
@@ -13,10 +21,10 @@ use serde::Serialize;
 use crate::{
     archive, boot, boot_wait,
     channels::InitKind,
-    clock, commit, copies, detached, exec, files, forward, locale,
+    clock, commit, copies, detached, exec, files, forward, freezer, locale,
     phases::{PhaseTracker, Waited},
     port::{Greeting, Port},
-    ports, power, programs, stats, stopping, terminfo,
+    ports, power, programs, rejuvenation, stats, stopping, terminfo,
 };
 
 /// Where the work disk is mounted.
@@ -24,7 +32,7 @@ pub const WORK_DISK: &str = "/root";
 
 /// What a conversation knows about the guest.
 pub struct Guest {
-    pub token: String,
+    pub token: Token,
     /// Problems during the boot.
     pub problems: Vec<String>,
     pub init: InitKind,
@@ -34,9 +42,28 @@ pub struct Guest {
     pub phases: PhaseTracker,
 }
 
+/// The token of this boot. A guest that continues from a capture gets another one.
+pub struct Token(RwLock<String>);
+
+impl Token {
+    pub fn new(text: String) -> Self {
+        Self(RwLock::new(text))
+    }
+
+    /// Checks a greeting.
+    pub fn judge(&self, hello: &HostHello) -> Verdict {
+        hello.judge(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the token: greetings need this one from now on.
+    pub fn replace(&self, text: String) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+}
+
 /// Holds a conversation. Returns when it is over or the host has hung up.
 pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
-    if port.greet(&guest.token)? == Greeting::HungUp {
+    if port.greet(|hello| guest.token.judge(hello))? == Greeting::HungUp {
         return Ok(());
     }
     let request = match port.wait_frame()? {
@@ -45,8 +72,12 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Some(Frame::Configure(_)) => {
             return refuse(port, FailureKind::AlreadyExists, "the guest has its configuration already");
         }
+        Some(Frame::Rejuvenate(rejuvenation)) => return rejuvenation::serve(port, guest, *rejuvenation),
         Some(_) => return refuse(port, FailureKind::BadRequest, "a request was expected"),
     };
+    if !freezer::may_be_served(&request) && freezer::wait_thawed(port)? == Waited::HungUp {
+        return Ok(());
+    }
     // A host that hangs up meanwhile needs no answer.
     if must_wait_for_boot(&request) && guest.phases.wait_quietly(Phase::Init, port)? == Waited::HungUp {
         return Ok(());
@@ -95,7 +126,14 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
             Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),
             Waited::HungUp => Ok(()),
         },
+        Request::Freeze => freezer::freeze(port),
+        Request::Thaw => {
+            freezer::thaw_all();
+            port.send(&Frame::Done).map(drop)
+        }
         Request::Shutdown => {
+            // The init waits for its services.
+            freezer::thaw_all();
             rustix::fs::sync();
             // The host waits for nothing else; whether it receives this does not matter.
             let _ = port.send(&Frame::Done);

@@ -2,14 +2,14 @@
 //! alone and replace the image's files, including links to files of a resolver in the image, because the host answers
 //! all DNS queries.
 
-use banger_proto::guest::config::{GuestConfig, GuestFile};
+use banger_proto::guest::config::{GuestFile, GuestNetwork};
 
 /// Returns the files for `/etc`.
-pub fn files(config: &GuestConfig) -> Vec<GuestFile> {
+pub fn files(hostname: &str, names: &[String], network: Option<&GuestNetwork>) -> Vec<GuestFile> {
     let file = |path: &str, content: String| GuestFile { path: path.to_owned(), mode: 0o644, content };
     let mut files =
-        vec![file("/etc/hostname", format!("{}\n", config.hostname)), file("/etc/hosts", hosts(config))];
-    if let Some(network) = &config.network {
+        vec![file("/etc/hostname", format!("{hostname}\n")), file("/etc/hosts", hosts(names, network))];
+    if let Some(network) = network {
         let server = format!("nameserver {}\n", network.name_server);
         let search = format!("search {}\n", network.search);
         files.push(file("/etc/resolv.conf", server + &search));
@@ -19,12 +19,12 @@ pub fn files(config: &GuestConfig) -> Vec<GuestFile> {
 
 /// Maps the guest's names to its own addresses, as others see them. Programs that look the name up pass the address
 /// on, so a loopback address would be wrong.
-fn hosts(config: &GuestConfig) -> String {
+fn hosts(names: &[String], network: Option<&GuestNetwork>) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
                     ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
         .to_owned();
-    let names = config.names.join(" ");
-    match &config.network {
+    let names = names.join(" ");
+    match network {
         Some(network) => text.push_str(&format!("{}\t{names}\n{}\t{names}\n", network.ipv4, network.ipv6)),
         None => text.push_str(&format!("127.0.1.1\t{names}\n")),
     }
@@ -34,30 +34,11 @@ fn hosts(config: &GuestConfig) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use banger_proto::guest::config::{GuestNetwork, Init, Programs};
-
     use super::*;
 
-    fn config(network: Option<GuestNetwork>) -> GuestConfig {
-        GuestConfig {
-            token: String::new(),
-            hostname: "box".into(),
-            names: vec!["web.vm".into(), "box".into()],
-            root_device: String::new(),
-            module_disk: None,
-            work_disk: None,
-            init: Init::Auto,
-            unix_usec: 0,
-            network,
-            ssh: None,
-            timezone: None,
-            programs: Programs::default(),
-            files: Vec::new(),
-        }
-    }
-
-    fn content(config: &GuestConfig, path: &str) -> Option<String> {
-        files(config).into_iter().find(|file| file.path == path).map(|file| file.content)
+    fn content(network: Option<&GuestNetwork>, path: &str) -> Option<String> {
+        let names = ["web.vm".to_owned(), "box".to_owned()];
+        files("box", &names, network).into_iter().find(|file| file.path == path).map(|file| file.content)
     }
 
     #[test]
@@ -72,19 +53,18 @@ mod tests {
             name_server: "172.30.0.1".parse().unwrap(),
             search: "vm".into(),
         };
-        let config = config(Some(network));
-        let hosts = content(&config, "/etc/hosts").unwrap();
+        let network = Some(&network);
+        let hosts = content(network, "/etc/hosts").unwrap();
         assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"), "{hosts}");
         assert!(hosts.ends_with("172.30.0.2\tweb.vm box\nfd00::2\tweb.vm box\n"), "{hosts}");
-        assert_eq!(content(&config, "/etc/hostname").unwrap(), "box\n");
-        let resolver = content(&config, "/etc/resolv.conf").unwrap();
+        assert_eq!(content(network, "/etc/hostname").unwrap(), "box\n");
+        let resolver = content(network, "/etc/resolv.conf").unwrap();
         assert_eq!(resolver, "nameserver 172.30.0.1\nsearch vm\n");
     }
 
     #[test]
     fn without_a_network_a_guest_still_resolves_its_name() {
-        let config = config(None);
-        assert!(content(&config, "/etc/hosts").unwrap().ends_with("127.0.1.1\tweb.vm box\n"));
-        assert_eq!(content(&config, "/etc/resolv.conf"), None);
+        assert!(content(None, "/etc/hosts").unwrap().ends_with("127.0.1.1\tweb.vm box\n"));
+        assert_eq!(content(None, "/etc/resolv.conf"), None);
     }
 }

@@ -37,7 +37,9 @@
 //!    part of every boot.
 //! 4. **Waiting for the init** ([`phases`], [`boot_wait`]). The server answers before the init has mounted file systems
 //!    and cleaned `/tmp`, so commands and copies wait for that unless the host says otherwise.
-//! 5. **Shutdown** ([`stopping`], [`power`]). systemd runs this program once more to end commands before it unmounts
+//! 5. **Capture** ([`freezer`], [`rejuvenation`]). The host freezes everything but the agent, the first process and
+//!    the kernel. A guest that continues from the capture is made new before anything in it runs on.
+//! 6. **Shutdown** ([`stopping`], [`power`]). systemd runs this program once more to end commands before it unmounts
 //!    their disk. A VMM without a power switch is reset instead, with a mark in the kernel log.
 //!
 //! The host is trusted with everything in the guest, but only if it knows the token of this boot. The image is not
@@ -58,6 +60,7 @@ mod channels;
 mod clock;
 mod commit;
 mod complete;
+mod connections;
 mod conversation;
 mod copies;
 mod detached;
@@ -66,7 +69,9 @@ mod entropy;
 mod exec;
 mod files;
 mod forward;
+mod freezer;
 mod handover;
+mod hierarchy;
 mod identity;
 mod limits;
 mod locale;
@@ -75,12 +80,14 @@ mod managed_block;
 mod modprobe;
 mod module_tree;
 mod modules;
+mod netlink;
 mod network;
 mod phases;
 mod port;
 mod ports;
 mod power;
 mod programs;
+mod rejuvenation;
 mod runtime_dir;
 mod spawn;
 mod ssh;

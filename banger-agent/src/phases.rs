@@ -14,10 +14,7 @@ use std::{
 };
 
 use banger_proto::guest::message::{Phase, Phases};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    time::{ClockId, clock_gettime},
-};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,8 +22,6 @@ use crate::{
     systemd::{self, Boot, Systemd},
 };
 
-/// Poll interval.
-pub const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// How long the result of one query is reused.
 const FRESH: Duration = Duration::from_millis(40);
 /// How long commands wait for the early boot, and for the whole boot. Then they start anyway, so that a guest whose
@@ -115,7 +110,7 @@ impl PhaseTracker {
         known.reached
     }
 
-    /// Waits for a phase. `pause` sleeps for about [`POLL_INTERVAL`], and returns whether to continue to wait.
+    /// Waits for a phase. `pause` sleeps for about [`PAUSE`](crate::port::PAUSE), and returns whether to continue to wait.
     pub fn wait(&self, phase: Phase, mut pause: impl FnMut() -> io::Result<bool>) -> io::Result<Waited> {
         let limit = match phase {
             Phase::Agent | Phase::Init => INIT_LIMIT,
@@ -134,14 +129,7 @@ impl PhaseTracker {
 
     /// Waits for a phase until the host hangs up. Leaves what the host sends meanwhile unread.
     pub fn wait_quietly(&self, phase: Phase, port: &Port) -> io::Result<Waited> {
-        self.wait(phase, || {
-            let mut fds = [PollFd::new(port, PollFlags::RDHUP)];
-            match poll(&mut fds, Some(&POLL_INTERVAL)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            Ok(!fds[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR))
-        })
+        self.wait(phase, || port.pause())
     }
 }
 

@@ -12,9 +12,12 @@ use banger_proto::guest::{
     hello::{self, HostHello, MAX_STALE, Verdict},
 };
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
+
+/// How long [`Port::pause`] sleeps.
+pub const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// A channel. The descriptor must be non-blocking.
 pub struct Port {
@@ -54,13 +57,13 @@ impl Port {
     }
 
     /// Waits for a greeting and answers it. After a wrong one, waits for the next.
-    pub fn greet(&mut self, token: &str) -> io::Result<Greeting> {
-        self.greet_as(Verdict::Welcome, |hello| hello.judge(token))
+    pub fn greet(&mut self, judge: impl Fn(&HostHello) -> Verdict) -> io::Result<Greeting> {
+        self.greet_as(Verdict::Welcome, judge)
     }
 
     /// Waits for a greeting and answers that the agent is busy.
-    pub fn greet_busy(&mut self, token: &str) -> io::Result<Greeting> {
-        self.greet_as(Verdict::Busy, |hello| match hello.judge(token) {
+    pub fn greet_busy(&mut self, judge: impl Fn(&HostHello) -> Verdict) -> io::Result<Greeting> {
+        self.greet_as(Verdict::Busy, |hello| match judge(hello) {
             Verdict::Welcome => Verdict::Busy,
             other => other,
         })
@@ -130,6 +133,16 @@ impl Port {
                 Received::Nothing => drop(self.wait(PollFlags::IN)?),
             }
         }
+    }
+
+    /// Sleeps for a moment. Returns `false` if the host has hung up. Leaves what the host sends meanwhile unread.
+    pub fn pause(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::RDHUP)];
+        match poll(&mut fds, Some(&PAUSE)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(!fds[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR))
     }
 
     /// Queues a frame to be sent.

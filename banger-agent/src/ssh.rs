@@ -7,9 +7,10 @@
 //! user changes. For other servers, the user's `authorized_keys` gets a managed block. An image without a server is
 //! prepared for one that is installed later.
 
-use std::io;
+use std::{fs, io};
 
 use banger_proto::guest::config::{GuestFile, GuestSsh};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     apply,
@@ -35,6 +36,8 @@ case $- in
     ;;
 esac
 ";
+/// Where sshd writes its process id (sshd_config(5), "PidFile").
+const PID_FILE: &str = "/run/sshd.pid";
 /// sshd uses the first value of a setting, so this file must be read first.
 const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-banger.conf";
 /// Applies to every user of the guest. Written again at each boot.
@@ -74,6 +77,21 @@ pub fn apply(root: &str, run: &str, ssh: &GuestSsh) -> Vec<String> {
         note(authorize_for_root(root, &keys), AUTHORIZED_KEYS_OF_ROOT);
     }
     problems
+}
+
+/// Has a running server read its keys again (sshd(8), `SIGHUP`). Others have none that they could read again.
+pub fn reload(root: &str) {
+    let number = |bytes: Vec<u8>| String::from_utf8(bytes).ok()?.trim().parse().ok();
+    let pid = apply::read(root, PID_FILE).ok().flatten().and_then(number).filter(|pid| is_server(*pid));
+    if let Some(pid) = pid.and_then(Pid::from_raw) {
+        // It may have ended just now.
+        let _ = kill_process(pid, Signal::HUP);
+    }
+}
+
+/// Returns whether a process is a server: the file may be from an earlier one.
+fn is_server(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sshd")
 }
 
 fn file(path: &str, mode: u32, content: String) -> GuestFile {
@@ -137,7 +155,7 @@ fn authorize_for_root(root: &str, keys: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+    use std::{os::unix::fs::PermissionsExt, path::Path};
 
     use super::*;
 

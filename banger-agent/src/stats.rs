@@ -44,6 +44,27 @@ pub fn processes() -> Vec<u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// The flag of a thread of the kernel, `PF_KTHREAD` of `include/linux/sched.h`.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+
+/// Returns whether a process is a thread of the kernel.
+pub fn is_kernel_thread(pid: u32) -> bool {
+    stat_field(pid, 6)
+        .and_then(|flags| flags.parse::<u64>().ok())
+        .is_some_and(|flags| flags & KERNEL_THREAD != 0)
+}
+
+/// Returns the state letter of a process.
+pub fn state_of(pid: u32) -> Option<char> {
+    stat_field(pid, 0)?.chars().next()
+}
+
+/// Returns a field of proc_pid_stat(5), counted from the one after the name, which may contain anything.
+fn stat_field(pid: u32, index: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.split_whitespace().nth(index)?.to_owned())
+}
+
 /// Returns the number after a name.
 fn field(text: &str, name: &str) -> u64 {
     let rest = text.lines().find_map(|line| line.strip_prefix(name));
@@ -132,6 +153,14 @@ mod tests {
         assert_eq!(busy("cpu  1 2 4 800 1600 8 16 32 64 128\ncpu0 1 2\n"), 63);
         let text = "Inter-| x\n face |bytes\n  lo: 9 0 0 0 0 0 0 0 9 0\neth0: 5 0 0 0 0 0 0 0 7 0\n";
         assert_eq!(traffic(text), (5, 7));
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_told_apart() {
+        assert!(!is_kernel_thread(std::process::id()) && !is_kernel_thread(1) && !is_kernel_thread(u32::MAX));
+        assert!(matches!(state_of(std::process::id()), Some('R' | 'S')));
+        let threads = processes().into_iter().filter(|pid| is_kernel_thread(*pid));
+        assert!(threads.into_iter().all(|pid| process(pid).is_none()));
     }
 
     #[test]

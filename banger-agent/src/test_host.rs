@@ -16,13 +16,20 @@ use banger_proto::guest::{
 
 use crate::{
     channels::InitKind,
-    conversation::{Guest, hold},
+    conversation::{Guest, Token, hold},
     phases::{InitSystem, PhaseTracker},
     port::Port,
 };
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A guest that has booted.
+pub fn guest() -> Guest {
+    let (problems, programs) = (Vec::new(), Programs::default());
+    let phases = PhaseTracker::begin(InitSystem::Other);
+    Guest { token: Token::new(TOKEN.into()), problems, init: InitKind::Agent, programs, phases }
+}
 
 /// The host's end of a channel to an agent that runs in a thread.
 pub struct Host {
@@ -37,9 +44,7 @@ impl Host {
         theirs.set_nonblocking(true).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let agent = thread::spawn(move || {
-            let (problems, programs) = (Vec::new(), Programs::default());
-            let phases = PhaseTracker::begin(InitSystem::Other);
-            let guest = Guest { token: TOKEN.into(), problems, init: InitKind::Agent, programs, phases };
+            let guest = guest();
             let mut port = Port::new(theirs.into());
             // As on a channel: one conversation after another, until the host is gone.
             for _ in 0..4 {
@@ -54,7 +59,7 @@ impl Host {
         self.stream.write_all(&hello.encode()).unwrap();
         let mut answer = vec![0; hello::AGENT_LENGTH];
         self.stream.read_exact(&mut answer).unwrap();
-        hello::take_answer(&mut answer, &hello)
+        hello::take_answer(&mut answer, &hello).map(|revision| revision.is_some())
     }
 
     pub fn ask(request: Request) -> Self {

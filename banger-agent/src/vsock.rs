@@ -145,7 +145,7 @@ impl Drop for Slot {
 /// Replies that the agent is busy.
 fn refuse(connection: OwnedFd, guest: &Guest) {
     // A client that has gone needs no answer.
-    let _ = Port::new(connection).greet_busy(&guest.token);
+    let _ = Port::new(connection).greet_busy(|hello| guest.token.judge(hello));
 }
 
 fn serve_connection(connection: OwnedFd, guest: &Guest) {

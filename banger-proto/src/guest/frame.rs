@@ -5,13 +5,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     config::BootConfig,
     message::{Exit, Failure, GuestInfo, Request, Started, WindowSize},
+    rejuvenation::Rejuvenation,
 };
 
 /// The longest payload of a frame that carries raw bytes.
 pub const MAX_DATA: usize = 64 << 10;
 /// The longest payload of a frame that carries a message: a long command line with its environment.
 pub const MAX_MESSAGE: usize = 256 << 10;
-/// The longest payload of a frame with a boot's configuration. The environment of the image and the public keys are its
+/// The longest payload of a frame with a boot's configuration, or a part of one. The environment of the image and the public keys are its
 /// largest parts, and both are bounded.
 pub const MAX_CONFIG: usize = 2 << 20;
 const HEADER: usize = 5;
@@ -33,6 +34,9 @@ pub enum Frame {
     /// [`Verdict::Unconfigured`](super::hello::Verdict::Unconfigured). Answered by `Done` once the random number
     /// generator and the clock are set.
     Configure(Box<BootConfig>),
+    /// Host: what a guest gets that continues from a capture, in place of a request. Answered by `Done` once all of it is
+    /// in effect, and safe to repeat. The guest stays frozen.
+    Rejuvenate(Box<Rejuvenation>),
     /// Agent: the command has started.
     Started(Started),
     /// Agent: bytes of the command's standard output, or of an archive. An empty frame is the end of a connection.
@@ -80,6 +84,7 @@ mod kind {
     pub const RESIZE: u8 = 0x04;
     pub const SIGNAL: u8 = 0x05;
     pub const CONFIGURE: u8 = 0x06;
+    pub const REJUVENATE: u8 = 0x07;
     pub const STARTED: u8 = 0x81;
     pub const OUTPUT: u8 = 0x82;
     pub const ERROR_OUTPUT: u8 = 0x83;
@@ -100,6 +105,7 @@ impl Frame {
             Frame::Resize(size) => (kind::RESIZE, json(size)),
             Frame::Signal(signal) => (kind::SIGNAL, vec![*signal]),
             Frame::Configure(config) => (kind::CONFIGURE, json(config)),
+            Frame::Rejuvenate(rejuvenation) => (kind::REJUVENATE, json(rejuvenation)),
             Frame::Started(started) => (kind::STARTED, json(started)),
             Frame::Output(bytes) => (kind::OUTPUT, bytes.clone()),
             Frame::ErrorOutput(bytes) => (kind::ERROR_OUTPUT, bytes.clone()),
@@ -132,6 +138,7 @@ impl Frame {
                 _ => Err(malformed()),
             },
             kind::CONFIGURE => read(kind, payload).map(Frame::Configure),
+            kind::REJUVENATE => read(kind, payload).map(Frame::Rejuvenate),
             kind::STARTED => read(kind, payload).map(Frame::Started),
             kind::OUTPUT => Ok(Frame::Output(payload.to_vec())),
             kind::ERROR_OUTPUT => Ok(Frame::ErrorOutput(payload.to_vec())),
@@ -160,7 +167,7 @@ fn max_payload(kind: u8) -> Option<usize> {
         kind::REQUEST | kind::STARTED | kind::EXIT | kind::INFO | kind::FAILED | kind::RESIZE => {
             Some(MAX_MESSAGE)
         }
-        kind::CONFIGURE => Some(MAX_CONFIG),
+        kind::CONFIGURE | kind::REJUVENATE => Some(MAX_CONFIG),
         kind::SIGNAL => Some(1),
         kind::WINDOW => Some(4),
         kind::INPUT_END | kind::DONE => Some(0),
@@ -216,6 +223,7 @@ mod tests {
     use crate::guest::{
         config::{Entropy, GuestConfig, Init, Programs},
         message::{Exec, FailureKind, Phase, Terminal},
+        rejuvenation::Identity,
     };
 
     fn boot_config(variable: String) -> BootConfig {
@@ -236,6 +244,24 @@ mod tests {
             files: Vec::new(),
         };
         BootConfig { guest, entropy: Entropy([[1; 32], [2; 32]]) }
+    }
+
+    fn rejuvenation() -> Rejuvenation {
+        let id = "0123456789abcdef0123456789abcdef";
+        let identity = Identity {
+            hostname: "box".into(),
+            names: vec!["box.vm".into()],
+            machine_id: id.into(),
+            generation: id.into(),
+            network: None,
+            ssh: None,
+        };
+        Rejuvenation {
+            entropy: Entropy([[1; 32], [2; 32]]),
+            unix_usec: 7,
+            token: "secretsecretsecretsecretsecretse".into(),
+            identity: Some(identity),
+        }
     }
 
     fn all() -> Vec<Frame> {
@@ -261,6 +287,7 @@ mod tests {
             Frame::Resize(WindowSize { rows: 1, columns: 2 }),
             Frame::Signal(15),
             Frame::Configure(Box::new(boot_config("b".into()))),
+            Frame::Rejuvenate(Box::new(rejuvenation())),
             Frame::Started(Started::new(12)),
             Frame::Output(b"out".to_vec()),
             Frame::ErrorOutput(Vec::new()),
@@ -305,6 +332,11 @@ mod tests {
         let printed = format!("{:?}", boot_config(String::new()));
         assert!(printed.contains("box") && !printed.contains("0123456789"), "{printed}");
         assert!(!printed.contains("[1, 1"), "{printed}");
+        let printed = format!("{:?}", Frame::Rejuvenate(Box::new(rejuvenation())));
+        assert!(
+            printed.contains("box") && !printed.contains("secret") && !printed.contains("[1, 1"),
+            "{printed}"
+        );
     }
 
     #[test]

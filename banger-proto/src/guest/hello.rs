@@ -2,9 +2,9 @@
 //! of an earlier conversation: a serial channel has no boundaries between conversations.
 //!
 //! Host: magic (8 bytes), version (2, big endian), nonce (16), token (32 hexadecimal digits).
-//! Agent: magic (8), version (2), the same nonce (16), verdict (1).
+//! Agent: magic (8), revision (2), the same nonce (16), verdict (1).
 
-use super::VERSION;
+use super::{REVISION, VERSION};
 
 const HOST_MAGIC: [u8; 8] = *b"\x00bangerH";
 const AGENT_MAGIC: [u8; 8] = *b"\x00bangerA";
@@ -111,7 +111,7 @@ impl HostHello {
 pub fn answer(hello: &HostHello, verdict: Verdict) -> [u8; AGENT_LENGTH] {
     let mut bytes = [0; AGENT_LENGTH];
     bytes[..8].copy_from_slice(&AGENT_MAGIC);
-    bytes[8..10].copy_from_slice(&VERSION.to_be_bytes());
+    bytes[8..10].copy_from_slice(&REVISION.to_be_bytes());
     bytes[10..26].copy_from_slice(&hello.nonce);
     bytes[26] = match verdict {
         Verdict::Welcome => 0,
@@ -124,14 +124,15 @@ pub fn answer(hello: &HostHello, verdict: Verdict) -> [u8; AGENT_LENGTH] {
 }
 
 /// Searches the received bytes for the answer to this greeting, and removes it together with everything before it.
-/// Returns `Ok(false)` while it is missing; answers to other greetings are skipped.
-pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Error> {
+/// Returns the [revision](super::REVISION) of the agent, or `None` while the answer is missing; answers to other greetings
+/// are skipped.
+pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<Option<u16>, Error> {
     while let Some(answer) = take(buffer, &AGENT_MAGIC, AGENT_LENGTH) {
         if answer[10..26] != hello.nonce {
             continue;
         }
         return match answer[26] {
-            0 => Ok(true),
+            0 => Ok(Some(be16(&answer[8..10]))),
             1 => Err(Error::WrongToken),
             2 => Err(Error::WrongVersion),
             3 => Err(Error::Busy),
@@ -139,7 +140,7 @@ pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Erro
             _ => Err(Error::Garbage),
         };
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Takes `length` bytes that begin with `magic`. Drops the bytes before them, and bytes that cannot begin a magic
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn every_verdict_arrives() {
         for (verdict, expect) in [
-            (Verdict::Welcome, Ok(true)),
+            (Verdict::Welcome, Ok(Some(REVISION))),
             (Verdict::WrongToken, Err(Error::WrongToken)),
             (Verdict::WrongVersion, Err(Error::WrongVersion)),
             (Verdict::Busy, Err(Error::Busy)),
@@ -200,6 +201,14 @@ mod tests {
         let mut unknown = answer(&hello(), Verdict::Welcome);
         unknown[AGENT_LENGTH - 1] = 99;
         assert_eq!(take_answer(&mut unknown.to_vec(), &hello()), Err(Error::Garbage));
+    }
+
+    #[test]
+    fn an_older_agent_is_recognized() {
+        let mut older = answer(&hello(), Verdict::Welcome);
+        older[8..10].copy_from_slice(&1u16.to_be_bytes());
+        assert_eq!(take_answer(&mut older.to_vec(), &hello()), Ok(Some(1)));
+        assert_eq!(take_answer(&mut Vec::new(), &hello()), Ok(None));
     }
 
     #[test]

@@ -94,6 +94,12 @@ pub enum Request {
     /// Stop the detached command with this number, and everything that it started. Answered by `Done` once it has
     /// ended.
     StopDetached(u64),
+    /// Freeze all processes but the agent, the first one and threads of the kernel, and write all data to the disks.
+    /// Answered by `Done`; by `Failed` if that takes too long, and then nothing is frozen. Stays in effect until `Thaw`,
+    /// also in the children of a capture. A repeat is safe.
+    Freeze,
+    /// Let the processes continue that `Freeze` has stopped. Answered by `Done`. A repeat is safe.
+    Thaw,
     /// Prepare the system disk for an image: copy the work disk to the directory that it hides, and remove what
     /// identifies this guest. Answered by `Done`. The guest should be shut down next.
     PrepareCommit,

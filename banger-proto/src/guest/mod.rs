@@ -15,15 +15,22 @@ pub mod frame;
 pub mod hello;
 pub mod listing;
 pub mod message;
+pub mod rejuvenation;
 pub mod terminfo;
 
 pub use config::{BootConfig, GuestConfig};
 pub use frame::{Decoder, Frame};
 pub use message::{Exec, Failure, FailureKind, GuestInfo, Request, Terminal};
+pub use rejuvenation::Rejuvenation;
 
 /// The version of this protocol. Agent and service come from one package, but a guest that was started before an
 /// upgrade still has the old agent. A version is served as long as guests with it may run.
 pub const VERSION: u16 = 1;
+/// The newest additions to that version that an agent serves, which it reports in its half of a greeting. 1 has none; 2
+/// has freezing, rejuvenation and sessions.
+pub const REVISION: u16 = 2;
+/// The first revision with [`Request::Freeze`], [`Request::Thaw`] and [`Frame::Rejuvenate`].
+pub const FREEZE_REVISION: u16 = 2;
 
 /// The prefix of the names of the agent's channels, which end in a number from 0.
 pub const CHANNEL_PREFIX: &str = "dev.banger.";

@@ -203,6 +203,9 @@ mod tests {
         check(disks::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");
 
         check(guest_link::Error::Unavailable { message: why() }, Name::AgentUnavailable, "why");
+        check(guest_link::Error::Refused { message: why() }, Name::AgentUnavailable, "why");
+        let message = "the guest was started by an earlier version of banger; restart the sandbox";
+        check(guest_link::Error::TooOld, Name::AgentUnavailable, message);
         check(guest_link::Error::NoFreeStream, Name::TooManyRequests, "all streams to the guest are in use");
         let late = guest_link::Error::Timeout { what: what(), after };
         check(late, Name::AgentUnavailable, "waiting took longer than 3 s");

@@ -27,8 +27,12 @@ impl From<disks::Error> for Error {
 impl From<guest_link::Error> for Error {
     fn from(error: guest_link::Error) -> Self {
         match error {
-            guest_link::Error::Unavailable { message } => Self::Agent { message },
-            guest_link::Error::Timeout { .. } => Self::Agent { message: error.to_string() },
+            guest_link::Error::Unavailable { message } | guest_link::Error::Refused { message } => {
+                Self::Agent { message }
+            }
+            guest_link::Error::Timeout { .. } | guest_link::Error::TooOld => {
+                Self::Agent { message: error.to_string() }
+            }
             guest_link::Error::NoFreeStream => Self::AllStreamsInUse,
             guest_link::Error::Vmm(error) => error.into(),
             guest_link::Error::Host(error) => error.into(),

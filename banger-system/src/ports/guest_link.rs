@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
 use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
-use banger_proto::guest::GuestConfig;
+use banger_proto::guest::{GuestConfig, rejuvenation::Identity};
 
 use super::{HostError, vmm};
 
@@ -25,6 +25,24 @@ pub trait GuestLink: Send + Sync {
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
     /// Compares the clock of the guest with the host's, and corrects it. A repeat is safe.
     async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()>;
+    /// Freezes all processes of the guest but its agent and its first one, and writes its data to the disks. Fails with
+    /// [`Error::Refused`] if a process or a disk takes too long, and with [`Error::TooOld`]; then nothing is frozen.
+    /// After any other failure, [`GuestLink::thaw`] is needed. The guest stays frozen until then, also when the service
+    /// ends. Safe to cancel and to repeat.
+    async fn freeze(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
+    /// Lets a frozen guest continue. One that is not frozen is left alone. Safe to cancel and to repeat.
+    async fn thaw(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
+    /// Gives a frozen guest that continues from a capture fresh entropy, the current time, and the token `new`; and to a
+    /// copy its identity. `old` is the token of the capture. The guest stays frozen. Fails with [`Error::Refused`] and
+    /// [`Error::Timeout`]; such a copy must not continue. Safe to cancel and to repeat.
+    async fn rejuvenate(
+        &self,
+        vm: VmId,
+        old: &Token,
+        new: &Token,
+        identity: Option<&Identity>,
+        timeout: Duration,
+    ) -> Result<()>;
     /// Greets the agent on a connection of [`Vmm::connect`](vmm::Vmm::connect). The returned stream takes one request.
     async fn open(&self, stream: tokio::net::UnixStream, token: &Token) -> Result<OwnedFd>;
 }
@@ -64,6 +82,15 @@ pub enum Error {
         /// What went wrong.
         message: String,
     },
+    /// The agent cannot do it. The message is the agent's, bounded and without control characters.
+    #[error("{message}")]
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// The agent is of an earlier version, in a guest that was started before an upgrade.
+    #[error("the guest was started by an earlier version of banger; restart the sandbox")]
+    TooOld,
     /// All streams to the agent are in use.
     #[error("all streams to the guest are in use")]
     NoFreeStream,

@@ -16,7 +16,7 @@ use banger_domain::{
     vm::Token,
     vmm::VmmChoice,
 };
-use banger_proto::guest::GuestConfig;
+use banger_proto::guest::{GuestConfig, rejuvenation::Identity};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pipe::{PipeFlags, pipe_with},
@@ -211,6 +211,8 @@ impl EmptyJail for SimJail {
             state.interrupted.remove(&self.vm);
             state.stopping_guests.remove(&self.vm);
             state.configured.remove(&self.vm);
+            state.frozen_guests.remove(&self.vm);
+            state.rejuvenated.remove(&self.vm);
         }
         Ok(started(self.vm))
     }
@@ -261,6 +263,40 @@ impl GuestLink for Sim {
             return Err(guest_link::Error::Timeout { what, after: Duration::ZERO });
         }
         *self.lock().clock_syncs.entry((vm, occasion)).or_default() += 1;
+        Ok(())
+    }
+
+    async fn freeze(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
+        self.answer(vm, "freezing the guest", timeout).await?;
+        let mut state = self.step("freeze a guest")?;
+        if state.unfreezable.contains(&vm) {
+            let message = "the guest did not freeze within 5 s".to_owned();
+            return Err(guest_link::Error::Refused { message });
+        }
+        state.frozen_guests.insert(vm);
+        Ok(())
+    }
+
+    async fn thaw(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
+        self.answer(vm, "thawing the guest", timeout).await?;
+        self.step("thaw a guest")?.frozen_guests.remove(&vm);
+        Ok(())
+    }
+
+    async fn rejuvenate(
+        &self,
+        vm: VmId,
+        _old: &Token,
+        new: &Token,
+        identity: Option<&Identity>,
+        timeout: Duration,
+    ) -> guest_link::Result<()> {
+        self.answer(vm, "renewing the guest", timeout).await?;
+        let mut state = self.step("rejuvenate a guest")?;
+        if let Some(config) = state.configured.get_mut(&vm) {
+            new.as_str().clone_into(&mut config.token);
+        }
+        state.rejuvenated.entry(vm).or_default().push(identity.cloned());
         Ok(())
     }
 

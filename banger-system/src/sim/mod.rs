@@ -33,7 +33,10 @@ use banger_image::{
     installed::InstalledKernel,
     record::{Image, Kernel},
 };
-use banger_proto::{guest::GuestConfig, size::Bytes};
+use banger_proto::{
+    guest::{GuestConfig, rejuvenation::Identity},
+    size::Bytes,
+};
 use tokio::sync::{Notify, watch};
 
 use crate::ports::{
@@ -101,6 +104,12 @@ struct State {
     guest_ends: BTreeMap<VmId, GuestEnd>,
     /// What each guest was configured with since its VMM started.
     configured: BTreeMap<VmId, GuestConfig>,
+    /// Guests whose processes stand still, but not their agents.
+    frozen_guests: BTreeSet<VmId>,
+    /// Guests that do not freeze.
+    unfreezable: BTreeSet<VmId>,
+    /// The identity that each guest continued with, `None` for its own.
+    rejuvenated: BTreeMap<VmId, Vec<Option<Identity>>>,
     /// Guests that are shutting down.
     stopping_guests: BTreeSet<VmId>,
     /// Notified when a guest has ended.
@@ -211,6 +220,21 @@ impl Sim {
     /// Returns the configuration that a guest has got.
     pub fn configured(&self, vm: VmId) -> Option<GuestConfig> {
         self.lock().configured.get(&vm).cloned()
+    }
+
+    /// Returns whether the processes of a guest are frozen by its agent.
+    pub fn is_guest_frozen(&self, vm: VmId) -> bool {
+        self.lock().frozen_guests.contains(&vm)
+    }
+
+    /// Makes a guest refuse to freeze.
+    pub fn refuse_freeze(&self, vm: VmId) {
+        self.lock().unfreezable.insert(vm);
+    }
+
+    /// Returns the identities that a guest has continued with, in order; `None` stands for its own.
+    pub fn rejuvenated(&self, vm: VmId) -> Vec<Option<Identity>> {
+        self.lock().rejuvenated.get(&vm).cloned().unwrap_or_default()
     }
 
     /// Leaves the VMM of a VM as a service does that ends in the middle of a start.

@@ -308,8 +308,8 @@ fn greet(channel: &mut UnixStream) -> Result<Result<(), hello::Error>> {
     let (mut came, mut buffer) = (Vec::new(), [0; 256]);
     loop {
         match take_answer(&mut came, &hello) {
-            Ok(false) => {}
-            Ok(true) => return Ok(Ok(())),
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(Ok(())),
             Err(error) => return Ok(Err(error)),
         }
         let count = channel.read(&mut buffer).context("the agent does not answer the greeting")?;

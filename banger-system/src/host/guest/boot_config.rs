@@ -49,7 +49,8 @@ pub async fn ask_unconfigured(mut stream: UnixStream) -> Result<UnconfiguredGues
     }
 }
 
-fn entropy() -> Result<Entropy> {
+/// Draws random bytes for a guest.
+pub fn entropy() -> Result<Entropy> {
     let mut bytes = [[0; 32]; 2];
     for half in &mut bytes {
         let drawn = getrandom(&mut half[..], GetRandomFlags::empty());

@@ -8,13 +8,14 @@ use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
 use banger_proto::guest::{
     Decoder, Frame, GuestConfig, Request,
     hello::{self, HostHello, MAX_STALE},
+    rejuvenation::Identity,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
 
-use super::{boot_config, clock};
+use super::{boot_config, capture, clock};
 use crate::ports::{
     FromHost as _,
     guest_link::{Channel, Error, GuestFacts, GuestLink, Result, UnconfiguredGuest},
@@ -27,8 +28,12 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(50);
 /// How long a comparison of clocks may take.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// What callers wait for while a guest boots.
+const BOOT: &str = "waiting for the guest";
 /// The longest accepted boot id.
 const MAX_BOOT_ID: usize = 64;
+/// The longest accepted message, in characters.
+const MAX_MESSAGE: usize = 200;
 
 /// Connects to agents through the channels of a VMM.
 pub struct AgentLink {
@@ -45,6 +50,7 @@ impl AgentLink {
     async fn until_answered<T, F>(
         &self,
         vm: VmId,
+        what: &str,
         timeout: Duration,
         ask: impl Fn(UnixStream) -> F + Send,
     ) -> Result<T>
@@ -65,7 +71,7 @@ impl AgentLink {
                 }
             }
         };
-        let late = || Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout };
+        let late = || Error::Timeout { what: what.to_owned(), after: timeout };
         tokio::time::timeout(timeout, answered).await.map_err(|_| late())?
     }
 
@@ -88,7 +94,7 @@ impl AgentLink {
 #[async_trait]
 impl GuestLink for AgentLink {
     async fn wait_unconfigured(&self, vm: VmId, timeout: Duration) -> Result<UnconfiguredGuest> {
-        self.until_answered(vm, timeout, boot_config::ask_unconfigured).await
+        self.until_answered(vm, BOOT, timeout, boot_config::ask_unconfigured).await
     }
 
     async fn configure(&self, vm: VmId, config: &GuestConfig, timeout: Duration) -> Result<()> {
@@ -99,12 +105,12 @@ impl GuestLink for AgentLink {
                 asked => asked.map(drop),
             }
         };
-        self.until_answered(vm, timeout, ask).await
+        self.until_answered(vm, BOOT, timeout, ask).await
     }
 
     async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts> {
         let ask = |mut stream: UnixStream| async move { ask_info(&mut stream, token).await };
-        self.until_answered(vm, timeout, ask).await
+        self.until_answered(vm, BOOT, timeout, ask).await
     }
 
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
@@ -133,6 +139,32 @@ impl GuestLink for AgentLink {
         }
     }
 
+    async fn freeze(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
+        let ask =
+            |mut stream: UnixStream| async move { capture::ask(&mut stream, token, Request::Freeze).await };
+        self.until_answered(vm, "freezing the guest", timeout, ask).await
+    }
+
+    async fn thaw(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
+        let ask =
+            |mut stream: UnixStream| async move { capture::ask(&mut stream, token, Request::Thaw).await };
+        self.until_answered(vm, "thawing the guest", timeout, ask).await
+    }
+
+    async fn rejuvenate(
+        &self,
+        vm: VmId,
+        old: &Token,
+        new: &Token,
+        identity: Option<&Identity>,
+        timeout: Duration,
+    ) -> Result<()> {
+        let ask = |mut stream: UnixStream| async move {
+            capture::rejuvenate(&mut stream, old, new, identity).await
+        };
+        self.until_answered(vm, "renewing the guest", timeout, ask).await
+    }
+
     async fn open(&self, mut stream: UnixStream, token: &Token) -> Result<OwnedFd> {
         let opened = async {
             let decoder = greet(&mut stream, token).await?;
@@ -158,6 +190,8 @@ pub(super) enum Failed {
     Nonsense(Error),
     /// The agent has no configuration yet.
     Unconfigured,
+    /// The agent knows another token.
+    WrongToken,
     /// The host is at fault.
     Local(Error),
 }
@@ -167,6 +201,7 @@ impl From<Failed> for Error {
         match failed {
             Failed::Closed(error) | Failed::Nonsense(error) | Failed::Local(error) => error,
             Failed::Unconfigured => agent(&hello::Error::Unconfigured.to_string()),
+            Failed::WrongToken => agent(&hello::Error::WrongToken.to_string()),
         }
     }
 }
@@ -177,7 +212,7 @@ async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, 
     match answer(stream, &mut decoder).await? {
         Frame::Info(info) => {
             for problem in info.problems.iter().take(20) {
-                let problem: String = problem.chars().take(200).filter(|c| !c.is_control()).collect();
+                let problem = bounded(problem);
                 tracing::warn!(problem, "the guest's agent reports a problem");
             }
             let boot_id: String = info.boot_id.chars().take(MAX_BOOT_ID).collect();
@@ -191,6 +226,14 @@ async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, 
 
 /// Greets the agent. Returns the bytes after its answer.
 pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed> {
+    Ok(greet_with_revision(stream, token).await?.0)
+}
+
+/// Greets the agent. Returns the bytes after its answer, and its revision.
+pub(super) async fn greet_with_revision(
+    stream: &mut UnixStream,
+    token: &Token,
+) -> Result<(Decoder, u16), Failed> {
     let nonce = uuid::Uuid::new_v4().into_bytes();
     let hello =
         HostHello::new(nonce, token.as_str()).ok_or_else(|| nonsense("the token has a wrong length"))?;
@@ -198,12 +241,13 @@ pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Deco
     let (mut buffer, mut seen) = (Vec::new(), 0);
     loop {
         match hello::take_answer(&mut buffer, &hello) {
-            Ok(true) => return Ok(Decoder::new(buffer)),
-            Ok(false) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
-            Ok(false) => seen += read(stream, &mut buffer).await?,
+            Ok(Some(revision)) => return Ok((Decoder::new(buffer), revision)),
+            Ok(None) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
+            Ok(None) => seen += read(stream, &mut buffer).await?,
             // A stream will be free later, so this is like a closed channel.
             Err(hello::Error::Busy) => return Err(Failed::Closed(Error::NoFreeStream)),
             Err(hello::Error::Unconfigured) => return Err(Failed::Unconfigured),
+            Err(hello::Error::WrongToken) => return Err(Failed::WrongToken),
             Err(error) => return Err(nonsense(&error.to_string())),
         }
     }
@@ -254,11 +298,15 @@ fn closed(why: &dyn std::fmt::Display) -> Failed {
     Failed::Closed(agent(&format!("lost the connection to the guest's agent: {why}")))
 }
 
+/// Returns the beginning of a message of an agent, without control characters.
+pub(super) fn bounded(message: &str) -> String {
+    message.chars().take(MAX_MESSAGE).filter(|c| !c.is_control()).collect()
+}
+
 pub(super) fn unexpected(frame: &Frame) -> Failed {
     match frame {
         Frame::Failed(failure) => {
-            let message: String = failure.message.chars().take(200).filter(|c| !c.is_control()).collect();
-            nonsense(&format!("the guest's agent refused: {message}"))
+            nonsense(&format!("the guest's agent refused: {}", bounded(&failure.message)))
         }
         _ => nonsense("unexpected reply from the guest's agent"),
     }
