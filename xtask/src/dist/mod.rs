@@ -9,7 +9,7 @@ mod copyright;
 pub mod crates;
 pub mod deb;
 mod libraries;
-mod platform;
+pub mod platform;
 mod rpm;
 mod sbom;
 mod symbols;
