@@ -6,6 +6,8 @@ mod script;
 mod bench;
 mod build;
 mod compatibility;
+mod cross;
+mod deny;
 mod dist;
 mod docs;
 mod host;
@@ -44,6 +46,8 @@ enum Task {
     Image(image::Arguments),
     /// Build packages of banger and print their paths
     Dist(dist::Arguments),
+    /// Check that the programs compile for arm64
+    Cross,
     /// Run a benchmark of banger against a peer
     Bench(bench::Arguments),
     /// Fuzz the parsers with hostile bytes
@@ -102,6 +106,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         }
         Task::Image(arguments) => println!("{}", image::run(&arguments)?),
         Task::Dist(arguments) => dist::run(&arguments)?,
+        Task::Cross => cross::check()?,
         Task::Docs(arguments) => docs::check(&arguments)?,
         Task::Fuzz(arguments) => test::fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => build::sqlx::run(&arguments)?,

@@ -66,6 +66,9 @@ const LINTERS: &[&str] = &["shellcheck", "pyflakes3"];
 /// What checks the packages of `cargo xtask dist`.
 const PACKAGE_CHECKERS: &[&str] = &["lintian", "rpmlint", "rpm"];
 
+/// What compiles C and reads headers for arm64 in `cargo xtask cross`.
+const CROSS_COMPILER: &[&str] = &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+
 /// Installs the packages that are missing.
 pub fn ensure() -> Result<()> {
     install(PACKAGES)
@@ -84,6 +87,11 @@ pub fn ensure_linters() -> Result<()> {
 /// Installs what checks packages.
 pub fn ensure_package_checkers() -> Result<()> {
     install(PACKAGE_CHECKERS)
+}
+
+/// Installs the cross compiler.
+pub fn ensure_cross_compiler() -> Result<()> {
+    install(CROSS_COMPILER)
 }
 
 fn install(packages: &[&'static str]) -> Result<()> {

@@ -4,7 +4,7 @@
 //! - Every source file says at its beginning what it is.
 //! - No text has a word of the list in `docs/glossary.md`.
 //! - What D-Bus interfaces, schemas and exit statuses promised in earlier commits, they still promise.
-//! - No crate needs a newer compiler than Cargo.toml promises, and cargo-deny allows all of them.
+//! - No crate needs a newer compiler than Cargo.toml promises, and all keep the rules of `deny.toml`.
 //! - ShellCheck finds nothing in the scripts of a shell, and pyflakes nothing in those in Python.
 //!
 //! It looks at the files that git knows. The layers of the code have a test: `banger-system/tests/architecture.rs`.
@@ -18,10 +18,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    compatibility,
+    compatibility, deny,
     dist::crates,
     packages,
-    run::{cargo, command, output, repository, say},
+    run::{command, output, repository},
 };
 
 const GLOSSARY: &str = "docs/glossary.md";
@@ -82,7 +82,7 @@ pub fn run() -> Result<()> {
     findings.extend(compatibility::findings(&root)?);
     findings.extend(lint(&root, &texts)?);
     findings.extend(crates::newer_than_promised()?);
-    findings.extend(denied(&root)?);
+    findings.extend(deny::findings(&root)?);
     findings.sort();
     for finding in &findings {
         println!("{finding}");
@@ -112,28 +112,6 @@ fn lint(root: &Path, texts: &HashMap<PathBuf, String>) -> Result<Vec<String>> {
         findings.extend(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned));
     }
     Ok(findings)
-}
-
-/// Returns what cargo-deny forbids of licenses, crates and their sources, if it is installed.
-fn denied(root: &Path) -> Result<Vec<String>> {
-    if !cargo(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
-        say("SKIP the rules of deny.toml: cargo-deny is not installed");
-        return Ok(Vec::new());
-    }
-    // The list of advisories is on the internet.
-    let deny = cargo(["deny", "--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"])
-        .current_dir(root)
-        .output()
-        .context("cannot run cargo deny")?;
-    if deny.status.success() {
-        return Ok(Vec::new());
-    }
-    let text = String::from_utf8_lossy(&deny.stderr).into_owned();
-    Ok(text
-        .lines()
-        .filter(|line| line.starts_with("error"))
-        .map(|line| format!("deny.toml:1: {line}"))
-        .collect())
 }
 
 /// The languages of scripts.

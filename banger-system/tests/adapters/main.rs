@@ -16,6 +16,7 @@ mod network;
 mod private_bus;
 mod proxy;
 mod publisher;
+mod records;
 mod registry;
 mod registry_lab;
 mod ruleset;

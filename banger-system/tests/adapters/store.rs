@@ -28,7 +28,7 @@ use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use crate::scratch::{Scratch, is_root, mode, names, require};
 
-fn kernel() -> Kernel {
+pub fn kernel() -> Kernel {
     Kernel {
         id: KernelId::from_bits(1),
         name: "debian".parse().unwrap(),
@@ -46,7 +46,7 @@ fn kernel() -> Kernel {
     }
 }
 
-fn image() -> Image {
+pub fn image() -> Image {
     Image {
         id: ImageId::from_bits(2),
         name: "bookworm".parse().unwrap(),
@@ -67,7 +67,7 @@ fn image() -> Image {
     }
 }
 
-fn pulled_image() -> Image {
+pub fn pulled_image() -> Image {
     let origin =
         Origin { reference: "localhost:5000/a/b:1".parse().unwrap(), manifest: Digest::from_bytes([7; 32]) };
     let config = ImageConfig {
@@ -83,7 +83,7 @@ fn pulled_image() -> Image {
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
 static HOST_KEY: OnceLock<HostKey> = OnceLock::new();
 
-fn vm() -> Vm {
+pub fn vm() -> Vm {
     Vm {
         id: VmId::from_bits(u128::MAX),
         name: "calm-otter".parse().unwrap(),
@@ -130,7 +130,7 @@ async fn the_subnet_is_kept_and_no_two_vms_share_a_slot() {
 }
 
 /// Returns a store with the kernel, the image and the sandbox.
-async fn filled(scratch: &Scratch) -> SqliteStore {
+pub async fn filled(scratch: &Scratch) -> SqliteStore {
     let store = SqliteStore::open(&scratch.paths).await.unwrap();
     store.put_kernel(&kernel()).await.unwrap();
     store.put_image(&image()).await.unwrap();
@@ -139,7 +139,7 @@ async fn filled(scratch: &Scratch) -> SqliteStore {
 }
 
 /// Does what no version of ours does.
-async fn tamper(path: &Path, sql: &str) {
+pub async fn tamper(path: &Path, sql: &str) {
     let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();

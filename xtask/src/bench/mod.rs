@@ -2,7 +2,9 @@
 //!
 //! Hosts are noisy, so what counts is the ratio of the medians, never a single time.
 
+mod all;
 pub mod boot;
+mod chart;
 mod crowd;
 mod disk;
 mod exec;
@@ -15,14 +17,9 @@ mod size;
 mod start;
 mod workspace;
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Command, ExitCode},
-    time::Instant,
-};
+use std::{fmt, fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
@@ -51,6 +48,8 @@ pub struct Arguments {
 
 #[derive(Clone, Copy, Subcommand)]
 enum Bench {
+    /// Run all benchmarks, and write a table, a chart and all figures to target/banger/bench
+    All,
     /// Measure from the request to the first byte of a command's output in a new sandbox
     Boot,
     /// Measure memory of the service, size of the agent and start time of the client
@@ -114,10 +113,6 @@ pub struct Machine {
     memory_mib: u64,
 }
 
-/// The benchmarks of `--smoke`: all except `disk`, which needs the test host.
-const SMOKE: [&str; 10] =
-    ["net", "import", "size", "start", "crowd", "exec", "workspace", "idle", "instant", "boot"];
-
 /// How much work a benchmark does.
 #[derive(Clone, Copy)]
 pub struct Effort {
@@ -159,37 +154,13 @@ impl Effort {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let runs = if arguments.smoke { 1 } else { arguments.runs };
     let effort = Effort { runs, smoke: arguments.smoke };
-    match arguments.bench {
-        Some(bench) => measure(arguments, bench, effort).map(|()| ExitCode::SUCCESS),
-        None => smoke(),
-    }
-}
-
-/// Runs all of [`SMOKE`], even after a failure. Each gets its own process, because some change their namespaces.
-fn smoke() -> Result<ExitCode> {
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let mut failed = Vec::new();
-    // Stopping the host resets the default image.
-    host::down()?;
-    for name in SMOKE {
-        let begin = Instant::now();
-        let bench = Command::new(&program).args(["bench", name, "--smoke"]).status();
-        println!("bench {name} took {:.0} s", begin.elapsed().as_secs_f64());
-        if !bench.with_context(|| format!("cannot run bench {name}"))?.success() {
-            failed.push(name);
-        }
-    }
-    host::down()?;
-    println!("bench: {} passed, {} failed, 1 skipped", SMOKE.len() - failed.len(), failed.len());
-    println!("  skipped: disk: needs the test host; run `cargo xtask bench disk`");
-    if !failed.is_empty() {
-        bail!("these benchmarks fail: {}", failed.join(", "));
-    }
+    measure(arguments, arguments.bench.unwrap_or(Bench::All), effort)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
     match bench {
+        Bench::All => all::run(arguments),
         Bench::Boot => show(arguments, &boot::run(effort)?, Report::print),
         Bench::Crowd => show(arguments, &crowd::run(effort)?, Report::print),
         Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
@@ -224,8 +195,7 @@ impl Report {
     }
 
     fn print(&self) {
-        let Machine { kernel, cpu, cores, memory_mib } = &self.machine;
-        println!("{}: {} runs on {cores} × {cpu}, {memory_mib} MiB, Linux {kernel}", self.name, self.runs);
+        println!("{}: {} runs on {}", self.name, self.runs, self.machine);
         println!("{:>10} {:>10} {:>10}", "median", "best", "worst");
         for side in [&self.ours, &self.peers] {
             let best = side.samples_ms.iter().copied().fold(f64::INFINITY, f64::min);
@@ -236,6 +206,13 @@ impl Report {
             println!("{median:>7.digits$} ms {best:>7.digits$} ms {worst:>7.digits$} ms  {}", side.what);
         }
         println!("ratio of the medians: {:.3}", self.ratio);
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, cpu, cores, memory_mib } = self;
+        write!(f, "{cores} × {cpu}, {memory_mib} MiB, Linux {kernel}")
     }
 }
 

@@ -9,12 +9,10 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
-use crate::run::{cargo, repository, run, say, target};
-
-/// The agent is linked statically, since it runs in any guest. Naming the target keeps build scripts and procedural
-/// macros dynamic.
-const AGENT_TARGET: &str =
-    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
+use crate::{
+    dist::platform,
+    run::{cargo, repository, run, say, target},
+};
 
 /// The built programs.
 pub struct Programs {
@@ -48,7 +46,7 @@ pub struct Profile {
     pub directory: &'static str,
     /// The packages to build. They decide the features: where all builds of a profile name the same, nothing is built
     /// twice.
-    packages: &'static [&'static str],
+    pub packages: &'static [&'static str],
 }
 
 /// A test that is quick to build. With any test among the targets, cargo unifies the features of dependencies as for all
@@ -100,13 +98,16 @@ pub fn host_programs(profile: &Profile) -> Result<()> {
 fn build(profile: &Profile) -> Result<Programs> {
     say("building");
     host_programs(profile)?;
+    // The agent is linked statically, since it runs in any guest. Naming the target keeps build scripts and procedural
+    // macros dynamic.
+    let agent_target = platform::here()?.rust;
     let agent =
-        ["build", "--quiet", "--package", "banger-agent", "--profile", "agent", "--target", AGENT_TARGET];
+        ["build", "--quiet", "--package", "banger-agent", "--profile", "agent", "--target", agent_target];
     let mut agent = cargo(agent);
     remap::apply(&mut agent, &["-C", "target-feature=+crt-static"]);
     run(agent.current_dir(repository()))?;
     Ok(Programs {
         directory: target().join(profile.directory),
-        agent: target().join(AGENT_TARGET).join("agent/banger-agent"),
+        agent: target().join(agent_target).join("agent/banger-agent"),
     })
 }

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::Compression;
 use crate::{
@@ -23,6 +23,9 @@ const DATABASE: &str = "/var/lib/rpm";
 /// The scriptlets of each RPM package, as `rpm --scripts` titles them.
 const SCRIPTLETS: [(&str, &[&str]); 2] =
     [("banger", &[]), ("banger-system", &["postinstall", "preuninstall", "postuninstall"])];
+
+/// The units of the service's package.
+const UNITS: [&str; 2] = ["banger-system.service", "banger.slice"];
 
 /// What lintian says of packages that only tests build: uncompressed, and with programs that no release has.
 const OF_TESTS: [&str; 3] = [
@@ -42,15 +45,12 @@ pub fn are_the_same(first: &[PathBuf], second: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Runs all checks that suit the packages. What cannot run says so.
+/// Installs the checkers, and runs all checks that suit the packages.
 pub fn all(packages: &[PathBuf], compression: Compression) -> Result<()> {
     let with = |extension: &str| -> Vec<&PathBuf> {
         packages.iter().filter(|path| path.extension().is_some_and(|it| it == extension)).collect()
     };
-    if let Err(error) = packages::ensure_package_checkers() {
-        say(&format!("SKIP lintian, rpmlint and rpm: {error:#}"));
-        return Ok(());
-    }
+    packages::ensure_package_checkers()?;
     let (debs, rpms) = (with("deb"), with("rpm"));
     if !debs.is_empty() {
         lintian(&debs, compression)?;
@@ -97,20 +97,26 @@ fn rpmlint(rpms: &[&PathBuf]) -> Result<()> {
 
 /// Runs a checker that must find nothing.
 fn quiet(name: &str, checker: &mut Command) -> Result<()> {
-    let output = checker.output().with_context(|| format!("cannot run {name}"))?;
-    let text = [output.stdout, output.stderr].concat();
-    ensure!(output.status.success(), "{name} has remarks:\n{}", String::from_utf8_lossy(&text));
+    let (success, said) = tried(checker)?;
+    ensure!(success, "{name} has remarks:\n{said}");
     say(&format!("PASS {name}"));
     Ok(())
+}
+
+/// Runs a program, and returns whether it succeeded and all that it printed.
+fn tried(command: &mut Command) -> Result<(bool, String)> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
 /// Installs the packages below an empty root, and checks what is there.
 fn installed_by_rpm(rpms: &[&PathBuf]) -> Result<()> {
     let root = tempfile::tempdir().context("cannot create a directory")?;
     let options = ["--install", "--nodeps", "--noscripts", "--dbpath", DATABASE, "--root"];
-    let install = command("rpm", options).arg(root.path()).args(rpms).output().context("cannot run rpm")?;
-    let said = String::from_utf8_lossy(&install.stderr).into_owned();
-    ensure!(install.status.success(), "rpm cannot install the packages: {said}");
+    let (success, said) = tried(command("rpm", options).arg(root.path()).args(rpms))?;
+    ensure!(success, "rpm cannot install the packages: {said}");
     let mut listed = BTreeSet::new();
     for rpm in rpms {
         let files = output(command("rpm", ["--query", "--list", "--package"]).arg(rpm))?;
@@ -165,21 +171,23 @@ fn scriptlets(rpm: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks the units as they are installed below a root.
+/// Checks the units, users and directories as they are installed below a root.
 fn units(root: &Path) -> Result<()> {
-    let unit = root.join("usr/lib/systemd/system/banger-system.service");
     // Units that ours name are the host's.
-    let verify = Command::new("systemd-analyze")
-        .args(["verify", "--man=no", "--recursive-errors=no", "--root"])
-        .arg(root)
-        .arg(&unit)
-        .output()
-        .context("cannot run systemd-analyze")?;
-    let said = String::from_utf8_lossy(&verify.stderr).into_owned();
-    let remarks: Vec<&str> = said.lines().filter(|line| line.contains("banger")).collect();
-    if !verify.status.success() || !remarks.is_empty() {
-        bail!("systemd-analyze verify fails:\n{said}");
+    let mut verify = command("systemd-analyze", ["verify", "--man=no", "--recursive-errors=no", "--root"]);
+    verify.arg(root);
+    verify.args(UNITS.map(|unit| root.join("usr/lib/systemd/system").join(unit)));
+    let (success, said) = tried(&mut verify)?;
+    ensure!(success && !said.contains("banger"), "systemd-analyze verify fails:\n{said}");
+    // Both create what the files say, below the root, where nothing else is.
+    fs::create_dir(root.join("etc")).context("cannot create a directory")?;
+    for (program, arguments) in [("systemd-sysusers", &[][..]), ("systemd-tmpfiles", &["--create"])] {
+        let (success, said) = tried(command(program, arguments).arg("--root").arg(root).arg("banger.conf"))?;
+        ensure!(success, "{program} fails:\n{said}");
     }
-    say("PASS systemd-analyze verifies the service as it is installed");
+    let groups = fs::read_to_string(root.join("etc/group")).context("there are no groups")?;
+    ensure!(groups.lines().any(|line| line.starts_with("banger:")), "there is no group banger");
+    ensure!(root.join("var/lib/banger").is_dir(), "there is no directory of the service's state");
+    say("PASS systemd verifies the units, and makes the group and the directories");
     Ok(())
 }

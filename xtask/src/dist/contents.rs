@@ -113,6 +113,8 @@ pub struct Common {
     pub copyright: String,
     /// The bill of materials.
     pub sbom: String,
+    /// The version of Debian packages.
+    pub version: String,
 }
 
 impl Common {
@@ -121,7 +123,7 @@ impl Common {
         let crates = crates::linked()?;
         let copyright = copyright::text(&crates)?;
         let sbom = sbom::text(VERSION, &crates);
-        Ok(Self { crates, copyright, sbom })
+        Ok(Self { crates, copyright, sbom, version: VERSION.to_owned() })
     }
 }
 

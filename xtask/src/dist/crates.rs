@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
+    fmt, fs,
     path::Path,
 };
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use spdx::{Expression, ParseMode};
 
+use super::platform;
 use crate::run::{cargo, output, repository};
 
 /// The packages whose programs are installed.
@@ -33,39 +34,60 @@ pub struct Crate {
     pub repository: Option<String>,
 }
 
+/// All crates of the workspace and of others, as `cargo metadata` lists them for this platform.
 #[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
+pub struct Metadata {
+    /// The crates.
+    pub packages: Vec<Package>,
+    /// Which of them use which.
+    pub resolve: Resolve,
 }
 
+/// A crate.
 #[derive(Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
+pub struct Package {
+    /// Its id in this output.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
     license: Option<String>,
     authors: Vec<String>,
-    source: Option<String>,
+    /// Where it comes from, unless it is in the workspace.
+    pub source: Option<String>,
     manifest_path: String,
     repository: Option<String>,
     rust_version: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
+impl fmt::Display for Package {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
 }
 
+/// Which crates use which.
 #[derive(Deserialize)]
-struct Node {
-    id: String,
-    deps: Vec<Edge>,
+pub struct Resolve {
+    /// One for each crate.
+    pub nodes: Vec<Node>,
 }
 
+/// A crate with those that it uses.
 #[derive(Deserialize)]
-struct Edge {
-    pkg: String,
+pub struct Node {
+    /// The id of the crate.
+    pub id: String,
+    /// What it uses.
+    pub deps: Vec<Edge>,
+}
+
+/// The use of a crate.
+#[derive(Deserialize)]
+pub struct Edge {
+    /// The id of the used crate.
+    pub pkg: String,
     dep_kinds: Vec<Kind>,
 }
 
@@ -136,9 +158,10 @@ fn parsed(version: &str) -> Vec<u32> {
     numbers
 }
 
-fn metadata() -> Result<Metadata> {
-    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let arguments = ["metadata", "--format-version=1", "--locked", "--filter-platform", &host];
+/// Asks cargo for all crates that this platform uses.
+pub fn metadata() -> Result<Metadata> {
+    let host = platform::here()?.rust;
+    let arguments = ["metadata", "--format-version=1", "--locked", "--filter-platform", host];
     let text = output(cargo(arguments).current_dir(repository()))?;
     serde_json::from_str(&text).context("cannot parse the output of cargo metadata")
 }
@@ -160,7 +183,8 @@ fn reached(metadata: &Metadata) -> BTreeSet<&str> {
     reached
 }
 
-fn license_of(package: &Package) -> Result<String> {
+/// Returns the license of a crate, as an SPDX expression.
+pub fn license_of(package: &Package) -> Result<String> {
     let named = || format!("the license of {} {}", package.name, package.version);
     let license = package.license.as_deref().with_context(|| format!("cannot find {}", named()))?;
     let parsed = Expression::parse_mode(license, ParseMode::LAX);

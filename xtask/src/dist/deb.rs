@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::{
     Compression, MAINTAINER,
-    contents::{self, CLIENT, Common, Format, Package, SERVICE, VERSION},
+    contents::{self, CLIENT, Common, Format, Package, SERVICE},
     crates::Crate,
     platform, source_date,
 };
@@ -60,6 +60,13 @@ fn make_one(
     for file in &package.files {
         write(&tree.join(&file.path), &file.content, file.mode)?;
     }
+    if package.is_symbols {
+        // Its documents are those of its programs, on which it depends.
+        let documents = tree.join("usr/share/doc");
+        fs::create_dir_all(&documents).with_context(|| format!("cannot create {}", documents.display()))?;
+        symlink(package.owner, documents.join(&name))
+            .with_context(|| format!("cannot link the documents of {name}"))?;
+    }
     let size: u64 = package.files.iter().map(|file| file.content.len() as u64).sum();
     let control = control(package, common, size.div_ceil(1024))?;
     write(&tree.join("DEBIAN/control"), control.as_bytes(), 0o644)?;
@@ -71,7 +78,7 @@ fn make_one(
             write(&tree.join("DEBIAN").join(script), &script_text, 0o755)?;
         }
     }
-    let file = directory.join(format!("{name}_{VERSION}_{}.deb", platform::here()?.deb));
+    let file = directory.join(format!("{name}_{}_{}.deb", common.version, platform::here()?.deb));
     pack(&tree, &file, compression, &source_date()?)?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     Ok(file)
@@ -91,7 +98,7 @@ fn control(package: &Package, common: &Common, kibibytes: u64) -> Result<String>
     let mut fields = vec![
         ("Package", package.name(Format::Deb)),
         ("Source", CLIENT.to_owned()),
-        ("Version", VERSION.to_owned()),
+        ("Version", common.version.clone()),
         ("Architecture", platform.deb.to_owned()),
         ("Maintainer", MAINTAINER.to_owned()),
         ("Installed-Size", kibibytes.to_string()),
@@ -101,7 +108,7 @@ fn control(package: &Package, common: &Common, kibibytes: u64) -> Result<String>
     }
     if package.is_symbols {
         fields.extend([
-            ("Depends", format!("{} (= {VERSION})", package.owner)),
+            ("Depends", format!("{} (= {})", package.owner, common.version)),
             ("Section", "debug".into()),
             ("Priority", "optional".into()),
             ("Auto-Built-Package", "debug-symbols".into()),
@@ -186,7 +193,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::dist::libraries::Libraries;
+    use crate::dist::{contents::VERSION, libraries::Libraries};
 
     #[test]
     fn the_same_files_give_the_same_package() {
@@ -227,6 +234,7 @@ mod tests {
             }],
             copyright: String::new(),
             sbom: String::new(),
+            version: VERSION.to_owned(),
         };
         let control = |owner, is_symbols| {
             let package = Package { owner, is_symbols, files: Vec::new(), libraries: Libraries::default() };

@@ -126,6 +126,11 @@ Version References:
         {
             assert!(capabilities.iter().any(|it| it == capability), "{capability}");
         }
+        let arm = parse(
+            "  NEEDED   libc.so.6\n  NEEDED   ld-linux-aarch64.so.1\n  required from libc.so.6:\n    0x1 0x00 02 GLIBC_2.17\n",
+        );
+        assert_eq!(arm.deb().unwrap(), ["libc6 (>= 2.17)"]);
+        assert!(arm.rpm().contains(&"ld-linux-aarch64.so.1()(64bit)".to_owned()));
         assert_eq!(parse("Dynamic Section:\n"), Libraries::default());
         assert!(parse("  NEEDED   libother.so.1\n").deb().is_err());
     }

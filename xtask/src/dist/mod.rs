@@ -9,7 +9,7 @@ mod copyright;
 pub mod crates;
 pub mod deb;
 mod libraries;
-mod platform;
+pub mod platform;
 mod rpm;
 mod sbom;
 mod symbols;
@@ -22,7 +22,8 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
-use self::contents::{Common, VERSION};
+use self::contents::Common;
+pub use self::contents::VERSION;
 use crate::{
     build::{self, Programs},
     run::{cache, command, output, repository, say},
@@ -117,8 +118,9 @@ fn pack(programs: &Programs, directory: &Path, what: What, compression: Compress
 }
 
 /// Builds the Debian packages of a test host, and returns those of the client and the service.
-pub fn for_test_host(programs: &Programs, directory: &Path) -> Result<Vec<PathBuf>> {
-    deb::make_without_symbols(programs, directory, &Common::collect()?)
+pub fn for_test_host(programs: &Programs, directory: &Path, version: &str) -> Result<Vec<PathBuf>> {
+    let common = Common { version: version.to_owned(), ..Common::collect()? };
+    deb::make_without_symbols(programs, directory, &common)
 }
 
 /// Returns the time of the sources in seconds (<https://reproducible-builds.org/specs/source-date-epoch/>).

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    dist::platform,
     image,
     run::{cache, digest_of, hex, say},
 };
@@ -52,7 +53,7 @@ pub fn make(name: &str) -> Result<(PathBuf, String, u64)> {
 
 fn write(name: &str, archive: &Path, packed: impl Write) -> Result<()> {
     let (layer, length) = (digest_of(archive)?, archive.metadata()?.len());
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let architecture = platform::here()?.deb;
     let config = json!({
         "architecture": architecture,
         "os": "linux",

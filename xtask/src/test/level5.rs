@@ -1,5 +1,7 @@
 //! Level 5: the Debian package on a Debian system with device-mapper and virtualisation.
 
+mod packages;
+
 use std::{
     path::PathBuf,
     process::{Command, Output, Stdio},
@@ -26,10 +28,16 @@ const CHECKS: &[(&str, Check)] = &[
     ("a system disk on device-mapper becomes an image", committed),
     ("a reboot leaks nothing, and sandboxes start again", reboot),
     ("nothing is left behind", nothing_left),
+    ("an upgrade of the packages keeps a guest and its command running", packages::upgrade),
+    ("older packages refuse a newer database and leave it as it is", packages::downgrade),
+    // After it, nothing of banger is there.
+    ("packages that are purged leave nothing", packages::purge),
 ];
 /// The check of Firecracker, which Debian does not package.
 const UNDER_FIRECRACKER: (&str, Check) =
     ("a command runs in a sandbox under Firecracker, on a snapshot and in the network", firecracker);
+/// How many checks come before it.
+const BEFORE_FIRECRACKER: usize = 7;
 /// Environment variable with the path of a Firecracker binary. Without it, the check is skipped.
 const FIRECRACKER: &str = "BANGER_TEST_FIRECRACKER";
 /// The program of the adapter tests.
@@ -56,7 +64,7 @@ fn check_all(host: &TestHost, only: &str) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut checks = CHECKS.to_vec();
     match std::env::var_os(FIRECRACKER) {
-        Some(_) => checks.insert(checks.len() - 1, UNDER_FIRECRACKER),
+        Some(_) => checks.insert(BEFORE_FIRECRACKER, UNDER_FIRECRACKER),
         None => tally.skipped.push(format!("{}: {FIRECRACKER} is not set", UNDER_FIRECRACKER.0)),
     }
     for (name, check) in checks.into_iter().filter(|(name, _)| is_wanted(name, only)) {

@@ -268,10 +268,16 @@ impl TestHost {
         run(&mut self.enter(&["sh", "-c", &set]))
     }
 
-    /// Builds and installs the package, unless the same one is installed.
+    /// Builds the packages of the client and the service under a version, and returns their paths in the host.
+    pub fn packages(&self, version: &str) -> Result<Vec<String>> {
+        let packages = build_packages(version)?;
+        let names = packages.iter().filter_map(|package| package.file_name());
+        Ok(names.map(|name| format!("{SHARE}/{}", name.display())).collect())
+    }
+
+    /// Builds and installs the packages, unless the same ones are installed.
     fn install(&self) -> Result<()> {
-        let programs = build::ensure()?;
-        let packages = dist::for_test_host(&programs, &directory().join("share"))?;
+        let packages = build_packages(dist::VERSION)?;
         let installed = directory().join("installed");
         let digest = packages.iter().map(|package| digest_of(package)).collect::<Result<String>>()?;
         if fs::read_to_string(&installed).is_ok_and(|of_installed| of_installed == digest) {
@@ -287,6 +293,10 @@ impl TestHost {
         run(&mut self.enter(&install))?;
         Ok(fs::write(installed, digest)?)
     }
+}
+
+fn build_packages(version: &str) -> Result<Vec<PathBuf>> {
+    dist::for_test_host(&build::ensure()?, &directory().join("share"), version)
 }
 
 fn polling(limit: Duration) -> Polling {

@@ -1,0 +1,29 @@
+# shellcheck shell=sh
+# Stops all sandboxes and the service, and removes the network of guests. Scripts of packages source this before the
+# service is removed: afterwards nothing of banger is there to do it.
+
+manager=dev.banger.Manager1
+vmms='banger-vm-*.service'
+# How long guests may take to shut down, in microseconds. Those that take longer are powered off.
+limit=90000000
+
+if systemctl --quiet is-active "$vmms"; then
+    # All at once. One that is stopped already has no job.
+    jobs=$(busctl --list tree $manager 2> /dev/null | grep '^/dev/banger/Manager1/vm/' | while read -r vm; do
+        busctl call $manager "$vm" $manager.VM Stop 'a{sv}' 0 2> /dev/null | cut -d '"' -f 2
+    done)
+    for job in $jobs; do
+        busctl --quiet --timeout=120 call $manager "$job" $manager.Job Wait t $limit 2> /dev/null || true
+    done
+    systemctl stop "$vmms" || true
+fi
+systemctl stop banger-system.service 'banger-import-*.service' || true
+if command -v nft > /dev/null; then
+    nft delete table inet banger 2> /dev/null || true
+fi
+if command -v ip > /dev/null; then
+    # A pair goes with one of its ends.
+    ip -o link | grep -o -E ' (bgr-[^:@]+|banger0)[:@]' | tr -d ' :@' | while read -r link; do
+        ip link delete "$link" 2> /dev/null || true
+    done
+fi

@@ -1,0 +1,16 @@
+#!/bin/sh -u
+# Prints what purged packages have left on the host: files, the group, units, processes, links, rules, disks.
+
+find / -xdev \( -path /srv -o -path /home -o -path /tmp -o -path /var/cache/apt -o -path /var/log \) -prune -o \
+    -iname '*banger*' -print
+find /run -xdev -iname '*banger*' ! -path '/run/user/*' -print
+getent group banger
+dpkg-query --show --showformat '${Package} ${Status}\n' 'banger*' 2> /dev/null | grep -v unknown
+systemctl list-units --all --plain --no-legend 'banger*'
+systemctl list-unit-files --no-legend 'banger*'
+pgrep -l 'qemu|banger'
+ip -o link | grep -E 'bgr-|banger'
+nft list tables | grep banger
+dmsetup ls | grep banger-
+losetup --list --noheadings
+true

@@ -1,0 +1,184 @@
+//! `cargo xtask bench all`: runs every benchmark, each with its peer, and writes a table, a chart and all figures.
+//!
+//! `--smoke` does the same with little work: then only that it works is of interest.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::{
+    Arguments, Machine,
+    chart::{self, Figure, Row},
+    median,
+};
+use crate::{
+    host,
+    run::{cache, say},
+};
+
+/// All benchmarks, in the order of the table.
+const ALL: [&str; 11] =
+    ["net", "import", "size", "start", "crowd", "exec", "workspace", "idle", "instant", "boot", "disk"];
+/// The benchmark that needs the test host, which takes too long for `--smoke`.
+const IN_TEST_HOST: &str = "disk";
+
+/// Runs all benchmarks, even after a failure, and writes their results. Each gets its own process, because some change
+/// their namespaces.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut reports = Vec::new();
+    let mut failed = Vec::new();
+    let names = ALL.iter().filter(|name| !arguments.smoke || **name != IN_TEST_HOST);
+    // Stopping the host resets the default image.
+    host::down()?;
+    for name in names.clone() {
+        let begin = Instant::now();
+        match one(name, arguments) {
+            Ok(of_this) => reports.extend(of_this),
+            Err(error) => {
+                say(&format!("FAIL bench {name}: {error:#}"));
+                failed.push(*name);
+            }
+        }
+        println!("bench {name} took {:.0} s", begin.elapsed().as_secs_f64());
+    }
+    host::down()?;
+    write(&cache().join("bench"), arguments, &reports)?;
+    let skipped = ALL.len() - names.count();
+    println!(
+        "bench: {} passed, {} failed, {skipped} skipped",
+        ALL.len() - skipped - failed.len(),
+        failed.len()
+    );
+    if skipped > 0 {
+        println!("  skipped: {IN_TEST_HOST}: needs the test host; run `cargo xtask bench {IN_TEST_HOST}`");
+    }
+    if !failed.is_empty() {
+        bail!("these benchmarks fail: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs a benchmark, and returns its reports.
+fn one(name: &str, arguments: &Arguments) -> Result<Vec<Value>> {
+    let mut bench = Command::new(std::env::current_exe().context("cannot find this program")?);
+    bench.args(["bench", name, "--json"]).stdin(Stdio::null()).stderr(Stdio::inherit());
+    match arguments.smoke {
+        true => bench.arg("--smoke"),
+        false => bench.args(["--runs", &arguments.runs.to_string()]),
+    };
+    let output = bench.output().context("cannot run it")?;
+    if !output.status.success() {
+        bail!("{}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().map(|line| serde_json::from_str(line).context("it prints no JSON")).collect()
+}
+
+/// Writes the table, the chart and the figures into a directory.
+fn write(directory: &Path, arguments: &Arguments, reports: &[Value]) -> Result<()> {
+    let rows: Vec<Row> = reports.iter().flat_map(rows).collect();
+    let machine = Machine::this()?;
+    let runs = if arguments.smoke { 1 } else { arguments.runs };
+    let title = format!("banger {}, {runs} runs on {machine}", env!("CARGO_PKG_VERSION"));
+    let table = table(&title, &rows);
+    let figures = json!({ "title": title, "machine": machine, "reports": reports });
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    for (name, text) in [
+        ("bench.md", table.clone()),
+        ("bench.svg", chart::draw(&title, &rows)),
+        ("bench.json", format!("{figures:#}\n")),
+    ] {
+        let file = directory.join(name);
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    println!("{table}\nwritten to {}", directory.display());
+    Ok(())
+}
+
+fn table(title: &str, rows: &[Row]) -> String {
+    let cell = |figure: &Figure| format!("{}: {}", figure.value(), figure.what);
+    let line = |row: &Row| {
+        let peer = row.peer.as_ref().map(cell).unwrap_or_default();
+        let ratio = row.ratio().map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
+        format!("| {} | {} | {peer} | {ratio} |\n", row.name, cell(&row.ours))
+    };
+    let lines: String = rows.iter().map(line).collect();
+    format!("{title}\n\n| benchmark | banger | peer | ratio |\n|---|---|---|---|\n{lines}")
+}
+
+/// Returns the rows of a report of any benchmark.
+fn rows(report: &Value) -> Vec<Row> {
+    let name = report["name"].as_str().unwrap_or("unnamed");
+    let number = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
+    let row = |name: &str, ours: Figure, peer| Row { name: name.to_owned(), ours, peer };
+    match name {
+        "size" => vec![
+            row("size, service", Figure::new("memory at rest", number("rss_mib"), "MiB"), None),
+            row("size, agent", Figure::new("its file", number("agent_mib"), "MiB"), None),
+            row(
+                "size, client",
+                Figure::new("banger --version", number("cli_start_ms"), "ms"),
+                Some(Figure::new("true", number("true_start_ms"), "ms")),
+            ),
+        ],
+        "idle" => vec![row(
+            name,
+            Figure::new("idle guest", number("median_percent"), "%"),
+            Some(Figure::new("its agent stopped", number("peer_median_percent"), "%")),
+        )],
+        "instant" => vec![row(
+            name,
+            Figure::new("from a kernel template", number("template_ms"), "ms"),
+            Some(Figure::new("the guest boots", number("cold_ms"), "ms")),
+        )],
+        _ => side(&report["ours"])
+            .map(|ours| vec![row(name, ours, side(&report["peers"]))])
+            .unwrap_or_default(),
+    }
+}
+
+/// Returns the median of one side of a comparison, in milliseconds.
+fn side(side: &Value) -> Option<Figure> {
+    let (samples, unit) = match side["samples_ms"].as_array() {
+        Some(samples) => (samples, 1.0),
+        None => (side["samples_s"].as_array()?, 1000.0),
+    };
+    let samples: Vec<f64> = samples.iter().filter_map(Value::as_f64).map(|sample| sample * unit).collect();
+    Some(Figure::new(side["what"].as_str()?, median(&samples), "ms"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_every_form_become_rows() {
+        let compared = json!({
+            "name": "exec",
+            "ours": { "what": "banger vm exec", "samples_ms": [3.0, 1.0, 2.0] },
+            "peers": { "what": "ssh", "samples_ms": [4000.0] },
+        });
+        let alone = json!({ "name": "import", "ours": { "what": "a", "samples_s": [0.5] }, "peers": null });
+        let idle = json!({ "name": "idle", "median_percent": 0.5, "peer_median_percent": 0.25 });
+        let size = json!({
+            "name": "size", "rss_mib": 10.0, "agent_mib": 1.5, "cli_start_ms": 2.0, "true_start_ms": 1.0,
+        });
+        let rows: Vec<Row> = [compared, alone, idle, size].iter().flat_map(rows).collect();
+        assert_eq!(
+            table("a title", &rows),
+            "a title\n\n| benchmark | banger | peer | ratio |\n|---|---|---|---|\n\
+             | exec | 2.00 ms: banger vm exec | 4.00 s: ssh | 0.00 |\n\
+             | import | 500 ms: a |  |  |\n\
+             | idle | 0.50 %: idle guest | 0.25 %: its agent stopped | 2.00 |\n\
+             | size, service | 10.0 MiB: memory at rest |  |  |\n\
+             | size, agent | 1.50 MiB: its file |  |  |\n\
+             | size, client | 2.00 ms: banger --version | 1.00 ms: true | 2.00 |\n"
+        );
+    }
+}
