@@ -3,7 +3,8 @@
 
 find / -xdev \( -path /srv -o -path /home -o -path /tmp -o -path /var/cache/apt -o -path /var/log \) -prune -o \
     -iname '*banger*' -print
-find /run -xdev -iname '*banger*' ! -path '/run/user/*' -print
+# The file system of this host has a label of ours, which udev knows.
+find /run -xdev -iname '*banger*' ! -path '/run/user/*' ! -path '/run/udev/links/*' -print
 getent group banger
 dpkg-query --show --showformat '${Package} ${Status}\n' 'banger*' 2> /dev/null | grep -v unknown
 systemctl list-units --all --plain --no-legend 'banger*'

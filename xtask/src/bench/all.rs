@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{
@@ -77,7 +77,12 @@ fn one(name: &str, arguments: &Arguments) -> Result<Vec<Value>> {
         bail!("{}", output.status);
     }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().map(|line| serde_json::from_str(line).context("it prints no JSON")).collect()
+    // Programs that it runs may print as well.
+    let reports = text.lines().filter(|line| line.starts_with('{'));
+    let reports: Vec<Value> =
+        reports.map(|line| serde_json::from_str(line).context("it prints no JSON")).collect::<Result<_>>()?;
+    ensure!(!reports.is_empty(), "it has no figures");
+    Ok(reports)
 }
 
 /// Writes the table, the chart and the figures into a directory.

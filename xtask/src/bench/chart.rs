@@ -50,15 +50,16 @@ impl Figure {
 }
 
 // In pixels.
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 16.0;
 /// Where bars begin, right of the names.
-const BARS: f64 = 170.0;
+const BARS: f64 = 230.0;
 /// The longest bar. Its value and what was measured follow it.
-const LONGEST: f64 = 330.0;
+const LONGEST: f64 = 300.0;
 const BAR: f64 = 14.0;
 const ROW: f64 = 44.0;
-const HEADER: f64 = 48.0;
+const HEADER: f64 = 64.0;
+const SCALE: &str = "banger above, its peer below; each pair has a scale of its own";
 
 /// Both colours are readable on light and dark pages.
 const STYLE: &str = "text { font: 12px sans-serif; fill: #24292f } .title, .name { font-weight: 600 } \
@@ -75,6 +76,7 @@ pub fn draw(title: &str, rows: &[Row]) -> String {
          <text class=\"title\" x=\"{MARGIN}\" y=\"28\">{title}</text>\n",
         title = escaped(title)
     );
+    add_text(&mut svg, "scale", MARGIN, 46.0, SCALE);
     for (number, row) in rows.iter().enumerate() {
         let top = HEADER + ROW * number as f64;
         let longest = row.peer.as_ref().map_or(row.ours.number, |peer| peer.number.max(row.ours.number));
@@ -139,7 +141,7 @@ mod tests {
             .filter(|line| line.contains("class=\"ours\"") || line.contains("class=\"peer\""))
             .filter_map(|line| line.split(" width=\"").nth(1)?.split('"').next())
             .collect();
-        assert_eq!(widths, ["165.0", "330.0", "330.0", "82.5"]);
+        assert_eq!(widths, ["150.0", "300.0", "300.0", "75.0"]);
         assert!(svg.contains("a &lt; b") && svg.ends_with("</svg>\n"));
     }
 }

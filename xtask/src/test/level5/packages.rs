@@ -5,7 +5,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -75,7 +75,7 @@ fn install(host: &TestHost, version: &str) -> Result<()> {
     expect(apt(host, &host.packages(version)?)).map(drop)
 }
 
-fn apt(host: &TestHost, files: &[String]) -> std::process::Command {
+fn apt(host: &TestHost, files: &[String]) -> Command {
     let mut words: Vec<&str> = vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "--yes"];
     words.extend(["-o=Dpkg::Use-Pty=0", "--allow-downgrades", "install"]);
     words.extend(files.iter().map(String::as_str));
