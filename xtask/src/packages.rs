@@ -58,7 +58,7 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// Other clients of the D-Bus API, and a desktop around them.
-const DESKTOP: &[&str] = &["gjs", "python3-dbus-fast"];
+const DESKTOP: &[&str] = &["gjs", "python3-dbus-fast", "cockpit-ws", "cockpit-system", "chromium"];
 
 /// What reads the scripts of this repository in `cargo xtask tidy`.
 const LINTERS: &[&str] = &["shellcheck", "pyflakes3"];

@@ -54,8 +54,27 @@ pub fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
         let entry = entry?;
         files.push((entry.path(), Path::new("usr/share/dbus-1/interfaces").join(entry.file_name()), 0o644));
     }
+    files.extend(cockpit()?);
     files.extend(catalog::files()?);
     files.extend(generated(&program("banger"))?);
+    Ok(files)
+}
+
+/// Returns the files of the Cockpit page. The license of what is not ours is in the package's copyright file.
+fn cockpit() -> Result<Vec<(PathBuf, PathBuf, u32)>> {
+    let mut files = Vec::new();
+    for below in ["", "vendor"] {
+        let directory = repository().join("cockpit").join(below);
+        for entry in
+            fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?
+        {
+            let entry = entry?;
+            if entry.path().is_file() && entry.file_name() != "LICENSE" {
+                let to = Path::new("usr/share/cockpit/banger").join(below).join(entry.file_name());
+                files.push((entry.path(), to, 0o644));
+            }
+        }
+    }
     Ok(files)
 }
 

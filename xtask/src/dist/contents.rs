@@ -1,4 +1,4 @@
-//! What is in each package, whatever its format: the client, the service, and the symbols of each.
+//! What is in each package, whatever its format: the client, the service, the symbols of each, and the Cockpit page.
 
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
@@ -17,6 +17,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const CLIENT: &str = "banger";
 /// The package of the service.
 pub const SERVICE: &str = "banger-system";
+/// The package of the Cockpit page, which has no programs and is for every architecture.
+pub const COCKPIT: &str = "banger-cockpit";
 
 /// The format of a package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ impl File {
 
 /// A package that is not yet packed.
 pub struct Package {
-    /// [`CLIENT`] or [`SERVICE`].
+    /// [`CLIENT`], [`SERVICE`] or [`COCKPIT`].
     pub owner: &'static str,
     /// Whether it has the symbols of the programs of `owner`, and nothing else.
     pub is_symbols: bool,
@@ -80,6 +82,11 @@ impl Package {
                 "one-command development sandboxes on microVMs".into(),
                 "A sandbox is a virtual machine with its own kernel, made in one command.\n\
                  This is the command; the service that runs sandboxes is in banger-system.",
+            ),
+            (false, COCKPIT) => (
+                "Cockpit page for development sandboxes on microVMs".into(),
+                "The page shows the sandboxes of the user who has logged in to Cockpit. It\n\
+                 creates, starts, stops and deletes them, and opens terminals in them.",
             ),
             (false, _) => (
                 "service for development sandboxes on microVMs".into(),
@@ -128,8 +135,8 @@ impl Common {
 }
 
 /// Returns all packages of a format with these programs.
-pub fn packages(programs: &Programs, format: Format, common: &Common) -> Result<[Package; 4]> {
-    let order = [(CLIENT, false), (SERVICE, false), (CLIENT, true), (SERVICE, true)];
+pub fn packages(programs: &Programs, format: Format, common: &Common) -> Result<[Package; 5]> {
+    let order = [(CLIENT, false), (SERVICE, false), (CLIENT, true), (SERVICE, true), (COCKPIT, false)];
     let mut packages = order.map(|(owner, is_symbols)| Package {
         owner,
         is_symbols,
@@ -138,7 +145,9 @@ pub fn packages(programs: &Programs, format: Format, common: &Common) -> Result<
     });
     for (from, to, mode) in install::all(programs)? {
         let path = placed(&to.to_string_lossy(), format);
-        let at = usize::from(owner_of(&path) == SERVICE);
+        let owner = owner_of(&path);
+        let at =
+            order.iter().position(|place| *place == (owner, false)).context("no package has this owner")?;
         if mode == 0o755 {
             let (program, symbols) = symbols::split(&from, &path, mode)?;
             packages[at].libraries.add(&from)?;
@@ -165,8 +174,11 @@ pub fn packages(programs: &Programs, format: Format, common: &Common) -> Result<
     Ok(packages)
 }
 
-/// Returns which of the two packages has a path.
+/// Returns which package has a path.
 fn owner_of(path: &str) -> &'static str {
+    if path.starts_with("usr/share/cockpit/") {
+        return COCKPIT;
+    }
     let of_the_client = path == "usr/bin/banger"
         || path.starts_with("usr/share/man/man1/")
         || path.starts_with("usr/share/doc/banger/");
@@ -196,7 +208,11 @@ fn placed(path: &str, format: Format) -> String {
 fn documents(package: &Package, format: Format, common: &Common) -> Result<Vec<File>> {
     let name = package.name(format);
     let plain = |path: String, content: Vec<u8>| File { path, content, mode: 0o644 };
-    let copyright = common.copyright.clone().into_bytes();
+    let copyright = match package.owner {
+        COCKPIT => copyright::of_the_page()?,
+        _ => common.copyright.clone(),
+    };
+    let copyright = copyright.into_bytes();
     match format {
         // Debian's packages of symbols have nothing else.
         Format::Deb if package.is_symbols => Ok(Vec::new()),
@@ -258,6 +274,7 @@ mod tests {
             ("usr/share/doc/banger/schemas/version.json", CLIENT),
             ("usr/share/doc/banger-system/sbom.cdx.json", SERVICE),
             ("usr/libexec/banger-system", SERVICE),
+            ("usr/share/cockpit/banger/vendor/xterm.js", COCKPIT),
             ("usr/share/dbus-1/system.d/dev.banger.Manager1.conf", SERVICE),
         ] {
             assert_eq!(owner_of(path), owner, "{path}");

@@ -12,6 +12,8 @@ use super::crates::Crate;
 const COMMON: [&str; 2] = ["Apache-2.0", "MPL-2.0"];
 /// The license of banger itself.
 const OURS: &str = "MIT OR Apache-2.0";
+/// The license of xterm.js.
+const OF_THE_TERMINAL: &str = "MIT";
 
 /// Returns the text of the file for our programs with these crates in them.
 pub fn text(crates: &[Crate]) -> Result<String> {
@@ -33,6 +35,31 @@ pub fn text(crates: &[Crate]) -> Result<String> {
         text += &format!("License: {name}\n{body}\n");
     }
     Ok(text)
+}
+
+/// Returns the text of the file for the Cockpit page and the terminal that comes with it.
+pub fn of_the_page() -> Result<String> {
+    let mut text = format!(
+        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\
+         Upstream-Name: banger\n\n\
+         Files: *\nCopyright: the banger maintainers\nLicense: {}\n\n\
+         Files: usr/share/cockpit/banger/vendor/*\n\
+         Copyright: 2017-2019, The xterm.js authors\n \
+         2014-2016, SourceLair Private Company\n \
+         2012-2013, Christopher Jeffrey\n\
+         License: {}\n\n",
+        debian(OURS),
+        debian(OF_THE_TERMINAL)
+    );
+    for (name, body) in bodies([OURS, OF_THE_TERMINAL].into_iter())? {
+        text += &format!("License: {name}\n{body}\n");
+    }
+    Ok(text)
+}
+
+/// Returns the license of the Cockpit page with its terminal, as rpm and SPDX write it.
+pub fn combined_of_the_page() -> String {
+    format!("({OURS}) AND {OF_THE_TERMINAL}")
 }
 
 /// Returns the license of a package that holds all of it, as rpm and SPDX write it.

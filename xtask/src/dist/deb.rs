@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::{
     Compression, MAINTAINER,
-    contents::{self, CLIENT, Common, Format, Package, SERVICE},
+    contents::{self, CLIENT, COCKPIT, Common, Format, Package, SERVICE},
     crates::Crate,
     platform, source_date,
 };
@@ -38,10 +38,13 @@ pub fn make(
     packages.iter().map(|package| make_one(package, directory, common, compression)).collect()
 }
 
+/// What the Cockpit page needs.
+const DEPENDS_OF_THE_PAGE: &str = "banger, banger-system, cockpit-bridge (>= 265)";
+
 /// Builds the packages of the client and of the service, uncompressed.
 pub fn make_without_symbols(programs: &Programs, directory: &Path, common: &Common) -> Result<Vec<PathBuf>> {
     let packages = contents::packages(programs, Format::Deb, common)?;
-    let packages = packages.iter().filter(|package| !package.is_symbols);
+    let packages = packages.iter().filter(|package| !package.is_symbols && package.owner != COCKPIT);
     packages.map(|package| make_one(package, directory, common, Compression::None)).collect()
 }
 
@@ -78,7 +81,7 @@ fn make_one(
             write(&tree.join("DEBIAN").join(script), &script_text, 0o755)?;
         }
     }
-    let file = directory.join(format!("{name}_{}_{}.deb", common.version, platform::here()?.deb));
+    let file = directory.join(format!("{name}_{}_{}.deb", common.version, architecture(package)?));
     pack(&tree, &file, compression, &source_date()?)?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     Ok(file)
@@ -91,6 +94,11 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
+/// Returns the architecture of a package.
+fn architecture(package: &Package) -> Result<&'static str> {
+    if package.owner == COCKPIT { Ok("all") } else { Ok(platform::here()?.deb) }
+}
+
 /// Returns the control file. See deb-control(5).
 fn control(package: &Package, common: &Common, kibibytes: u64) -> Result<String> {
     let platform = platform::here()?;
@@ -99,7 +107,7 @@ fn control(package: &Package, common: &Common, kibibytes: u64) -> Result<String>
         ("Package", package.name(Format::Deb)),
         ("Source", CLIENT.to_owned()),
         ("Version", common.version.clone()),
-        ("Architecture", platform.deb.to_owned()),
+        ("Architecture", architecture(package)?.to_owned()),
         ("Maintainer", MAINTAINER.to_owned()),
         ("Installed-Size", kibibytes.to_string()),
     ];
@@ -117,6 +125,12 @@ fn control(package: &Package, common: &Common, kibibytes: u64) -> Result<String>
         if !ids.is_empty() {
             fields.push(("Build-Ids", ids));
         }
+    } else if package.owner == COCKPIT {
+        fields.extend([
+            ("Depends", DEPENDS_OF_THE_PAGE.into()),
+            ("Section", "admin".into()),
+            ("Priority", "optional".into()),
+        ]);
     } else {
         let mut depends = package.libraries.deb()?;
         if package.owner == SERVICE {
@@ -245,6 +259,8 @@ mod tests {
         assert!(client.contains("Recommends: banger-system, git, "), "{client}");
         assert!(client.contains("X-Cargo-Built-Using: rust-a-crate (= 1.0.0)\n"), "{client}");
         assert!(control(SERVICE, false).contains("dmsetup, qemu-system-"));
+        let page = control(COCKPIT, false);
+        assert!(page.contains("Architecture: all\n") && page.contains("cockpit-bridge"), "{page}");
         let symbols = control(SERVICE, true);
         assert!(symbols.contains("Package: banger-system-dbgsym\nSource: banger\n"), "{symbols}");
         assert!(symbols.contains(&format!("Depends: banger-system (= {VERSION})\n")), "{symbols}");

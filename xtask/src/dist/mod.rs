@@ -1,7 +1,8 @@
 //! `cargo xtask dist`: builds packages from release programs. The same sources give the same bytes: times are those of
 //! the last commit, or of `SOURCE_DATE_EPOCH`, and no program has a path of the building host.
 //!
-//! Packages have the client, the service, and the debug symbols of each (docs/decisions/0047-packages.md).
+//! Packages have the client, the service, the debug symbols of each, and the Cockpit page
+//! (docs/decisions/0047-packages.md, docs/decisions/0052-cockpit.md).
 
 mod check;
 mod contents;

@@ -10,7 +10,7 @@ use rpm::{BuildConfig, CompressionType, Dependency, FileOptions, PackageBuilder,
 
 use super::{
     Compression, LICENSE, MAINTAINER,
-    contents::{self, CLIENT, Common, File, Format, Package, SERVICE, VERSION},
+    contents::{self, CLIENT, COCKPIT, Common, File, Format, Package, SERVICE, VERSION},
     copyright, platform, source_date,
 };
 use crate::{build::Programs, run::repository};
@@ -28,6 +28,9 @@ const RECOMMENDS: [(&str, &str); 5] = [
     (SERVICE, "ca-certificates"),
 ];
 
+/// What comes with the Cockpit page, in cockpit/vendor.
+const VENDORED: [(&str, &str); 2] = [("@xterm/xterm", "5.5.0"), ("@xterm/addon-fit", "0.10.0")];
+
 /// Builds all packages in a directory, and returns their paths.
 pub fn make(
     programs: &Programs,
@@ -37,29 +40,34 @@ pub fn make(
 ) -> Result<Vec<PathBuf>> {
     let packages = contents::packages(programs, Format::Rpm, common)?;
     let epoch: u32 = source_date()?.parse().context("SOURCE_DATE_EPOCH is not a number of seconds")?;
-    let platform = platform::here()?.rpm;
     let mut files = Vec::new();
     for package in &packages {
         let name = package.name(Format::Rpm);
         let built =
             build(package, common, compression, epoch).with_context(|| format!("cannot build {name}"))?;
-        let file = directory.join(format!("{name}-{VERSION}-{RELEASE}.{platform}.rpm"));
+        let file = directory.join(format!("{name}-{VERSION}-{RELEASE}.{}.rpm", architecture(package)?));
         fs::write(&file, built).with_context(|| format!("cannot write {}", file.display()))?;
         files.push(file);
     }
     Ok(files)
 }
 
+/// Returns the architecture of a package.
+fn architecture(package: &Package) -> Result<&'static str> {
+    if package.owner == COCKPIT { Ok("noarch") } else { Ok(platform::here()?.rpm) }
+}
+
 fn build(package: &Package, common: &Common, compression: Compression, epoch: u32) -> Result<Vec<u8>> {
     let platform = platform::here()?;
     let (summary, description) = package.description();
     let summary = capitalized(&summary);
-    let license = match package.is_symbols {
-        true => LICENSE.to_owned(),
-        false => copyright::combined(&common.crates),
+    let license = match (package.is_symbols, package.owner) {
+        (true, _) => LICENSE.to_owned(),
+        (false, COCKPIT) => copyright::combined_of_the_page(),
+        (false, _) => copyright::combined(&common.crates),
     };
     let mut builder =
-        PackageBuilder::new(&package.name(Format::Rpm), VERSION, &license, platform.rpm, &summary);
+        PackageBuilder::new(&package.name(Format::Rpm), VERSION, &license, architecture(package)?, &summary);
     let compression = match compression {
         Compression::None => CompressionType::None,
         Compression::Best => CompressionType::Gzip,
@@ -81,6 +89,16 @@ fn build(package: &Package, common: &Common, compression: Compression, epoch: u3
     }
     if package.is_symbols {
         builder.requires(Dependency::eq(package.owner, format!("{VERSION}-{RELEASE}")));
+        return bytes(&mut builder);
+    }
+    if package.owner == COCKPIT {
+        for name in [CLIENT, SERVICE] {
+            builder.requires(Dependency::any(name));
+        }
+        builder.requires(Dependency::greater_eq("cockpit-bridge", "265"));
+        for (name, version) in VENDORED {
+            builder.provides(Dependency::eq(format!("bundled(npm({name}))"), version));
+        }
         return bytes(&mut builder);
     }
     for capability in package.libraries.rpm() {

@@ -3,6 +3,7 @@
 
 mod boot_config;
 mod clients;
+mod cockpit;
 mod copies;
 mod devcontainer;
 mod examples;
@@ -86,7 +87,7 @@ const SYSTEMD_CHECKS: &[&[(&str, Check)]] = &[
 ];
 
 /// Checks that need the programs of a desktop.
-const DESKTOP_CHECKS: &[&[(&str, Check)]] = &[examples::CHECKS];
+const DESKTOP_CHECKS: &[&[(&str, Check)]] = &[cockpit::CHECKS, examples::CHECKS];
 
 /// Runs the checks whose names contain `only` in fresh private hosts. Each host takes the next check when it has
 /// finished one.
