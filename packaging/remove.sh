@@ -18,7 +18,7 @@ if systemctl --quiet is-active "$vmms"; then
     systemctl stop "$vmms" || true
 fi
 systemctl stop banger-system.service 'banger-import-*.service' || true
-# Those of users end with the one that they are in.
+# The slices of users end with it.
 systemctl stop banger.slice || true
 if command -v nft > /dev/null; then
     nft delete table inet banger 2> /dev/null || true
