@@ -5,7 +5,10 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -86,17 +89,34 @@ fn take_standard_output() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Holds one conversation on the standard input, which is a socket.
+/// Holds a conversation on the standard input, which is a socket; one for each connection if it listens.
 pub fn serve_input(token: &str) -> io::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
-    rustix::io::ioctl_fionbio(&fd, true)?;
     let (problems, programs) = (Vec::new(), Programs::default());
     let phases = PhaseTracker::begin(InitSystem::Other);
     let guest =
         Guest { token: Token::new(token.to_owned()), problems, init: InitKind::Agent, programs, phases };
+    if rustix::net::sockopt::socket_acceptconn(&fd)? {
+        return serve_connections(&UnixListener::from(fd), &Arc::new(guest));
+    }
+    rustix::io::ioctl_fionbio(&fd, true)?;
     let held = conversation::hold(&mut Port::new(fd), &guest);
     detached::wait();
     held
+}
+
+fn serve_connections(listener: &UnixListener, guest: &Arc<Guest>) -> io::Result<()> {
+    for connection in listener.incoming() {
+        let connection = connection?;
+        connection.set_nonblocking(true)?;
+        let guest = Arc::clone(guest);
+        thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
+            if let Err(error) = conversation::hold(&mut Port::new(connection.into()), &guest) {
+                log::info(&format!("a conversation ended early: {error}"));
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// Serves every port as it appears. The kernel creates ports one by one, names each a while later, and sends an event

@@ -114,6 +114,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
             port.send(&Frame::Done).map(drop)
         }
         Request::Detached => reply_json(port, &detached::facts()),
+        Request::Attach(wanted) => detached::session::attach(port, &wanted),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
         Request::WaitDetached(id) => detached::send_exit(port, id),
         Request::StopDetached(id) => detached::stop(port, id),

@@ -2,13 +2,14 @@
 //! host can list them, read their output, and stop them.
 
 mod log;
+mod recorder;
+pub mod session;
 mod store;
 
 use std::{
     io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -17,20 +18,14 @@ use std::{
 
 use banger_proto::{
     count::counted,
-    guest::{
-        Exec, FailureKind, Frame,
-        message::{DetachedLog, Exit},
-    },
+    guest::{Exec, FailureKind, Frame, message::DetachedLog},
 };
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::Errno,
-    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
-};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 pub use self::store::facts;
 use self::{
-    log::{Read, Reader, Writer},
+    log::{Read, Reader},
+    session::Session,
     store::{Entry, Metadata},
 };
 use crate::{
@@ -39,8 +34,7 @@ use crate::{
     conversation::{kind_of, refuse},
     exec,
     port::{Port, Received},
-    power,
-    spawn::{self, Running},
+    power, spawn,
 };
 
 /// Limit on commands that run at the same time. Each takes a thread of the agent and a pipe.
@@ -83,8 +77,8 @@ pub fn begin(init: InitKind) -> io::Result<()> {
 
 /// Starts a command. Replies with its number and `Done`.
 pub fn start(port: &mut Port, command: &Exec, init: InitKind) -> io::Result<()> {
-    match begin_command(command, init) {
-        Ok(id) => {
+    match begin_command(command, None, init) {
+        Ok((id, _)) => {
             port.queue(&Frame::Output(id.to_string().into_bytes()));
             port.send(&Frame::Done).map(drop)
         }
@@ -92,15 +86,24 @@ pub fn start(port: &mut Port, command: &Exec, init: InitKind) -> io::Result<()> 
     }
 }
 
-fn begin_command(command: &Exec, init: InitKind) -> Result<u64, spawn::Error> {
+/// Starts a command, or a session with this name. Returns its number.
+fn begin_command(
+    command: &Exec,
+    session: Option<&str>,
+    init: InitKind,
+) -> Result<(u64, Option<Arc<Session>>), spawn::Error> {
+    // Names and limits are checked by one at a time.
+    static STARTING: Mutex<()> = Mutex::new(());
+    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     store::prune();
+    session.map_or(Ok(()), session::admit)?;
     let running = |entry: &Entry| entry.metadata().is_ok_and(|metadata| metadata.is_running());
     if store::all().iter().filter(|entry| running(entry)).count() >= MAX_RUNNING {
         let message = format!("{MAX_RUNNING} detached commands run already");
         return Err(spawn::Error::Refused { kind: FailureKind::BadRequest, message });
     }
     let entry = store::create()?;
-    let begun = spawn::spawn(command).and_then(|running| {
+    let begun = spawn::spawn(command).and_then(|mut running| {
         let pid = running.child.id();
         let metadata = Metadata {
             command: truncated(&command.argv.join(" ")),
@@ -113,19 +116,28 @@ fn begin_command(command: &Exec, init: InitKind) -> Result<u64, spawn::Error> {
             ended_usec: 0,
             exit: None,
             power_off: command.power_off,
+            session: session.map(str::to_owned),
+            terminal: running.terminal.is_some(),
         };
         entry.save(&metadata)?;
         let id = entry.id;
         let kept = entry.clone();
+        let session = session.map(|name| Session::begin(id, name, &mut running)).transpose()?;
+        let recorded = session.clone();
         let recorder = thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
-            if let Err(error) = record_output(running, &kept, metadata, init) {
+            if let Err(error) = recorder::record(running, recorded.as_deref(), &kept, metadata, init) {
                 crate::log::error(&format!("the output of the detached command {id} is lost: {error}"));
             }
-        })?;
+            session::forget(id);
+        });
+        if recorder.is_err() {
+            session::forget(id);
+        }
+        let recorder = recorder?;
         let mut keepers = RECORDERS.lock().unwrap_or_else(PoisonError::into_inner);
         keepers.retain(|recorder| !recorder.is_finished());
         keepers.push(recorder);
-        Ok(id)
+        Ok((id, session))
     });
     if begun.is_err() {
         let _ = entry.remove();
@@ -142,47 +154,6 @@ pub fn wait() {
     }
 }
 
-/// Records the output of a command and how it ended. Background processes of the command may continue to write.
-fn record_output(
-    mut running: Running,
-    entry: &Entry,
-    mut metadata: Metadata,
-    init: InitKind,
-) -> io::Result<()> {
-    let pidfd = pidfd_open(Pid::from_child(&running.child), PidfdFlags::empty())?;
-    let mut writer = Writer::new(&entry.directory, entry.max_size);
-    while metadata.exit.is_none() || running.output.is_some() {
-        let mut fds = Vec::with_capacity(2);
-        fds.extend(running.output.as_ref().map(|output| PollFd::new(output, PollFlags::IN)));
-        if metadata.exit.is_none() {
-            fds.push(PollFd::new(&pidfd, PollFlags::IN));
-        }
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let ended = metadata.exit.is_none() && fds.last().is_some_and(|last| !last.revents().is_empty());
-        drop(fds);
-        // Its output is written before its end is recorded.
-        drain(&mut running.output, &mut writer)?;
-        if ended && let Some(status) = running.child.try_wait()? {
-            metadata.exit = Some(match (status.code(), status.signal()) {
-                (Some(code), _) => Exit::Code(code as u8),
-                (None, signal) => Exit::Signal(signal.unwrap_or_default() as u8),
-            });
-            metadata.ended_usec = now();
-            let saved = entry.save(&metadata);
-            if metadata.power_off {
-                power_off(init);
-            }
-            saved?;
-            running.group = None;
-        }
-    }
-    store::prune();
-    Ok(())
-}
-
 /// Powers the guest off, after the hosts that wait for an exit had time to receive it.
 fn power_off(init: InitKind) {
     let mut waited = Duration::ZERO;
@@ -197,21 +168,6 @@ fn power_off(init: InitKind) {
             crate::log::error(&format!("cannot power off after the last command: {error}"));
         }
     }
-}
-
-/// Reads from the pipe, at most its capacity, because a writer may add more all the time.
-fn drain(output: &mut Option<OwnedFd>, writer: &mut Writer) -> io::Result<()> {
-    let mut bytes = vec![0; 16 << 10];
-    for _ in 0..8 {
-        let Some(fd) = output else { break };
-        match rustix::io::read(&*fd, &mut bytes[..]) {
-            Ok(0) => *output = None,
-            Ok(count) => writer.write(&bytes[..count]),
-            Err(Errno::AGAIN | Errno::INTR) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Sends the output of a command; with `follow`, until it has ended.
@@ -299,6 +255,10 @@ pub fn stop(port: &mut Port, id: u64) -> io::Result<()> {
         if let Some(group) = Pid::from_raw(metadata.pid as i32) {
             // It may have ended just now.
             let _ = kill_process_group(group, signal);
+            if metadata.session.is_some() {
+                // A shell with a terminal ignores the first of them.
+                let _ = kill_process_group(group, Signal::HUP);
+            }
             let _ = kill_process_group(group, Signal::CONT);
         }
         let mut waited = Duration::ZERO;
@@ -335,7 +295,7 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use banger_proto::guest::{Request, facts::Detached};
+    use banger_proto::guest::{Request, facts::Detached, message::Exit};
 
     use super::*;
     use crate::test_host::{Host, command};

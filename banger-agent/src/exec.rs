@@ -8,12 +8,13 @@ use std::{
     collections::VecDeque,
     io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    process::ExitStatus,
+    process::{Child, ExitStatus},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use banger_proto::guest::{
-    Exec, Frame, STDIN_WINDOW,
+    Exec, FailureKind, Frame, STDIN_WINDOW,
     frame::MAX_DATA,
     message::{Exit, Started},
 };
@@ -25,9 +26,10 @@ use rustix::{
 
 use crate::{
     boot_wait::EarlyInput,
+    cgroups::Group,
     channels::InitKind,
     conversation::{kind_of, refuse},
-    detached,
+    detached::{self, session::Session},
     port::{Port, Received},
     spawn::{self, Running},
 };
@@ -35,13 +37,16 @@ use crate::{
 /// Limit on output queued for the host, before reading from the command pauses.
 const MAX_QUEUED: usize = 4 * MAX_DATA;
 /// Interval of heartbeats, so that the host notices when the guest is gone.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
 const HEARTBEAT_POLL: Timespec = Timespec { tv_sec: HEARTBEAT.as_secs() as _, tv_nsec: 0 };
 /// How long a session may take to end after a hangup.
 const HANGUP_GRACE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// Runs a command until it has ended or the host has hung up.
 pub fn run(port: &mut Port, command: Exec, early: EarlyInput, init: InitKind) -> io::Result<()> {
+    if let Some(name) = &command.session {
+        return detached::session::start(port, &command, name, early, init);
+    }
     if command.detach {
         return detached::start(port, &command, init);
     }
@@ -51,7 +56,7 @@ pub fn run(port: &mut Port, command: Exec, early: EarlyInput, init: InitKind) ->
     };
     let pid = running.child.id();
     port.queue(&Frame::Started(Started { pid, alive_sec: HEARTBEAT.as_secs() as u32 }));
-    Session::new(running, early)?.run(port)
+    Exchange::begin(running, early)?.run(port)
 }
 
 /// Replies why a command could not be started.
@@ -65,14 +70,41 @@ pub fn refuse_start(port: &mut Port, command: &Exec, error: &spawn::Error) -> io
     }
 }
 
-struct Session {
-    running: Running,
+/// A conversation with a command: its input and output.
+pub struct Exchange {
     group: Pid,
-    pidfd: OwnedFd,
+    input: Option<OwnedFd>,
+    output: Option<OwnedFd>,
+    errors: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    command: Command,
     /// Input that the command has not read.
     pending: VecDeque<u8>,
     input_ended: bool,
-    ended: Option<ExitStatus>,
+}
+
+enum Command {
+    /// A child, which ends with the conversation. Its group is removed with it.
+    Child { child: Child, pidfd: OwnedFd, _group: Option<Group>, ended: bool },
+    /// A session. The output ends when the session or this host's part in it has.
+    Session { session: Arc<Session>, host: u64 },
+}
+
+/// A session to which a host is attached.
+pub struct Attached {
+    pub group: Pid,
+    pub input: Option<OwnedFd>,
+    pub output: OwnedFd,
+    pub terminal: Option<OwnedFd>,
+    /// The session, and the number of the host.
+    pub session: (Arc<Session>, u64),
+}
+
+/// How a conversation ends.
+pub enum Outcome {
+    Exit(Exit),
+    /// The command runs on without this host.
+    Refused(String),
 }
 
 /// The result of one poll.
@@ -84,19 +116,29 @@ struct Round {
     ended: PollFlags,
 }
 
-impl Session {
-    fn new(running: Running, early: EarlyInput) -> io::Result<Self> {
-        let group = Pid::from_child(&running.child);
+impl Exchange {
+    fn begin(running: Running, early: EarlyInput) -> io::Result<Self> {
+        let Running { child, input, output, errors, terminal, group: held } = running;
+        let group = Pid::from_child(&child);
         let pidfd = pidfd_open(group, PidfdFlags::empty())?;
+        let command = Command::Child { child, pidfd, _group: held, ended: false };
         let EarlyInput { input: pending, ended: input_ended } = early;
-        Ok(Self { running, group, pidfd, pending, input_ended, ended: None })
+        Ok(Self { group, input, output, errors, terminal, command, pending, input_ended })
     }
 
-    fn run(mut self, port: &mut Port) -> io::Result<()> {
+    /// Attaches to a session.
+    pub fn attached(attached: Attached, early: EarlyInput) -> Self {
+        let Attached { group, input, output, terminal, session: (session, host) } = attached;
+        let command = Command::Session { session, host };
+        let EarlyInput { input: pending, ended: input_ended } = early;
+        let (output, errors) = (Some(output), None);
+        Self { group, input, output, errors, terminal, command, pending, input_ended }
+    }
+
+    /// Serves the host until the command has ended, or the host has hung up.
+    pub fn run(mut self, port: &mut Port) -> io::Result<()> {
         let result = self.exchange(port);
-        if self.ended.is_none() {
-            self.hang_up()?;
-        }
+        self.hang_up()?;
         result
     }
 
@@ -132,22 +174,39 @@ impl Session {
                     self.drain_errors(port)?;
                 }
             }
-            if !round.ended.is_empty() {
-                self.ended = self.running.child.try_wait()?;
+            if let Some(outcome) = self.outcome(&round)? {
+                return self.finish(port, outcome);
             }
-            if let Some(status) = self.ended {
-                return self.finish(port, status);
+        }
+    }
+
+    /// Returns how the conversation ends, once it does.
+    fn outcome(&mut self, round: &Round) -> io::Result<Option<Outcome>> {
+        match &mut self.command {
+            Command::Child { child, ended, .. } if !round.ended.is_empty() => {
+                let status = child.try_wait()?;
+                *ended = status.is_some();
+                Ok(status.map(|status| Outcome::Exit(exit_of(status))))
             }
+            Command::Session { session, host } if self.output.is_none() => Ok(Some(session.outcome(*host))),
+            _ => Ok(None),
         }
     }
 
     fn poll(&self, port: &Port) -> io::Result<Round> {
         let port_events = if port.queued() == 0 { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-        let mut fds = vec![PollFd::new(port, port_events), PollFd::new(&self.pidfd, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(port, port_events)];
         let room = port.queued() < MAX_QUEUED;
-        let output = add(&mut fds, &self.running.output, room, PollFlags::IN);
-        let errors = add(&mut fds, &self.running.errors, room, PollFlags::IN);
-        let input = add(&mut fds, &self.running.input, !self.pending.is_empty(), PollFlags::OUT);
+        let ended = match &self.command {
+            Command::Child { pidfd, .. } => {
+                fds.push(PollFd::new(pidfd, PollFlags::IN));
+                Some(1)
+            }
+            Command::Session { .. } => None,
+        };
+        let output = add(&mut fds, &self.output, room, PollFlags::IN);
+        let errors = add(&mut fds, &self.errors, room, PollFlags::IN);
+        let input = add(&mut fds, &self.input, !self.pending.is_empty(), PollFlags::OUT);
         match poll(&mut fds, Some(&HEARTBEAT_POLL)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -155,7 +214,7 @@ impl Session {
         let at = |index: Option<usize>| index.map_or(PollFlags::empty(), |index| fds[index].revents());
         Ok(Round {
             port: at(Some(0)),
-            ended: at(Some(1)),
+            ended: at(ended),
             output: at(output),
             errors: at(errors),
             input: at(input),
@@ -178,7 +237,7 @@ impl Session {
                 }
                 Frame::InputEnd => self.input_ended = true,
                 Frame::Resize(size) => {
-                    if let Some(terminal) = &self.running.terminal {
+                    if let Some(terminal) = &self.terminal {
                         spawn::resize(terminal, size)?;
                     }
                 }
@@ -200,7 +259,7 @@ impl Session {
 
     /// Writes pending input that the command is ready to read.
     fn feed(&mut self, port: &mut Port) -> io::Result<()> {
-        let Some(input) = &self.running.input else {
+        let Some(input) = &self.input else {
             // The command has closed its input, so further input is dropped.
             let dropped = self.pending.len() as u32;
             self.pending.clear();
@@ -219,7 +278,7 @@ impl Session {
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::IO) => {
-                    self.running.input = None;
+                    self.input = None;
                     return self.feed(port);
                 }
                 Err(error) => return Err(error.into()),
@@ -235,23 +294,26 @@ impl Session {
     }
 
     fn end_input(&mut self) {
-        if let (Some(_), Some(input)) = (&self.running.terminal, &self.running.input) {
+        if let (Some(_), Some(input)) = (&self.terminal, &self.input) {
             // A terminal has no end of file except for the character that means it (termios(3): VEOF).
             let _ = rustix::io::write(input, &[4]);
         }
-        self.running.input = None;
+        if let Command::Session { session, .. } = &self.command {
+            session.close_input();
+        }
+        self.input = None;
     }
 
     fn drain_output(&mut self, port: &mut Port) -> io::Result<()> {
-        drain(&mut self.running.output, |bytes| port.queue(&Frame::Output(bytes)))
+        drain(&mut self.output, |bytes| port.queue(&Frame::Output(bytes)))
     }
 
     fn drain_errors(&mut self, port: &mut Port) -> io::Result<()> {
-        drain(&mut self.running.errors, |bytes| port.queue(&Frame::ErrorOutput(bytes)))
+        drain(&mut self.errors, |bytes| port.queue(&Frame::ErrorOutput(bytes)))
     }
 
-    /// Sends the remaining output of an ended command, and then how it ended.
-    fn finish(&mut self, port: &mut Port, status: ExitStatus) -> io::Result<()> {
+    /// Sends the remaining output of a command, and then how it ended.
+    fn finish(&mut self, port: &mut Port, outcome: Outcome) -> io::Result<()> {
         loop {
             let before = port.queued();
             self.drain_output(port)?;
@@ -263,26 +325,38 @@ impl Session {
                 return Ok(());
             }
         }
-        let exit = match (status.code(), status.signal()) {
-            (Some(code), _) => Exit::Code(code as u8),
-            (None, signal) => Exit::Signal(signal.unwrap_or_default() as u8),
-        };
-        port.send(&Frame::Exit(exit)).map(drop)
+        match outcome {
+            Outcome::Exit(exit) => port.send(&Frame::Exit(exit)).map(drop),
+            Outcome::Refused(why) => refuse(port, FailureKind::Other, &why),
+        }
     }
 
-    /// Ends the session after the host has hung up.
+    /// Ends a child that still runs, because the host has hung up. A session runs on.
     fn hang_up(&mut self) -> io::Result<()> {
-        self.running.input = None;
-        self.running.output = None;
-        self.running.errors = None;
-        self.running.terminal = None;
+        if matches!(self.command, Command::Session { .. } | Command::Child { ended: true, .. }) {
+            return Ok(());
+        }
+        (self.input, self.output, self.errors, self.terminal) = (None, None, None, None);
         for signal in [Signal::HUP, Signal::CONT] {
             self.signal(signal.as_raw() as u8)?;
         }
-        poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&HANGUP_GRACE))?;
+        if let Command::Child { pidfd, .. } = &self.command {
+            poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&HANGUP_GRACE))?;
+        }
         self.signal(Signal::KILL.as_raw() as u8)?;
-        self.ended = Some(self.running.child.wait()?);
+        if let Command::Child { child, ended, .. } = &mut self.command {
+            child.wait()?;
+            *ended = true;
+        }
         Ok(())
+    }
+}
+
+/// Returns how a process has ended.
+pub fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code(code as u8),
+        (None, signal) => Exit::Signal(signal.unwrap_or_default() as u8),
     }
 }
 

@@ -72,8 +72,8 @@ pub enum Error {
     #[error("{what} within {} s", TIMEOUT.as_secs())]
     Late { what: String },
     /// The kernel refused.
-    #[error("cannot freeze {what}: {error}")]
-    System { what: String, error: io::Error },
+    #[error("cannot {doing}: {error}")]
+    System { doing: String, error: io::Error },
 }
 
 /// Makes freezing possible.
@@ -119,8 +119,8 @@ pub fn freeze(port: &mut Port) -> io::Result<()> {
         return refuse(port, FailureKind::Other, "the kernel of the guest cannot freeze processes");
     };
     // Most data is written before anything stands still.
-    let synced = sync_disks().map_err(|error| Error::System { what: "the disks".to_owned(), error });
-    let frozen = synced.and_then(|()| freezer.freeze(Instant::now() + TIMEOUT, sync_disks));
+    let frozen =
+        sync_disks().map_err(not_written).and_then(|()| freezer.freeze(Instant::now() + TIMEOUT, sync_disks));
     match frozen {
         Ok(()) => {
             // A host that is gone does not capture the guest.
@@ -129,10 +129,13 @@ pub fn freeze(port: &mut Port) -> io::Result<()> {
             }
             Ok(())
         }
-        Err(Error::System { what, error }) => {
-            refuse(port, kind_of(&error), &format!("cannot freeze {what}: {error}"))
+        Err(error) => {
+            let kind = match &error {
+                Error::System { error, .. } => kind_of(error),
+                Error::Late { .. } => FailureKind::Other,
+            };
+            refuse(port, kind, &error.to_string())
         }
-        Err(error) => refuse(port, FailureKind::Other, &error.to_string()),
     }
 }
 
@@ -183,16 +186,15 @@ impl Freezer {
 
     /// Freezes groups and moves processes until a look at the tree finds nothing more to freeze.
     fn stop(&self, frozen: &mut Frozen, deadline: Instant) -> Result<(), Error> {
-        let failed = |what: &str, error: io::Error| Error::System { what: what.to_owned(), error };
         let held = self.hierarchy.make(HELD).and_then(|()| self.hierarchy.write(HELD, "cgroup.freeze", "1"));
-        held.map_err(|error| failed("control groups", error))?;
+        held.map_err(|error| not_frozen("control groups", error))?;
         frozen.groups.push(HELD.to_owned());
         loop {
             let mut is_complete = true;
             let spared = self.spared_groups();
             for group in &spared {
                 is_complete &= self.hold_processes(group, frozen)?;
-                let below = self.hierarchy.below(group).map_err(|error| failed(group, error))?;
+                let below = self.hierarchy.below(group).map_err(|error| not_frozen(group, error))?;
                 for below in below.into_iter().filter(|below| !spared.contains(below)) {
                     if frozen.groups.contains(&below) {
                         continue;
@@ -201,7 +203,7 @@ impl Freezer {
                     match self.hierarchy.write(&below, "cgroup.freeze", "1") {
                         Ok(()) => frozen.groups.push(below),
                         Err(error) if is_gone(&error) => {}
-                        Err(error) => return Err(failed(&below, error)),
+                        Err(error) => return Err(not_frozen(&below, error)),
                     }
                 }
             }
@@ -255,7 +257,7 @@ impl Freezer {
                 Ok(()) => frozen.moved.push((pid, group.to_owned())),
                 // It has ended.
                 Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(Error::System { what: named(pid), error }),
+                Err(error) => return Err(not_frozen(&named(pid), error)),
             }
         }
         Ok(had_none)
@@ -308,14 +310,21 @@ fn sync_before(
     deadline: Instant,
     sync: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> Result<(), Error> {
-    let failed = |error| Error::System { what: "the disks".to_owned(), error };
     let (sender, receiver) = mpsc::channel();
     let send = move || drop(sender.send(sync()));
-    thread::Builder::new().stack_size(THREAD_STACK).spawn(send).map_err(failed)?;
+    thread::Builder::new().stack_size(THREAD_STACK).spawn(send).map_err(not_written)?;
     match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(synced) => synced.map_err(failed),
+        Ok(synced) => synced.map_err(not_written),
         Err(_) => Err(Error::Late { what: "the disks did not take all data".to_owned() }),
     }
+}
+
+fn not_frozen(what: &str, error: io::Error) -> Error {
+    Error::System { doing: format!("freeze {what}"), error }
+}
+
+fn not_written(error: io::Error) -> Error {
+    Error::System { doing: "write all data to the disks".to_owned(), error }
 }
 
 /// Returns whether an error means that the process or the group does not exist any more.
@@ -465,7 +474,7 @@ mod tests {
         assert_eq!(late.unwrap_err().to_string(), "the disks did not take all data within 5 s");
         assert_eq!(guest.grows(), [true, true]);
         let full = guest.freezer.freeze(Instant::now() + TIMEOUT, || Err(Errno::IO.into()));
-        assert!(full.unwrap_err().to_string().starts_with("cannot freeze the disks"));
+        assert!(full.unwrap_err().to_string().starts_with("cannot write all data to the disks"));
         assert_eq!(guest.grows(), [true, true]);
         assert!(!guest.freezer.is_frozen.load(Ordering::SeqCst));
     }

@@ -86,10 +86,11 @@ pub fn spawn(exec: &Exec) -> Result<Running, Error> {
     unsafe {
         command.pre_exec(prepare);
     }
-    let mut running = match (&exec.terminal, exec.detach) {
-        (Some(terminal), false) => with_terminal(command, terminal)?,
-        (None, false) => with_pipes(command)?,
-        (_, true) => without_input(command)?,
+    let mut running = match (&exec.terminal, exec.detach, &exec.session) {
+        (Some(terminal), false, _) => with_terminal(command, terminal)?,
+        (None, false, None) => with_pipes(command)?,
+        (None, false, Some(_)) => with_input(command)?,
+        (_, true, _) => with_one_output(command, Stdio::null())?,
     };
     running.group = control_group;
     Ok(running)
@@ -178,12 +179,18 @@ fn with_pipes(mut command: Command) -> io::Result<Running> {
     })
 }
 
+fn with_input(command: Command) -> io::Result<Running> {
+    let (read, input) = pipe_with(PipeFlags::CLOEXEC)?;
+    set_nonblocking(input.as_fd())?;
+    Ok(Running { input: Some(input), ..with_one_output(command, Stdio::from(read))? })
+}
+
 /// Sends output and errors to the same pipe.
-fn without_input(mut command: Command) -> io::Result<Running> {
+fn with_one_output(mut command: Command, input: Stdio) -> io::Result<Running> {
     let (output, output_write) = pipe_with(PipeFlags::CLOEXEC)?;
     set_nonblocking(output.as_fd())?;
     let child = command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::from(output_write.try_clone()?))
         .stderr(Stdio::from(output_write))
         .spawn()?;

@@ -9,11 +9,11 @@ use banger_image::{
     kernel::decompress::Compression,
 };
 use banger_proto::guest::{
-    BootConfig, Exec, Frame, GuestConfig,
+    BootConfig, Exec, Frame, GuestConfig, Rejuvenation,
     config::{Entropy, Init, Programs},
     hello::{HostHello, Verdict, answer},
     listing::{Entry, Kind},
-    message::{Exit, Failure, FailureKind, Phase, Request, Started, Terminal, WindowSize},
+    message::{Attach, Exit, Failure, FailureKind, Phase, Request, Started, Terminal, WindowSize},
 };
 use serde_json::json;
 
@@ -235,6 +235,13 @@ fn frames() -> Vec<Vec<u8>> {
         Frame::Resize(WindowSize { rows: 1, columns: 2 }),
         Frame::Signal(15),
         Frame::Configure(Box::new(boot_config())),
+        Frame::Rejuvenate(Box::new(Rejuvenation {
+            entropy: Entropy([[1; 32]; 2]),
+            unix_usec: 7,
+            token: "0123456789abcdef0123456789abcdef".into(),
+            identity: None,
+        })),
+        Frame::Request(Request::Attach(Attach { session: "work".into(), size: None })),
         Frame::Started(Started::new(12)),
         Frame::Output(b"out".to_vec()),
         Frame::ErrorOutput(Vec::new()),
@@ -264,6 +271,7 @@ fn frames() -> Vec<Vec<u8>> {
         power_off: false,
         locale: vec![("LANG".into(), "C.UTF-8".into())],
         wait: Phase::Boot,
+        session: Some("work".into()),
     };
     vec![
         [b"f\x03".to_vec(), all.iter().flat_map(Frame::encode).collect()].concat(),

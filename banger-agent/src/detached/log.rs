@@ -120,6 +120,12 @@ impl Reader {
         Ok(Self { directory: directory.to_owned(), file: None, at })
     }
 
+    /// Starts at the last `bytes` bytes.
+    pub fn of_last_bytes(directory: &Path, bytes: u64) -> Self {
+        let at = size(directory).0.saturating_sub(bytes);
+        Self { directory: directory.to_owned(), file: None, at }
+    }
+
     pub fn next(&mut self) -> io::Result<Read> {
         if let Some((file, begin)) = &self.file {
             let mut bytes = vec![0; CHUNK];

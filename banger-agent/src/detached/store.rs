@@ -11,7 +11,7 @@ use std::{
 use banger_proto::guest::{facts::Detached, message::Exit};
 use serde::{Deserialize, Serialize};
 
-use super::log;
+use super::{log, session};
 
 const ON_DISK: Location = Location { directory: "/var/lib/banger/detached", max_size: 8 << 20 };
 const IN_MEMORY: Location = Location { directory: "/run/banger/detached", max_size: 512 << 10 };
@@ -61,6 +61,12 @@ pub struct Metadata {
     /// Whether the guest powers off at its end.
     #[serde(default)]
     pub power_off: bool,
+    /// The name of a session.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// Whether it runs in a terminal.
+    #[serde(default)]
+    pub terminal: bool,
 }
 
 impl Metadata {
@@ -182,8 +188,22 @@ pub fn facts() -> Vec<Detached> {
         let metadata = entry.metadata().ok()?;
         let running = metadata.is_running();
         let (written, kept) = log::size(&entry.directory);
-        let Metadata { command, user, started_usec, ended_usec, exit, .. } = metadata;
-        Some(Detached { id: entry.id, command, user, running, started_usec, ended_usec, exit, written, kept })
+        let Metadata { command, user, started_usec, ended_usec, exit, session, terminal, .. } = metadata;
+        let (id, attached) = (entry.id, session::is_attached(entry.id));
+        Some(Detached {
+            id,
+            command,
+            user,
+            running,
+            started_usec,
+            ended_usec,
+            exit,
+            written,
+            kept,
+            session,
+            attached,
+            terminal,
+        })
     };
     all().into_iter().filter_map(fact).collect()
 }
@@ -215,6 +235,8 @@ mod tests {
             ended_usec: 0,
             exit,
             power_off: false,
+            session: None,
+            terminal: false,
         }
     }
 

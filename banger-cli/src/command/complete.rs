@@ -93,6 +93,7 @@ fn list_of(verb: &str, group: Option<Kind>) -> Option<List> {
         ("list", Some(Kind::Kernel)) => list::KERNELS,
         ("list" | "ps" | "ls", _) => vm::list::LIST,
         ("commands", _) => vm::commands::LIST,
+        ("sessions", _) => vm::sessions::LIST,
         ("ports", _) => vm::ports::LIST,
         ("stats", _) => vm::stats::LIST,
         ("top", _) => vm::stats::PROCESSES,

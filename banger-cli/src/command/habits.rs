@@ -13,10 +13,6 @@ use crate::{cli, error::Error, workspace::record::shell_word};
 
 /// Verbs that are spelled otherwise here, or that banger does not have.
 const VERBS: &[(&[&str], &str)] = &[
-    (
-        &["attach"],
-        "`banger exec NAME` opens a shell, `banger logs --exec -f NAME` follows a detached command.",
-    ),
     (&["build", "buildx"], "`banger image build DIRECTORY` builds an image from a Dockerfile or a recipe."),
     (
         &["compose"],
@@ -256,6 +252,7 @@ mod tests {
             "top web",
             "stats web",
             "create --name web",
+            "attach web",
         ] {
             let words = ["banger"].into_iter().chain(line.split(' ')).map(Into::into);
             assert!(cli::try_parse(words).is_ok(), "{line}");
@@ -271,7 +268,6 @@ mod tests {
             "run --mount type=bind,src=/a,dst=/b",
             "run --restart=always",
             "launch",
-            "attach web",
         ] {
             assert_ne!(hint(&format!("banger {line}")), "", "{line}");
         }

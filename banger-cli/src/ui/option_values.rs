@@ -6,6 +6,7 @@ use clap::{Arg, Command, CommandFactory, Parser, error::ErrorKind};
 
 use crate::cli::Cli;
 
+const SESSIONS: &[&str] = &["", "-x", "a b", "a/b"];
 const COUNTS: &[&str] = &["", "many", "-1", "1.5", "0x10", "99999999999999999999999"];
 const SIZES: &[&str] = &["", "0", "lots", "-1G", "1.G", "1.5QB", "99999999999T", "184467440737095516150"];
 const PHASES: &[&str] = &["", "later", "Init"];
@@ -35,8 +36,9 @@ const BAD: &[(&str, &[&str])] = &[
     ("--remote", FORWARDS),
     ("--root-size", SIZES),
     ("--signal", &["", "SIGNOTHING", "99", "-9"]),
+    ("--session", SESSIONS),
     ("--since", TIMES),
-    ("--stop", COUNTS),
+    ("--stop", &["", "-1", "1 2"]),
     ("--tail", COUNTS),
     ("--timeout", COUNTS),
     ("--until", TIMES),
@@ -45,6 +47,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--wait", PHASES),
     ("<LISTEN:CONNECT>", FORWARDS),
     ("<PORT>", PORTS),
+    ("<SESSION>", SESSIONS),
     ("<SHELL>", &["", "tcsh"]),
 ];
 

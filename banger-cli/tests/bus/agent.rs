@@ -24,15 +24,52 @@ use tokio::{
     sync::mpsc,
 };
 
-/// Lets the real agent serve one request, on this host. The client gets `theirs` after the greeting.
-pub fn serve_with_the_real_one(ours: StdStream, mut theirs: &StdStream) -> std::io::Result<()> {
-    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// Returns the command that starts the real agent. It serves a socket, which is its standard input.
+fn real_one(socket: impl Into<OwnedFd>) -> std::process::Command {
     let program = Path::new(env!("CARGO_BIN_EXE_banger")).with_file_name("banger-agent");
-    let mut agent = std::process::Command::new(program)
-        .args(["serve-input", TOKEN])
-        .stdin(OwnedFd::from(ours))
-        .spawn()?;
+    let mut agent = std::process::Command::new(program);
+    agent.args(["serve-input", TOKEN]).stdin(socket.into());
+    agent
+}
+
+/// The real agent, which serves one request after another on this host, as in a guest.
+pub struct LastingAgent {
+    directory: tempfile::TempDir,
+    process: std::process::Child,
+}
+
+impl LastingAgent {
+    pub fn start() -> std::io::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let listener = std::os::unix::net::UnixListener::bind(directory.path().join("agent"))?;
+        Ok(Self { directory, process: real_one(listener).spawn()? })
+    }
+
+    /// Returns a stream on which the agent waits for a request.
+    pub fn connect(&self) -> std::io::Result<StdStream> {
+        let stream = StdStream::connect(self.directory.path().join("agent"))?;
+        greet(&stream)?;
+        Ok(stream)
+    }
+}
+
+impl Drop for LastingAgent {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// Lets the real agent serve one request, on this host. The client gets `theirs` after the greeting.
+pub fn serve_with_the_real_one(ours: StdStream, theirs: &StdStream) -> std::io::Result<()> {
+    let mut agent = real_one(ours).spawn()?;
     std::thread::spawn(move || agent.wait());
+    greet(theirs)
+}
+
+fn greet(mut theirs: &StdStream) -> std::io::Result<()> {
     let hello = HostHello::new([7; 16], TOKEN).unwrap();
     theirs.write_all(&hello.encode())?;
     let mut answer = vec![0; hello::AGENT_LENGTH];
@@ -85,7 +122,20 @@ pub async fn serve(stream: UnixStream) {
 fn detached(id: u64, running: bool) -> Detached {
     let exit = (!running).then_some(Exit::Code(7));
     let (command, user) = ("make".to_owned(), "root".to_owned());
-    Detached { id, command, user, running, started_usec: 1, ended_usec: 0, exit, written: 0, kept: 0 }
+    Detached {
+        id,
+        command,
+        user,
+        running,
+        started_usec: 1,
+        ended_usec: 0,
+        exit,
+        written: 0,
+        kept: 0,
+        session: None,
+        attached: false,
+        terminal: false,
+    }
 }
 
 /// Returns an archive that tries to write outside of its destination.

@@ -11,6 +11,7 @@ mod interrupts;
 mod real;
 mod schemas;
 mod service;
+mod sessions;
 mod settings;
 mod shells;
 mod ssh;

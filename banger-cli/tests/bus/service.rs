@@ -8,7 +8,7 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixStream as StdStream,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
@@ -52,6 +52,7 @@ pub struct Service {
     state: Mutex<State>,
     /// Whether calls of `OpenAgent` get no answer.
     pub agents_hang: AtomicBool,
+    lasting: OnceLock<agent::LastingAgent>,
 }
 
 #[derive(Default)]
@@ -71,6 +72,7 @@ impl Service {
             calls: Mutex::default(),
             state: Mutex::default(),
             agents_hang: AtomicBool::default(),
+            lasting: OnceLock::new(),
         });
         for name in ["web", "db", "locked"] {
             service.add_vm(name, "running");
@@ -228,6 +230,12 @@ impl Service {
                 self.reply(message, &()).await
             }
             "OpenAgent" if self.agents_hang.load(Relaxed) => Ok(()),
+            // Its sessions outlive the streams.
+            "OpenAgent" if name == "lasting" => {
+                let agent = self.lasting.get_or_init(|| agent::LastingAgent::start().unwrap());
+                let stream = agent.connect().unwrap();
+                self.reply(message, &zbus::Fd::from(std::os::fd::OwnedFd::from(stream))).await
+            }
             "OpenAgent" => {
                 let (ours, theirs) = StdStream::pair().unwrap();
                 if name.starts_with("box") {

@@ -26,6 +26,15 @@ pub struct Detached {
     pub written: u64,
     /// How many of them are kept.
     pub kept: u64,
+    /// The name of the session that it runs in, if it does.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// Whether a client is attached to the session.
+    #[serde(default)]
+    pub attached: bool,
+    /// Whether the session has a terminal.
+    #[serde(default)]
+    pub terminal: bool,
 }
 
 /// A listening socket in the guest.

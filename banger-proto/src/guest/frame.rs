@@ -277,6 +277,7 @@ mod tests {
             power_off: false,
             locale: vec![("LANG".into(), "C.UTF-8".into())],
             wait: Phase::Boot,
+            session: Some("work".into()),
         };
         vec![
             Frame::Request(Request::Exec(exec)),

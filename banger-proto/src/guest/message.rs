@@ -86,6 +86,9 @@ pub enum Request {
     Terminal(TerminalType),
     /// List detached commands. Answered by output, an array of [`super::facts::Detached`] in JSON, and `Done`.
     Detached,
+    /// Attach to a session: a detached command with a name and an input. Another attached host gets `Failed`. Answered as
+    /// `Exec` is, with the end of the earlier output first. When the host hangs up, the command runs on.
+    Attach(Attach),
     /// Send the output of a detached command. Answered by output, notes about dropped output, one per line of error
     /// output, and `Done`.
     DetachedLog(DetachedLog),
@@ -109,6 +112,17 @@ pub enum Request {
         /// A path as in [`CopyOut`]; the text is what follows its last slash.
         path: String,
     },
+}
+
+/// A session to attach to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Attach {
+    /// Its name.
+    pub session: String,
+    /// The size of the host's terminal, if it has one.
+    #[serde(default)]
+    pub size: Option<WindowSize>,
 }
 
 /// Which output of a detached command to read.
@@ -300,11 +314,26 @@ pub struct Exec {
     /// The boot phase to wait for.
     #[serde(default, skip_serializing_if = "Phase::is_default")]
     pub wait: Phase,
+    /// The name of the session to run it in, which continues when the host hangs up. Without `argv`, the host is attached
+    /// to a session of this name that runs already. Its errors are part of its output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
 }
 
 impl Exec {
     /// Limit on the variables in `locale`; more are ignored.
     pub const MAX_LOCALE: usize = 16;
+}
+
+/// Limit on the name of a session.
+const MAX_SESSION_NAME: usize = 64;
+
+/// Returns whether this is valid in [`Exec::session`]: letters, digits, and `.`, `_`, `-` after the first of them.
+pub fn is_session_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    name.len() <= MAX_SESSION_NAME
+        && name.bytes().all(allowed)
+        && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
 /// Returns whether this is valid in [`Exec::locale`]: `LANG` or `LC_*`, and a name such as `de_DE.UTF-8@euro`.
@@ -479,6 +508,27 @@ mod tests {
             assert_eq!(kind.status(), status, "{name}");
         }
         assert_eq!(read("of-a-newer-agent"), FailureKind::Other);
+    }
+
+    #[test]
+    fn names_of_sessions_are_checked() {
+        let (longest, longer) = ("x".repeat(64), "x".repeat(65));
+        for (name, expect) in [
+            ("work", true),
+            ("3", true),
+            ("a.b_c-D", true),
+            (longest.as_str(), true),
+            (longer.as_str(), false),
+            ("", false),
+            ("-d", false),
+            (".", false),
+            ("a b", false),
+            ("a/b", false),
+            ("a\n", false),
+            ("é", false),
+        ] {
+            assert_eq!(is_session_name(name), expect, "{name:?}");
+        }
     }
 
     #[test]

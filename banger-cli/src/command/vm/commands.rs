@@ -82,7 +82,13 @@ fn status(command: &Detached) -> String {
     }
 }
 
-fn object(command: &Detached) -> Value {
+/// Returns the command that was started last, without sessions, which others may have open meanwhile.
+pub fn last_without_session(commands: Vec<Detached>) -> Option<Detached> {
+    commands.into_iter().filter(|command| command.session.is_none()).max_by_key(|command| command.id)
+}
+
+/// Returns the JSON object of a command.
+pub fn object(command: &Detached) -> Value {
     json!({
         "id": command.id,
         "command": command.command,
@@ -94,5 +100,8 @@ fn object(command: &Detached) -> Value {
         "exit_status": command.exit.map(Exit::status),
         "written": command.written,
         "kept": command.kept,
+        "session": command.session,
+        "attached": command.attached,
+        "terminal": command.terminal,
     })
 }

@@ -16,7 +16,12 @@ use serde_json::json;
 use zbus::OwnedObjectPath;
 
 use super::{
-    created::reminder, exec_args::ExecArgs, lookups::Lookups, numbers::whole, proxy::ProxyRelays,
+    attach::{finish, session_name},
+    created::reminder,
+    exec_args::ExecArgs,
+    lookups::Lookups,
+    numbers::whole,
+    proxy::ProxyRelays,
     workspace_args::guest_path,
 };
 use crate::{
@@ -65,6 +70,8 @@ Examples:
   banger vm exec -d web -- ./serve          in the background; prints the number of the command
   banger vm logs --exec web                 its output
   banger vm commands web                    all detached commands, and how they ended
+  banger vm exec --session work web         a shell that survives the connection
+  banger vm attach web work                 the same shell again
 
 Exit status:
   that of the command, or 128 plus the number of the signal that ended it
@@ -79,7 +86,7 @@ pub struct ExecCommand {
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
     /// Run it in the background and print its number. It gets no input, and the sandbox keeps the end of its output
-    #[arg(short, long, conflicts_with = "tty", requires = "command")]
+    #[arg(short, long, conflicts_with_all = ["tty", "session"], requires = "command")]
     detach: bool,
     /// With --detach, print a JSON object with that number
     #[arg(long, requires = "detach")]
@@ -98,6 +105,10 @@ pub struct Target {
     /// How long to wait if the sandbox already runs as many commands as it can [default: as long as it takes]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>)]
     timeout: Option<u32>,
+    /// Run it in a session with this name, which continues when the client is gone; `banger vm attach` attaches again.
+    /// Without a command, attach to the session if it runs already. Ctrl-P Ctrl-Q leaves a terminal
+    #[arg(long, value_name = "SESSION", value_parser = session_name)]
+    session: Option<String>,
     /// First send the changes in the repository on the host [default: your setting `auto_prepare`]
     #[arg(long, overrides_with = "no_auto_prepare")]
     auto_prepare: bool,
@@ -155,7 +166,13 @@ impl Target {
         let is_shell = exec.argv.is_empty();
         let beginning = async { Ok(Lookups::begin(&bus, &vm).await) };
         let lookups = unless_ended(&mut listener, beginning).await?;
-        let status = attach::run(stream, exec, self.exec.stdin(), &mut listener).await;
+        let status = match &self.session {
+            Some(session) => {
+                let ended = attach::run_session(stream, exec, self.exec.stdin(), &mut listener).await;
+                finish(ended, &self.sandbox, session)
+            }
+            None => attach::run(stream, exec, self.exec.stdin(), &mut listener).await,
+        };
         drop(proxies);
         if let Some(explanation) = lookups.explain(&status, is_shell, true).await {
             eprintln!("{explanation}");
@@ -172,6 +189,7 @@ impl Target {
                 .with_hint(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
         }
         exec.wait = self.exec.phase(&Settings::of_caller()?);
+        exec.session.clone_from(&self.session);
         let about = |error: Error| add_hint(error).about(&self.sandbox);
         let starting = ProxyRelays::start(&bus, &vm, &self.exec);
         let proxies = unless_ended(listener, starting).await.map_err(about)?;
@@ -336,8 +354,16 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_cannot_be_detached() {
-        for (line, fits) in [("-d web", false), ("-d -t web -- ls", false), ("-d web -- ls", true)] {
+    fn shells_and_sessions_cannot_be_detached() {
+        for (line, fits) in [
+            ("-d --session s web -- ls", false),
+            ("--session a/b web", false),
+            ("--session s web -- ls", true),
+            ("--session s web", true),
+            ("-d web", false),
+            ("-d -t web -- ls", false),
+            ("-d web -- ls", true),
+        ] {
             assert_eq!(parse_args::<ExecCommand>(line).is_ok(), fits, "{line}");
         }
     }

@@ -187,6 +187,7 @@ impl ExecArgs {
             power_off: false,
             locale: locale::of_caller(),
             wait: Phase::default(),
+            session: None,
         }
     }
 }

@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::io::AsyncReadExt;
 use zbus::Variant;
 
-use super::numbers::whole;
+use super::{commands::last_without_session, numbers::whole};
 use crate::{
     client::{bus::Bus, service::Kind},
     error::{Error, Result},
@@ -142,10 +142,10 @@ fn show(filter: &mut Option<Filter>, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Returns the number of the last detached command.
+/// Returns the number of the last detached command that is no session.
 async fn last(guest: &mut Guest, sandbox: &str) -> Result<u64> {
     let commands: Vec<Detached> = guest.query(Request::Detached).await?;
-    commands.iter().map(|command| command.id).max().ok_or_else(|| {
+    last_without_session(commands).map(|command| command.id).ok_or_else(|| {
         Error::Refused(format!("no detached command was started in {sandbox}"))
             .with_hint("`banger vm exec -d NAME -- COMMAND` starts one.")
     })

@@ -1,6 +1,7 @@
 //! `banger vm`.
 
 mod agents;
+mod attach;
 mod change;
 pub mod commands;
 mod commit;
@@ -28,6 +29,7 @@ mod pulls;
 mod restart;
 mod run;
 mod run_detached;
+pub mod sessions;
 mod set;
 mod shell;
 mod show;
@@ -95,6 +97,8 @@ Example:
     Shell(shell::Shell),
     Exec(exec::ExecCommand),
     Commands(commands::Commands),
+    Attach(attach::AttachCommand),
+    Sessions(sessions::Sessions),
     Ssh(ssh::Ssh),
     /// Send a repository into a sandbox, and bring the work back
     #[command(
@@ -140,6 +144,8 @@ impl VmCommand {
             VmCommand::Shell(shell) => shell.run().await,
             VmCommand::Exec(exec) => exec.run().await,
             VmCommand::Commands(commands) => commands.run().await,
+            VmCommand::Attach(attach) => attach.run().await,
+            VmCommand::Sessions(sessions) => sessions.run().await,
             VmCommand::Ssh(ssh) => ssh.run().await,
             VmCommand::Workspace(workspace) => workspace.run().await,
         }
@@ -148,7 +154,9 @@ impl VmCommand {
     /// Returns the exit status for a failure of banger itself.
     pub fn own_failure(&self) -> u8 {
         match self {
-            VmCommand::Run(_) | VmCommand::Exec(_) | VmCommand::Shell(_) => OWN_FAILURE,
+            VmCommand::Run(_) | VmCommand::Exec(_) | VmCommand::Shell(_) | VmCommand::Attach(_) => {
+                OWN_FAILURE
+            }
             VmCommand::Ssh(_) => SSH_FAILURE,
             _ => FAILURE,
         }

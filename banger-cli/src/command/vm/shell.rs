@@ -12,7 +12,8 @@ use crate::error::Result;
 #[command(after_long_help = "\
 Examples:
   banger vm shell web
-  banger vm shell -u dev web")]
+  banger vm shell -u dev web
+  banger vm shell --session work web        attaches to the session work, or starts it")]
 pub struct Shell {
     #[command(flatten)]
     target: Target,

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use zbus::OwnedObjectPath;
 
-use super::run_detached::is_gone;
+use super::{commands::last_without_session, run_detached::is_gone};
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     command::batch,
@@ -130,7 +130,7 @@ async fn exit_of(
 /// Returns the exit of the last detached command once it has ended; none if there is no such command.
 async fn exit_of_command(guest: &mut Guest) -> Result<Option<Exit>> {
     let commands: Vec<Detached> = guest.query(Request::Detached).await?;
-    let Some(last) = commands.into_iter().max_by_key(|command| command.id) else { return Ok(None) };
+    let Some(last) = last_without_session(commands) else { return Ok(None) };
     if let (false, Some(exit)) = (last.running, last.exit) {
         return Ok(Some(exit));
     }

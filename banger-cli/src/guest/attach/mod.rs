@@ -1,5 +1,6 @@
 //! Attaches the caller's input, output, terminal and signals to a command in a sandbox.
 
+mod detach_keys;
 mod input;
 mod raw_mode;
 mod session;
@@ -7,23 +8,29 @@ mod session;
 use std::{
     env,
     fs::File,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write as _},
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
 };
 
-use banger_proto::guest::{Exec, Terminal, message::WindowSize};
+use banger_proto::guest::{
+    Exec, Terminal,
+    message::{Attach, WindowSize},
+};
 use rustix::termios::tcgetwinsize;
 use tokio::net::UnixStream;
 
 pub use input::Input;
 use raw_mode::RawMode;
-pub use session::Error;
+pub use session::{Ended, Error};
 use session::{Session, Streams};
 
 use crate::{error::Result, ui::signals::Listener};
 
 /// Default size, for terminals that do not report one.
 const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
+/// Ends what a program in a session may have asked of the terminal: the alternate screen, a hidden cursor, reports of the
+/// mouse, bracketed paste, colours (ctlseqs of xterm).
+const RESET: &str = "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m\r\n";
 
 /// Whether a command runs in a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,15 +81,54 @@ impl Stdin {
 /// terminal.
 pub async fn run(stream: OwnedFd, exec: Exec, stdin: Stdin, listener: &mut Listener) -> Result<u8> {
     let session = Session::new(connect(stream)?, &exec)?;
-    let raw = match exec.terminal {
-        Some(_) if stdin == Stdin::Ours && io::stdin().is_terminal() => Some(enter_raw_mode()?),
+    let ended = attach(session, exec.terminal.is_some(), stdin, listener).await;
+    ended.map(Ended::status)
+}
+
+/// Runs a command in the session that it names, or attaches to that.
+pub async fn run_session(
+    stream: OwnedFd,
+    exec: Exec,
+    stdin: Stdin,
+    listener: &mut Listener,
+) -> Result<Ended> {
+    attach(Session::new(connect(stream)?, &exec)?, exec.terminal.is_some(), stdin, listener).await
+}
+
+/// Attaches to a session that has started.
+pub async fn resume(
+    stream: OwnedFd,
+    session: &str,
+    has_terminal: bool,
+    stdin: Stdin,
+    listener: &mut Listener,
+) -> Result<Ended> {
+    let ours = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let size = (has_terminal && ours).then(window_size);
+    let wanted = Attach { session: session.to_owned(), size };
+    attach(Session::resume(connect(stream)?, wanted, has_terminal), has_terminal, stdin, listener).await
+}
+
+async fn attach(
+    session: Session,
+    has_terminal: bool,
+    stdin: Stdin,
+    listener: &mut Listener,
+) -> Result<Ended> {
+    let continues = has_terminal && session.is_kept();
+    let raw = match has_terminal {
+        true if stdin == Stdin::Ours && io::stdin().is_terminal() => Some(enter_raw_mode()?),
         _ => None,
     };
     let input = stdin.open().map_err(|source| crate::error::Error::io("read standard input", source))?;
     let ends = Streams { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
-    let status = session.run(ends, listener, window_size).await;
+    let ended = session.run(ends, listener, window_size).await;
     drop(raw);
-    status
+    if continues && !matches!(ended, Ok(Ended::Exit(_))) && io::stdout().is_terminal() {
+        // A terminal that is gone needs nothing.
+        let _ = io::stdout().write_all(RESET.as_bytes());
+    }
+    ended
 }
 
 /// Starts a detached command. Returns its number, or `None` if the agent is older than that.

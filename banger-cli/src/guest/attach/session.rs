@@ -5,7 +5,7 @@ use std::{convert::Infallible, io, time::Duration};
 use banger_proto::guest::{
     Decoder, Exec, Frame, Request, STDIN_WINDOW,
     frame::{self, MAX_DATA, MAX_MESSAGE},
-    message::{Exit, WindowSize},
+    message::{Attach, Exit, WindowSize},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -17,6 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::detach_keys::DetachKeys;
 use crate::{
     error::{self, Result},
     ui::signals::{Event, Listener, next_event},
@@ -68,6 +69,35 @@ pub struct Session {
     stream: UnixStream,
     request: Vec<u8>,
     attachment: Attachment,
+    lifetime: Lifetime,
+}
+
+/// How long a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lifetime {
+    /// As long as its client, at most.
+    Client,
+    /// As long as it likes, in a session.
+    Session,
+}
+
+/// How a client's part in a command has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The command has ended with this status.
+    Exit(u8),
+    /// The user has left a session, which continues.
+    Left,
+}
+
+impl Ended {
+    /// Returns the exit status of the client.
+    pub const fn status(self) -> u8 {
+        match self {
+            Self::Exit(status) => status,
+            Self::Left => 0,
+        }
+    }
 }
 
 /// What a command is attached to.
@@ -91,7 +121,20 @@ impl Session {
             )));
         }
         let attachment = if exec.terminal.is_some() { Attachment::Terminal } else { Attachment::Pipes };
-        Ok(Self { stream, request, attachment })
+        let lifetime = if exec.session.is_some() { Lifetime::Session } else { Lifetime::Client };
+        Ok(Self { stream, request, attachment, lifetime })
+    }
+
+    /// Attaches to a session that has started.
+    pub fn resume(stream: UnixStream, wanted: Attach, has_terminal: bool) -> Self {
+        let request = Frame::Request(Request::Attach(wanted)).encode();
+        let attachment = if has_terminal { Attachment::Terminal } else { Attachment::Pipes };
+        Self { stream, request, attachment, lifetime: Lifetime::Session }
+    }
+
+    /// Returns whether the command continues without its client.
+    pub fn is_kept(&self) -> bool {
+        self.lifetime == Lifetime::Session
     }
 
     /// Starts a detached command. Returns its number, or `None` if the agent is older than that.
@@ -112,30 +155,44 @@ impl Session {
         }
     }
 
-    /// Runs a command to its end. Returns its exit status.
+    /// Runs a command to its end, or until the user leaves its session.
     pub async fn run<I, O, E>(
         self,
         ends: Streams<I, O, E>,
         listener: &mut Listener,
         window_size: impl Fn() -> WindowSize,
-    ) -> Result<u8>
+    ) -> Result<Ended>
     where
         I: AsyncRead + Unpin,
         O: AsyncWrite + Unpin,
         E: AsyncWrite + Unpin,
     {
+        let is_session = self.is_kept();
         let (reader, writer) = self.stream.into_split();
         let (outbox, queue) = mpsc::channel(QUEUE);
         let credit = Semaphore::new(STDIN_WINDOW as usize);
         let output = Output { output: ends.output, errors: ends.errors, outbox: outbox.clone() };
         let heard = watch::Sender::new(Liveness::Nothing);
-        tokio::select! {
+        let keys = (is_session && self.attachment == Attachment::Terminal).then(DetachKeys::default);
+        let ended = tokio::select! {
             // Received output comes before signals that arrived meanwhile.
             biased;
-            ended = receive(Frames::new(reader), output, &credit, &heard) => ended.map(Exit::status),
-            signal = forward(self.attachment, listener, &outbox, &heard, window_size) => Err(left_error(self.attachment, signal)),
-            never = feed(ends.input, &outbox, &credit) => match never {},
+            ended = receive(Frames::new(reader), output, &credit, &heard) => {
+                ended.map(|exit| Ended::Exit(exit.status()))
+            }
+            signal = forward(self.attachment, listener, &outbox, &heard, window_size) => {
+                Err(left_error(self.attachment, self.lifetime, signal))
+            }
+            () = feed(ends.input, &outbox, &credit, keys) => Ok(Ended::Left),
             never = send(writer, self.request, queue) => match never {},
+        };
+        match ended {
+            Err(error::Error::Attach(Error::HungUp))
+                if is_session && *heard.borrow() == Liveness::Nothing =>
+            {
+                Err(too_old())
+            }
+            ended => ended,
         }
     }
 }
@@ -335,22 +392,31 @@ async fn forward(
 }
 
 /// Returns the error for leaving a command.
-fn left_error(attachment: Attachment, signal: u8) -> error::Error {
+fn left_error(attachment: Attachment, lifetime: Lifetime, signal: u8) -> error::Error {
     let error = error::Error::Interrupted { signal };
-    match attachment {
-        Attachment::Terminal => error,
-        Attachment::Pipes => error.with_hint(
+    match (attachment, lifetime) {
+        (Attachment::Terminal, _) | (_, Lifetime::Session) => error,
+        (Attachment::Pipes, Lifetime::Client) => error.with_hint(
             "the command was ended, too; `banger vm exec --detach` runs one that continues without you.",
         ),
     }
 }
 
-/// Sends input, as much as the agent accepts.
+/// Returns the error for an agent that closes the connection instead of serving a session.
+fn too_old() -> error::Error {
+    error::Error::Refused(
+        "the guest was started by an earlier version of banger, which has no sessions".to_owned(),
+    )
+    .with_hint("`banger vm restart NAME` starts the agent of this version.")
+}
+
+/// Sends input, as much as the agent accepts. Returns once the user has typed the keys to leave.
 async fn feed(
     mut input: impl AsyncRead + Unpin,
     outbox: &mpsc::Sender<Frame>,
     credit: &Semaphore,
-) -> Infallible {
+    mut keys: Option<DetachKeys>,
+) {
     let mut buffer = vec![0; MAX_DATA];
     loop {
         let Ok(first) = credit.acquire().await else { break };
@@ -365,9 +431,24 @@ async fn feed(
         };
         // An input that cannot be read has ended.
         let count = input.read(&mut buffer[..allowed]).await.unwrap_or_default();
-        credit.add_permits(allowed - count);
-        let frame = if count == 0 { Frame::InputEnd } else { Frame::Input(buffer[..count].to_vec()) };
-        if outbox.send(frame).await.is_err() || count == 0 {
+        let (typed, leaves) = match &mut keys {
+            Some(keys) => keys.take(&buffer[..count]),
+            None => (buffer[..count].to_vec(), false),
+        };
+        credit.add_permits(allowed.saturating_sub(typed.len()));
+        let frame = match count {
+            0 => Some(Frame::InputEnd),
+            _ => (!typed.is_empty()).then_some(Frame::Input(typed)),
+        };
+        if let Some(frame) = frame
+            && outbox.send(frame).await.is_err()
+        {
+            break;
+        }
+        if leaves {
+            return;
+        }
+        if count == 0 {
             break;
         }
     }

@@ -57,3 +57,80 @@ async fn confirm(
         other => Err(unexpected(&other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use banger_proto::guest::{
+        FailureKind, REVISION,
+        hello::{self, HostHello, Verdict},
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const OLD: &str = "0123456789abcdef0123456789abcdef";
+    const NEW: &str = "fedcba9876543210fedcba9876543210";
+
+    fn token(text: &str) -> Token {
+        Token::from_text(text.to_owned())
+    }
+
+    /// Takes a conversation as an agent of this revision with this token, and replies to the frame. Returns that.
+    async fn agent(mut stream: UnixStream, token: &str, revision: u16, reply: Frame) -> Option<Frame> {
+        loop {
+            let mut greeting = vec![0; hello::HOST_LENGTH];
+            stream.read_exact(&mut greeting).await.ok()?;
+            let hello = HostHello::take(&mut greeting).unwrap();
+            let verdict = hello.judge(token);
+            let mut answer = hello::answer(&hello, verdict);
+            answer[8..10].copy_from_slice(&revision.to_be_bytes());
+            stream.write_all(&answer).await.unwrap();
+            if verdict == Verdict::Welcome {
+                break;
+            }
+        }
+        let mut decoder = Decoder::default();
+        let frame = answer(&mut stream, &mut decoder).await.ok()?;
+        stream.write_all(&reply.encode()).await.unwrap();
+        Some(frame)
+    }
+
+    async fn freeze(revision: u16, reply: Frame) -> (Result<(), Error>, Option<Frame>) {
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        let served = tokio::spawn(agent(guest, OLD, revision, reply));
+        let asked = ask(&mut host, &token(OLD), Request::Freeze).await;
+        drop(host);
+        (asked.map_err(Error::from), served.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_from_an_agent_that_is_lost() {
+        let (asked, seen) = freeze(REVISION, Frame::Done).await;
+        assert!(matches!((asked, seen), (Ok(()), Some(Frame::Request(Request::Freeze)))));
+        let failure = Failure { kind: FailureKind::Other, message: "vi did not\u{7} freeze".into() };
+        let (asked, _) = freeze(REVISION, Frame::Failed(failure)).await;
+        assert!(matches!(asked, Err(Error::Refused { message }) if message == "vi did not freeze"));
+        let (asked, _) = freeze(REVISION, Frame::InputEnd).await;
+        assert!(matches!(asked, Err(Error::Unavailable { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_older_agent_gets_no_frame_that_it_does_not_know() {
+        let (asked, seen) = freeze(1, Frame::Done).await;
+        assert!(matches!((asked, seen), (Err(Error::TooOld), None)));
+    }
+
+    #[tokio::test]
+    async fn a_repeat_finds_the_guest_with_either_token() {
+        for known in [OLD, NEW] {
+            let (mut host, guest) = UnixStream::pair().unwrap();
+            let served = tokio::spawn(agent(guest, known, REVISION, Frame::Done));
+            let asked = rejuvenate(&mut host, &token(OLD), &token(NEW), None).await;
+            assert!(asked.map_err(Error::from).is_ok(), "{known}");
+            let Some(Frame::Rejuvenate(sent)) = served.await.unwrap() else { panic!("{known}") };
+            assert!(sent.token == NEW && sent.identity.is_none());
+            assert!(sent.unix_usec > 1_600_000_000_000_000 && sent.entropy.0[0] != sent.entropy.0[1]);
+        }
+    }
+}

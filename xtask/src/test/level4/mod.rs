@@ -1,6 +1,7 @@
 //! Level 4: the installed product in private hosts, with guests that boot. After each check its host must have nothing
 //! left of any sandbox.
 
+mod attach;
 mod boot_config;
 mod clients;
 mod cockpit;
@@ -51,6 +52,7 @@ type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
 const QUICK_CHECKS: &[&[(&str, Check)]] = &[
+    attach::CHECKS,
     boot_config::CHECKS,
     clients::CHECKS,
     copies::CHECKS,

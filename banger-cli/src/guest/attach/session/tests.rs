@@ -69,7 +69,8 @@ impl User {
         let (events, mut listener) = broadcast::channel(8);
         let session = Session::new(ours, &exec).unwrap();
         let ends = Streams { input: their_input, output: their_output, errors: their_errors };
-        let session = tokio::spawn(async move { session.run(ends, &mut listener, || SIZE).await });
+        let session =
+            tokio::spawn(async move { session.run(ends, &mut listener, || SIZE).await.map(Ended::status) });
         (Self { session, input: Some(input), output, errors, events }, agent)
     }
 
@@ -345,5 +346,52 @@ async fn without_input_the_end_is_sent_at_once() {
     agent.request().await;
     assert_eq!(agent.next().await, Frame::InputEnd);
     agent.send(Frame::Exit(Exit::Code(3))).await;
-    assert_eq!(session.await.unwrap().unwrap(), 3);
+    assert_eq!(session.await.unwrap().unwrap(), Ended::Exit(3));
+}
+
+fn session(terminal: bool) -> Exec {
+    let terminal = terminal.then(|| Terminal { term: "vt100".into(), size: SIZE });
+    Exec { session: Some("work".into()), terminal, ..command(&["vi"]) }
+}
+
+#[tokio::test]
+async fn the_detach_keys_leave_a_session_and_reach_no_command() {
+    let (mut user, mut agent) = User::run(session(true));
+    assert_eq!(agent.request().await.session.as_deref(), Some("work"));
+    agent.send(Frame::Started(Started::new(7))).await;
+    user.type_in(b"a\x10b").await;
+    assert_eq!(agent.next().await, Frame::Input(b"a\x10b".to_vec()));
+    user.type_in(b"\x10").await;
+    user.type_in(b"\x11").await;
+    assert_eq!(user.status().await.unwrap(), 0);
+    assert!(agent.hung_up().await);
+}
+
+#[tokio::test]
+async fn the_detach_keys_mean_nothing_elsewhere() {
+    let of_terminal = Exec { session: None, ..session(true) };
+    for exec in [session(false), of_terminal] {
+        let (mut user, mut agent) = User::run(exec);
+        agent.request().await;
+        user.type_in(b"\x10\x11").await;
+        assert_eq!(agent.next().await, Frame::Input(b"\x10\x11".to_vec()));
+        agent.send(Frame::Exit(Exit::Code(3))).await;
+        assert_eq!(user.status().await.unwrap(), 3);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_without_sessions_is_recognized() {
+    let (user, mut agent) = User::run(session(false));
+    agent.request().await;
+    drop(agent);
+    let error = user.status().await.unwrap_err();
+    assert!(error.hint().is_some(), "{error:?}");
+    assert!(error.to_string().contains("earlier version of banger"), "{error}");
+    // After the first frame, it is the connection that is lost.
+    let (user, mut agent) = User::run(session(false));
+    agent.request().await;
+    agent.send(Frame::Started(Started::new(7))).await;
+    drop(agent);
+    assert!(matches!(user.status().await, Err(error::Error::Attach(Error::HungUp))));
 }
