@@ -42,7 +42,10 @@ pub struct Cli {
 const GROUPS: [(&str, &[&str]); 3] = [
     (
         "Sandboxes",
-        &["run", "create", "list", "start", "stop", "restart", "pause", "unpause", "kill", "delete", "wait"],
+        &[
+            "run", "create", "list", "start", "stop", "restart", "pause", "unpause", "suspend", "resume",
+            "kill", "delete", "wait",
+        ],
     ),
     ("In a sandbox", &["exec", "shell", "ssh", "cp", "logs", "forward", "workspace"]),
     (

@@ -16,6 +16,12 @@ pub enum State {
     Running,
     /// The VMM exists and gets no processor time.
     Paused,
+    /// The VMM stands still, and its memory is written to disk.
+    Suspending,
+    /// Its memory is on disk, and it has no VMM.
+    Suspended,
+    /// A new VMM loads its memory.
+    Resuming,
     /// The VMM was asked to end.
     Stopping,
     /// The VMM ended as requested, by itself, or by a user's signal.
@@ -39,6 +45,14 @@ pub enum Event {
     Pause,
     /// The end of a pause is requested.
     Unpause,
+    /// A suspension is requested.
+    Suspend,
+    /// The memory is on disk, and the VMM has ended.
+    Suspended,
+    /// The suspension failed, and the guest runs on.
+    SuspendFailed,
+    /// A resumption is requested.
+    Resume,
     /// A stop is requested.
     Stop,
     /// The VMM ended well, or because the service ended it.
@@ -81,42 +95,61 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
         (S::Deleting, _) => Err(Refused { state, event }),
 
         (S::Created | S::Stopped | S::Failed, E::Start) => to(S::Starting),
+        // Without the memory.
+        (S::Suspended, E::Start) => to(S::Starting),
         (S::Starting | S::Running, E::Start) => Ok(Transition::Unchanged),
 
-        (S::Starting, E::Launched) => to(S::Running),
+        (S::Starting | S::Resuming, E::Launched) => to(S::Running),
         (S::Starting, E::LaunchFailed) => to(S::Failed),
+        (S::Resuming, E::LaunchFailed) => to(S::Suspended),
 
         (S::Running, E::Pause) => to(S::Paused),
         (S::Paused, E::Unpause) => to(S::Running),
         (S::Paused, E::Pause) | (S::Running, E::Unpause) => Ok(Transition::Unchanged),
 
-        (S::Starting | S::Running | S::Paused, E::Stop) => to(S::Stopping),
-        (S::Failed, E::Stop) => to(S::Stopped),
+        (S::Running, E::Suspend) => to(S::Suspending),
+        (S::Suspending | S::Suspended, E::Suspend) => Ok(Transition::Unchanged),
+        (S::Suspending, E::Suspended) => to(S::Suspended),
+        (S::Suspending, E::SuspendFailed) => to(S::Running),
+        (S::Suspended, E::Resume) => to(S::Resuming),
+        (S::Resuming | S::Running, E::Resume) => Ok(Transition::Unchanged),
+
+        (S::Starting | S::Running | S::Paused | S::Suspending | S::Resuming, E::Stop) => to(S::Stopping),
+        // A suspended sandbox loses its memory.
+        (S::Failed | S::Suspended, E::Stop) => to(S::Stopped),
         (S::Created | S::Stopping | S::Stopped, E::Stop) => Ok(Transition::Unchanged),
 
-        (S::Starting | S::Running | S::Paused | S::Stopping, E::Exited) => to(S::Stopped),
-        (S::Running | S::Paused, E::Rebooted) => to(S::Starting),
+        (S::Starting | S::Running | S::Paused | S::Suspending | S::Resuming | S::Stopping, E::Exited) => {
+            to(S::Stopped)
+        }
+        (S::Running | S::Paused | S::Suspending | S::Resuming, E::Rebooted) => to(S::Starting),
         (S::Starting, E::Rebooted) => Ok(Transition::Unchanged),
-        (S::Starting | S::Running | S::Paused, E::Crashed) => to(S::Failed),
+        (S::Starting | S::Running | S::Paused | S::Suspending | S::Resuming, E::Crashed) => to(S::Failed),
         (S::Stopping, E::Rebooted | E::Crashed) => to(S::Stopped),
-        (S::Stopped | S::Failed, E::Exited | E::Rebooted | E::Crashed) => Ok(Transition::Unchanged),
+        (S::Stopped | S::Failed | S::Suspended, E::Exited | E::Rebooted | E::Crashed) => {
+            Ok(Transition::Unchanged)
+        }
 
-        (S::Created | S::Stopped | S::Failed, E::Delete) => to(S::Deleting),
+        (S::Created | S::Stopped | S::Failed | S::Suspended, E::Delete) => to(S::Deleting),
 
-        (S::Paused | S::Stopping, E::Start)
-        | (S::Starting | S::Running | S::Paused | S::Stopping, E::Delete)
+        (S::Paused | S::Suspending | S::Resuming | S::Stopping, E::Start)
+        | (S::Starting | S::Running | S::Paused | S::Suspending | S::Resuming | S::Stopping, E::Delete)
         | (S::Created, E::Exited | E::Rebooted | E::Crashed)
-        | (_, E::Launched | E::LaunchFailed | E::Pause | E::Unpause) => Err(Refused { state, event }),
+        | (_, E::Launched | E::LaunchFailed | E::Pause | E::Unpause)
+        | (_, E::Suspend | E::Suspended | E::SuspendFailed | E::Resume) => Err(Refused { state, event }),
     }
 }
 
 impl State {
     /// Every state.
-    pub const ALL: [State; 8] = [
+    pub const ALL: [State; 11] = [
         State::Created,
         State::Starting,
         State::Running,
         State::Paused,
+        State::Suspending,
+        State::Suspended,
+        State::Resuming,
         State::Stopping,
         State::Stopped,
         State::Failed,
@@ -125,7 +158,15 @@ impl State {
 
     /// Returns whether the VMM's process, sockets and other parts of a boot may exist in this state.
     pub const fn is_up(self) -> bool {
-        matches!(self, State::Starting | State::Running | State::Paused | State::Stopping)
+        matches!(
+            self,
+            State::Starting
+                | State::Running
+                | State::Paused
+                | State::Suspending
+                | State::Resuming
+                | State::Stopping
+        )
     }
 
     /// Returns the word used on D-Bus and in the database.
@@ -135,6 +176,9 @@ impl State {
             State::Starting => "starting",
             State::Running => "running",
             State::Paused => "paused",
+            State::Suspending => "suspending",
+            State::Suspended => "suspended",
+            State::Resuming => "resuming",
             State::Stopping => "stopping",
             State::Stopped => "stopped",
             State::Failed => "failed",
@@ -156,12 +200,16 @@ impl fmt::Display for State {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Event; 10] = [
+    pub const ALL: [Event; 14] = [
         Event::Start,
         Event::Launched,
         Event::LaunchFailed,
         Event::Pause,
         Event::Unpause,
+        Event::Suspend,
+        Event::Suspended,
+        Event::SuspendFailed,
+        Event::Resume,
         Event::Stop,
         Event::Exited,
         Event::Rebooted,
@@ -176,6 +224,10 @@ impl Event {
             Event::LaunchFailed => "failing to launch",
             Event::Pause => "paused",
             Event::Unpause => "continued",
+            Event::Suspend => "suspended",
+            Event::Suspended => "written to disk",
+            Event::SuspendFailed => "failing to suspend",
+            Event::Resume => "resumed",
             Event::Stop => "stopped",
             Event::Exited => "ended",
             Event::Rebooted => "rebooted",
@@ -300,7 +352,16 @@ mod tests {
     #[test]
     fn a_repeated_request_changes_nothing() {
         for state in State::ALL {
-            for event in [Event::Start, Event::Pause, Event::Unpause, Event::Stop, Event::Delete] {
+            let requests = [
+                Event::Start,
+                Event::Pause,
+                Event::Unpause,
+                Event::Suspend,
+                Event::Resume,
+                Event::Stop,
+                Event::Delete,
+            ];
+            for event in requests {
                 if let Ok(Transition::To(next)) = step(state, event) {
                     assert_eq!(step(next, event), Ok(Transition::Unchanged), "{state} {event:?}");
                 }
@@ -337,17 +398,21 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in between, only a start leads up and only an exit or a failure leads down.
+        /// Whatever happens in between, only a start or a resumption leads up, and only an end or a failure leads down.
         #[test]
-        fn a_vm_goes_up_only_by_start_and_down_only_by_an_end(events in prop::collection::vec(0..Event::ALL.len(), 0..40)) {
+        fn a_vm_goes_up_only_by_start_or_resume_and_down_only_by_an_end(events in prop::collection::vec(0..Event::ALL.len(), 0..40)) {
             let mut state = State::Created;
             for event in events.into_iter().map(|i| Event::ALL[i]) {
                 let Ok(Transition::To(next)) = step(state, event) else { continue };
                 match (state.is_up(), next.is_up()) {
-                    (false, true) => prop_assert_eq!(event, Event::Start),
+                    (false, true) => prop_assert!(matches!(event, Event::Start | Event::Resume)),
                     (true, false) => prop_assert!(matches!(
                         event,
-                        Event::Exited | Event::Rebooted | Event::Crashed | Event::LaunchFailed
+                        Event::Exited
+                            | Event::Rebooted
+                            | Event::Crashed
+                            | Event::LaunchFailed
+                            | Event::Suspended
                     )),
                     _ => {}
                 }

@@ -19,6 +19,8 @@ pub const MODULE_TREE_FILE: &str = "modules.ext4";
 pub enum Resource {
     /// The directory with its disks and logs.
     Disks,
+    /// The memory of a suspended guest, on disk.
+    Capture,
     /// The block devices of its disks: mapper node and loop devices, if it uses them.
     Mapper,
     /// Its network interface: a TAP with its routes, and its elements in the packet filter.
@@ -32,7 +34,7 @@ pub enum Resource {
 /// How long a resource lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// From creation to deletion.
+    /// Until deletion.
     Vm,
     /// From start to stop.
     Boot,
@@ -40,13 +42,19 @@ pub enum Scope {
 
 impl Resource {
     /// All resources, in the order in which they are made.
-    pub const ALL: [Resource; 5] =
-        [Resource::Disks, Resource::Mapper, Resource::Nic, Resource::Sockets, Resource::Unit];
+    pub const ALL: [Resource; 6] = [
+        Resource::Disks,
+        Resource::Capture,
+        Resource::Mapper,
+        Resource::Nic,
+        Resource::Sockets,
+        Resource::Unit,
+    ];
 
     /// Returns how long it lives.
     pub const fn scope(self) -> Scope {
         match self {
-            Resource::Disks => Scope::Vm,
+            Resource::Disks | Resource::Capture => Scope::Vm,
             Resource::Mapper | Resource::Nic | Resource::Sockets | Resource::Unit => Scope::Boot,
         }
     }
@@ -55,6 +63,7 @@ impl Resource {
     pub const fn as_str(self) -> &'static str {
         match self {
             Resource::Disks => "disks",
+            Resource::Capture => "capture",
             Resource::Nic => "nic",
             Resource::Mapper => "mapper",
             Resource::Sockets => "sockets",
@@ -241,6 +250,11 @@ impl Paths {
     /// Returns the directory of templates.
     pub fn templates(&self) -> PathBuf {
         self.state.join("templates")
+    }
+
+    /// Returns the directory of the memory of suspended sandboxes.
+    pub fn captures(&self) -> PathBuf {
+        self.state.join("captures")
     }
 
     /// Returns the directory of stored catalogs.

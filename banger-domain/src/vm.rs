@@ -192,8 +192,9 @@ impl fmt::Debug for Token {
 }
 
 impl Vm {
-    /// Returns whether the guest's agent answers. It does not while the sandbox is paused.
+    /// Returns whether the guest's agent answers. It does not while the guest stands still.
     pub fn is_ready(&self) -> bool {
-        self.state.is_up() && self.state != State::Paused && self.ready_at != Timestamp::default()
+        let stands_still = matches!(self.state, State::Paused | State::Suspending | State::Resuming);
+        self.state.is_up() && !stands_still && self.ready_at != Timestamp::default()
     }
 }

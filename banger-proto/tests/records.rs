@@ -7,7 +7,7 @@
 use std::{env, fs, path::PathBuf};
 
 use banger_proto::guest::{
-    Decoder, Exec, Failure, FailureKind, Frame, GuestInfo, Request, Terminal, VERSION,
+    Decoder, Exec, Failure, FailureKind, Frame, GuestInfo, REVISION, Request, Terminal, VERSION,
     hello::{HostHello, Verdict, answer, take_answer},
     message::{
         Algorithm, CopyIn, CopyOut, CopyOwner, DetachedLog, Endpoint, Exit, Phase, Phases, Placement,
@@ -40,6 +40,7 @@ fn requests() -> Vec<Request> {
         power_off: true,
         locale: vec![(text("LANG"), text("C.UTF-8"))],
         wait: Phase::Boot,
+        session: Some(text("work")),
     };
     vec![
         Request::Exec(Exec { argv: vec![text("true")], ..Exec::default() }),
@@ -244,8 +245,12 @@ fn greetings_of_earlier_versions_are_understood() {
         (Verdict::Busy, "03"),
         (Verdict::Unconfigured, "04"),
     ] {
-        let recorded = format!("0062616e67657241000161207265636f72646564206e6f6e6365{last}");
-        assert_eq!(hex(&answer(&hello, verdict)), recorded);
-        assert_eq!(take_answer(&mut bytes(&recorded), &hello).is_ok(), verdict == Verdict::Welcome);
+        let of_revision =
+            |revision| format!("0062616e67657241{revision:04x}61207265636f72646564206e6f6e6365{last}");
+        assert_eq!(hex(&answer(&hello, verdict)), of_revision(REVISION));
+        for revision in 1..=REVISION {
+            let answered = take_answer(&mut bytes(&of_revision(revision)), &hello);
+            assert_eq!(answered.is_ok(), verdict == Verdict::Welcome);
+        }
     }
 }

@@ -38,8 +38,8 @@ use crate::{
         },
         registry::{LocalPorts, Registries, Timeouts},
         storage::{
-            disks::FileDisks, image_files::LocalImages, kernel_files::LocalKernels, mapper::MapperDisks,
-            templates::LocalTemplates,
+            captures::LocalCaptures, disks::FileDisks, image_files::LocalImages, kernel_files::LocalKernels,
+            mapper::MapperDisks, templates::LocalTemplates,
         },
         store::SqliteStore,
         users::Accounts,
@@ -158,6 +158,7 @@ async fn host_ports(connection: &Connection, config: &Config, tasks: &Tasks) -> 
     let catalogs = SignedCatalogs::new(config.catalogs()?, paths.catalogs(), keys, registries.clone());
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
+        captures: Arc::new(LocalCaptures::new(paths.captures())),
         catalogs: Arc::new(catalogs),
         clock: Arc::new(SystemClock::new()?),
         disks: disks(&paths),

@@ -56,8 +56,19 @@ pub const KERNELS: Keys = Keys(&[
 ]);
 
 /// The states of a sandbox (`docs/lifecycle.md`).
-pub const STATES: [&str; 8] =
-    ["created", "starting", "running", "paused", "stopping", "stopped", "failed", "deleting"];
+pub const STATES: [&str; 11] = [
+    "created",
+    "starting",
+    "running",
+    "paused",
+    "suspending",
+    "suspended",
+    "resuming",
+    "stopping",
+    "stopped",
+    "failed",
+    "deleting",
+];
 /// The values of a flag.
 pub const FLAGS: [&str; 2] = ["true", "false"];
 

@@ -33,10 +33,6 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["mount", "umount", "volume", "volumes"], NO_MOUNTS),
     (&["network", "networks"], NETWORKS),
     (
-        &["suspend", "resume"],
-        "`banger pause NAME` and `banger unpause NAME` keep the memory, `banger stop NAME` keeps the disks.",
-    ),
-    (
         &["port"],
         "`banger vm publish NAME` lists the published ports, `banger vm ports NAME` those on which the sandbox listens.",
     ),

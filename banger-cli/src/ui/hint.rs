@@ -106,6 +106,14 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::ImageInUse, "first delete the sandboxes that use it."),
     (ErrorName::KernelInUse, "first delete the images and sandboxes that use it."),
     (ErrorName::Paused, "`banger vm unpause NAME` continues it."),
+    (
+        ErrorName::Suspended,
+        "`banger vm resume NAME` continues it; `banger vm start --cold NAME` boots it without its memory.",
+    ),
+    (
+        ErrorName::CannotResume,
+        "`banger vm start --cold NAME` boots it; what was in its memory is lost, and its disks stay.",
+    ),
     (ErrorName::NotReady, "wait a moment; `banger vm logs NAME` shows how far the guest has booted."),
     (
         ErrorName::AgentUnavailable,
@@ -184,6 +192,8 @@ mod tests {
                 | ErrorName::DiskTooSmall
                 | ErrorName::InvalidState
                 | ErrorName::Paused
+                | ErrorName::Suspended
+                | ErrorName::CannotResume
                 | ErrorName::NotReady
                 | ErrorName::AgentUnavailable
                 | ErrorName::GuestTimeout => &["vm"],

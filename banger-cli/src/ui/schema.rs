@@ -53,6 +53,8 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm forward", Form::Array, of!("forward")),
     ("vm health", Form::Array, of!("health")),
     ("vm pause", Form::Array, of!("outcome")),
+    ("vm resume", Form::Array, of!("outcome")),
+    ("vm suspend", Form::Array, of!("outcome")),
     ("vm unpause", Form::Array, of!("outcome")),
     ("vm kill", Form::Array, of!("outcome")),
     ("vm list", Form::Array, of!("sandbox")),

@@ -110,6 +110,8 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm restart", &["site"]),
         ("vm pause", &["site", "nope"]),
         ("vm unpause", &["site"]),
+        ("vm suspend", &["site", "nope"]),
+        ("vm resume", &["site", "nope"]),
         ("vm kill", &["site", "nope"]),
         ("vm stop", &["db"]),
         ("vm wait", &["db", "nope"]),

@@ -61,6 +61,10 @@ error_names! {
     KernelInUse = "dev.banger.Error.KernelInUse",
     /// The sandbox is paused.
     Paused = "dev.banger.Error.Paused",
+    /// The sandbox is suspended.
+    Suspended = "dev.banger.Error.Suspended",
+    /// The memory of a suspended sandbox cannot be loaded; it stays suspended.
+    CannotResume = "dev.banger.Error.CannotResume",
     /// The guest is not ready for this yet.
     NotReady = "dev.banger.Error.NotReady",
     /// The guest agent cannot be reached, or sends an invalid reply.

@@ -46,9 +46,11 @@ pub mod create {
     pub const PORTS: &str = "ports";
 }
 
-/// Keys of `Start`, `Restart`.
+/// Keys of `Start`, `Restart` and `Resume`.
 pub mod start {
     pub use super::create::{READY_TIMEOUT, WAIT_FOR};
+    /// `b`, for `Start` only: whether a suspended sandbox boots, and loses its memory; false when absent.
+    pub const COLD: &str = "cold";
 }
 
 /// Keys of `Stop` and `Restart`.

@@ -118,6 +118,10 @@ pub trait Vm {
     fn pause(&self) -> zbus::Result<()>;
     /// Ends a pause.
     fn unpause(&self) -> zbus::Result<()>;
+    /// Writes its memory to disk and ends it.
+    fn suspend(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Continues a suspended one.
+    fn resume(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
     /// Sends a signal to the VMM.
     fn kill(&self, signal: i32) -> zbus::Result<()>;
     /// Deletes it with its disks.

@@ -113,6 +113,8 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "Kill", MANAGE, Cost::EndJob),
     (VM, "Pause", MANAGE, Cost::Change),
     (VM, "Unpause", MANAGE, Cost::Change),
+    (VM, "Suspend", RUN, Cost::StartJob),
+    (VM, "Resume", RUN, Cost::StartJob),
     (VM, "Delete", MANAGE, Cost::EndJob),
     (VM, "Rename", MANAGE, Cost::Change),
     (VM, "SetLifetime", MANAGE, Cost::Change),

@@ -83,6 +83,8 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,
         EngineError::NoFreeStream { .. } | EngineError::QueueFull { .. } => ErrorName::TooManyRequests,
         EngineError::Paused { .. } => ErrorName::Paused,
+        EngineError::Suspended { .. } => ErrorName::Suspended,
+        EngineError::CannotResume { .. } => ErrorName::CannotResume,
         EngineError::NoAnswer { .. } | EngineError::NotReady { .. } => ErrorName::NotReady,
         EngineError::GuestTimeout { .. } => ErrorName::GuestTimeout,
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
@@ -152,8 +154,8 @@ mod tests {
 
     use super::*;
     use crate::ports::{
-        FromHost, catalogs, disks, guest_link, image_files, kernel_files, logs, network, registry, streams,
-        supervisor, vmm,
+        FromHost, captures, catalogs, disks, guest_link, image_files, kernel_files, logs, network, registry,
+        streams, supervisor, vmm,
     };
 
     #[test]
@@ -195,6 +197,12 @@ mod tests {
         use ErrorName as Name;
         let why = || "why".to_owned();
         let (what, after) = (|| "waiting".to_owned(), Duration::from_secs(3));
+
+        let differs = captures::Error::Differs { what: "the VMM".to_owned() };
+        let message = "the VMM has changed since the sandbox was suspended; a cold start keeps the disks";
+        check(differs, Name::CannotResume, message);
+        let damaged = captures::Error::Damaged { message: why() };
+        check(damaged, Name::CannotResume, "why; a cold start keeps the disks");
 
         check(catalogs::Error::Refused { message: why() }, Name::CatalogRefused, "why");
         let unreachable = registry::Error::Unreachable { message: why() };
@@ -254,6 +262,7 @@ mod tests {
             );
             check(E::other("read x", "why"), ErrorName::Internal, "cannot read x: why");
         }
+        of::<captures::Error>();
         of::<catalogs::Error>();
         of::<disks::Error>();
         of::<guest_link::Error>();

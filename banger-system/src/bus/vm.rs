@@ -9,6 +9,7 @@ use std::{
 
 use banger_domain::{
     id::{JobId, Timestamp, VmId},
+    lifecycle::State,
     name::Name,
     net::{
         nic::Nat,
@@ -42,11 +43,14 @@ use crate::{
     engine::{
         Engine,
         agent::DEFAULT_TIMEOUT,
-        request::{Configure, Start, Stop, StopMode, WaitFor},
+        request::{Configure, KeepMemory, Start, Stop, StopMode, WaitFor},
         stream::Service,
         view::{BootedFrom, VmView},
     },
-    ports::logs::{Log, LogRange},
+    ports::{
+        captures::Stored,
+        logs::{Log, LogRange},
+    },
 };
 
 /// The longest timeout that a caller may choose.
@@ -110,6 +114,8 @@ const PROPERTIES: &[Property<VmView>] = &[
     property("BootedFrom", "s", |view, _| {
         view.booted_from.map(BootedFrom::as_str).unwrap_or_default().to_owned().into()
     }),
+    property("SuspendedAt", "t", |view, _| suspended(view).map_or(0, |stored| stored.at.0).into()),
+    property("SuspendedSize", "t", |view, _| suspended(view).map_or(0, |stored| stored.size.0).into()),
     property("ImageId", "s", |view, _| view.vm.image.to_string().into()),
     property("ImageName", "s", |view, _| view.image_name.clone().into()),
     property("KernelId", "s", |view, _| view.vm.kernel.to_string().into()),
@@ -158,6 +164,11 @@ const PROPERTIES: &[Property<VmView>] = &[
     },
 ];
 
+/// Returns what is known of the memory of a suspended sandbox.
+fn suspended(view: &VmView) -> Option<Stored> {
+    view.captured.filter(|_| view.vm.state != State::Suspending)
+}
+
 /// Returns the ports as rows: protocol, port of the guest, port of the host, and address of the host.
 fn ports(ports: &BTreeSet<Port>) -> Variant<'static> {
     let row = |port: &Port| {
@@ -183,7 +194,9 @@ impl Methods {
     async fn start(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
         let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
-        let start = read_start(&mut options)?;
+        let is_cold = options.boolean(start::COLD)?.unwrap_or_default();
+        let memory = if is_cold { KeepMemory::No } else { KeepMemory::Yes };
+        let start = Start { memory, ..read_start(&mut options)? };
         options.finish()?;
         let job = api.engine.start_vm(self.id, start).await?;
         api.return_job(&caller, job).await
@@ -219,6 +232,24 @@ impl Methods {
 
     async fn unpause(&self) -> Result<()> {
         Ok(api(&self.api)?.engine.unpause_vm(self.id).await?)
+    }
+
+    #[zbus(out_args("job"))]
+    async fn suspend(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (api, caller) = self.caller(&header).await?;
+        Options::new(options).finish()?;
+        let job = api.engine.suspend_vm(self.id).await?;
+        api.return_job(&caller, job).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn resume(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (api, caller) = self.caller(&header).await?;
+        let mut options = Options::new(options);
+        let start = read_start(&mut options)?;
+        options.finish()?;
+        let job = api.engine.resume_vm(self.id, start).await?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("job"))]
@@ -314,6 +345,7 @@ impl Methods {
         };
         let timeout = read_timeout(&mut options, agent::TIMEOUT)?.unwrap_or(DEFAULT_TIMEOUT);
         options.finish()?;
+        self.require_wake(&api, &caller).await?;
         tokio::select! {
             biased;
             // Without the caller, nobody could receive the stream.
@@ -335,6 +367,7 @@ impl Methods {
         let service = Service::parse(&service)
             .ok_or_else(|| Error::new(ErrorName::InvalidArgs, "the service must be ssh"))?;
         Options::new(options).finish()?;
+        self.require_wake(&api, &caller).await?;
         Ok(to_bus_fd(api.engine.open_stream(self.id, caller.uid, service).await?))
     }
 
@@ -368,6 +401,14 @@ impl Methods {
 }
 
 impl Methods {
+    /// Checks that the caller may resume the sandbox, if it is suspended.
+    async fn require_wake(&self, api: &Api, caller: &Caller) -> Result<()> {
+        match api.engine.vm(self.id).is_some_and(|view| view.vm.state == State::Suspended) {
+            true => api.require(caller, action::VM_RUN, Vec::new()).await,
+            false => Ok(()),
+        }
+    }
+
     async fn caller(&self, header: &Header<'_>) -> Result<(Arc<Api>, Caller)> {
         let api = api(&self.api)?;
         let caller = api.callers.of(header).await?;
@@ -418,7 +459,7 @@ pub fn read_start(options: &mut Options) -> Result<Start> {
         Some("running") => WaitFor::Running,
         Some(_) => return Err(Error::invalid_option("wait-for must be running or agent")),
     };
-    Ok(Start { wait_for, ready_timeout: read_timeout(options, start::READY_TIMEOUT)? })
+    Ok(Start { wait_for, ready_timeout: read_timeout(options, start::READY_TIMEOUT)?, ..Start::default() })
 }
 
 fn read_stop(options: &mut Options) -> Result<Stop> {

@@ -26,6 +26,8 @@ use super::{
     Engine,
     error::{Error, Kind, Result},
     inventory::no_such,
+    request::Start,
+    view::Outcome,
 };
 use crate::ports::guest_link::{self, Channel};
 
@@ -71,6 +73,7 @@ impl Engine {
         purpose: Purpose,
         timeout: Duration,
     ) -> Result<OwnedFd> {
+        self.wake(id, timeout).await?;
         let queue = self.shared.stream_queues.of(id, purpose);
         let Ok(_place) = queue.places.try_acquire() else {
             let (_, name) = self.token(id)?;
@@ -115,12 +118,27 @@ impl Engine {
         }
     }
 
+    /// Resumes a VM that is suspended, and waits until its guest answers.
+    pub(super) async fn wake(&self, id: VmId, timeout: Duration) -> Result<()> {
+        let is_suspended = self.vm(id).is_some_and(|view| view.vm.state == State::Suspended);
+        if !is_suspended {
+            return Ok(());
+        }
+        let job = self.resume_vm(id, Start::default()).await?;
+        match &self.wait_job(job, Some(timeout)).await?.outcome {
+            Some(Outcome::Failed(why)) => Err(Error::Dependency { why: Arc::clone(why) }),
+            Some(Outcome::Canceled) => Err(Error::Canceled),
+            Some(Outcome::Done) | None => Ok(()),
+        }
+    }
+
     /// Returns the token and the name of a running VM.
     fn token(&self, id: VmId) -> Result<(Token, String)> {
         let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
         let name = view.vm.name.to_string();
         match view.vm.state {
             State::Paused => Err(Error::Paused { name }),
+            State::Suspending | State::Suspended => Err(Error::Suspended { name }),
             state if state.is_up() => Ok((view.vm.token.clone(), name)),
             _ => Err(Error::NotRunning { name }),
         }

@@ -2,6 +2,7 @@
 
 use banger_domain::{
     id::VmId,
+    lifecycle::State,
     limits::{Disk, check_growth},
     net::{
         nic::Nic,
@@ -52,6 +53,9 @@ impl VmTask {
         };
         let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
         if sizes(&new) != sizes(spec) {
+            if self.vm.state == State::Suspended {
+                return Err(Error::Suspended { name: self.vm.name.to_string() });
+            }
             if self.vm.state.is_up() {
                 return Err(Error::NotStopped { name: self.vm.name.to_string() });
             }

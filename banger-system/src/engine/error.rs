@@ -110,6 +110,18 @@ pub enum Error {
         /// The sandbox's name.
         name: String,
     },
+    /// The memory of its guest is on disk.
+    #[error("{name} is suspended")]
+    Suspended {
+        /// The sandbox's name.
+        name: String,
+    },
+    /// The memory of a suspended guest cannot be loaded. It stays on disk.
+    #[error("{message}; a cold start keeps the disks")]
+    CannotResume {
+        /// Why.
+        message: String,
+    },
     /// The guest boots, or does not answer.
     #[error("the guest of {name} does not answer yet")]
     NotReady {

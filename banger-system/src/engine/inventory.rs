@@ -83,8 +83,8 @@ impl State {
         users.map(|entry| entry.view.vm.name.to_string()).collect()
     }
 
-    /// Returns the bytes of a user's private images, including pending imports except one, and `more`. A file that
-    /// several of them share counts once.
+    /// Returns the bytes of a user's private images, including pending imports except one, and `more`, and of the
+    /// memory of suspended sandboxes. A file that several images share counts once.
     fn private_bytes(
         &self,
         owner: Uid,
@@ -95,7 +95,9 @@ impl State {
         let stored = private.map(|image| &image.facts).chain(more);
         let files: HashMap<ImageId, u64> = stored.map(|facts| (facts.file, facts.disk_usage.0)).collect();
         let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != except);
-        let sizes = files.into_values().chain(pending.map(|(_, bytes)| bytes.0));
+        let suspended = self.vms.values().filter(|entry| entry.view.vm.owner == owner);
+        let captured = suspended.filter_map(|entry| entry.view.captured).map(|captured| captured.size.0);
+        let sizes = files.into_values().chain(pending.map(|(_, bytes)| bytes.0)).chain(captured);
         Bytes(sizes.fold(0, u64::saturating_add))
     }
 
@@ -221,6 +223,16 @@ impl Inventory {
     pub(super) fn publish_start(&self, view: VmView, limits: &Limits) -> Result<()> {
         let mut state = self.lock();
         limits.check_start(state.usage(view.vm.owner), view.vm.spec.memory)?;
+        self.replace(&mut state, view);
+        Ok(())
+    }
+
+    /// Publishes a VM whose memory is going to be written to disk, if the owner's quota has room for that.
+    pub(super) fn publish_suspend(&self, view: VmView, limits: &Limits) -> Result<()> {
+        let mut state = self.lock();
+        let more = view.captured.map_or(0, |captured| captured.size.0);
+        let would_be = Bytes(state.private_bytes(view.vm.owner, None, None).0.saturating_add(more));
+        banger_domain::limits::check_image_disk(would_be, limits.image_disk)?;
         self.replace(&mut state, view);
         Ok(())
     }

@@ -99,7 +99,11 @@ impl JobKind {
             | JobKind::KernelPull
             | JobKind::CatalogRefresh
             | JobKind::CachePrune => Admission::Queued,
-            JobKind::VmCreate | JobKind::VmStart | JobKind::VmRestart => Admission::Vm,
+            JobKind::VmCreate
+            | JobKind::VmStart
+            | JobKind::VmSuspend
+            | JobKind::VmResume
+            | JobKind::VmRestart => Admission::Vm,
             JobKind::VmStop | JobKind::VmDelete => Admission::Ending,
         }
     }

@@ -20,7 +20,7 @@
 //!   in the ledger, and the next start, deletion or run of the service tries again.
 //!
 //! A resource lives until the end of the boot (unit, sockets, interface, mapper) or as long as the VM (disks). A stop
-//! releases the former, a deletion both.
+//! releases the former, a deletion both. The memory of a suspended VM is released once it is loaded or discarded.
 //!
 //! The order matters: a mapper node cannot be removed while a VMM has it open, and so the unit is released first.
 //! [`Resource`] lists the resources in order of release, from last to first.
@@ -85,8 +85,23 @@ impl Lease {
     /// Releases all resources of this lifetime, the youngest first. Continues after a failure: what failed stays in
     /// the ledger, and `doctor` shows it. Returns what is left.
     pub(super) async fn release(&mut self, scope: Scope) -> Vec<Left> {
-        let mut left = Vec::new();
         let held: Vec<Resource> = self.held.iter().copied().filter(|r| r.scope() == scope).collect();
+        self.release_each(held).await
+    }
+
+    /// Releases one resource, if it is held. Returns it if it is left.
+    pub(super) async fn release_one(&mut self, resource: Resource) -> Vec<Left> {
+        let held = self.held.contains(&resource).then_some(resource);
+        self.release_each(held.into_iter().collect()).await
+    }
+
+    /// Returns whether the VM may hold a resource.
+    pub(super) fn holds(&self, resource: Resource) -> bool {
+        self.held.contains(&resource)
+    }
+
+    async fn release_each(&mut self, held: Vec<Resource>) -> Vec<Left> {
+        let mut left = Vec::new();
         for resource in held.into_iter().rev() {
             let released = match release_resource(&self.ports, self.vm, resource).await {
                 Ok(()) => self.ports.store.strike(self.vm, resource).await.map_err(Error::from),
@@ -134,6 +149,7 @@ async fn release_resource(ports: &Ports, vm: VmId, resource: Resource) -> Result
         Resource::Sockets => ports.vmm.remove_sockets(vm).await?,
         Resource::Nic => ports.network.unplug(vm).await?,
         Resource::Mapper => ports.disks.detach(vm).await?,
+        Resource::Capture => ports.captures.remove(vm).await?,
         Resource::Disks => ports.disks.remove_directory(vm).await?,
     }
     Ok(())

@@ -349,6 +349,16 @@ impl Engine {
         self.send(id, |reply| Command::Unpause { reply }).await
     }
 
+    /// Suspends a VM: its memory goes to disk, and its VMM ends.
+    pub async fn suspend_vm(&self, id: VmId) -> Result<JobId> {
+        self.send(id, |reply| Command::Suspend { reply }).await
+    }
+
+    /// Resumes a suspended VM. Does nothing if it runs.
+    pub async fn resume_vm(&self, id: VmId, start: Start) -> Result<JobId> {
+        self.send(id, |reply| Command::Resume { start, reply }).await
+    }
+
     /// Sends a signal to a VM's VMM. The VM then counts as stopped, however the VMM ends.
     pub async fn kill_vm(&self, id: VmId, signal: i32) -> Result<()> {
         self.send(id, |reply| Command::Kill { signal, reply }).await
@@ -434,6 +444,7 @@ impl Shared {
             silent: false,
             unit,
             pid,
+            captured: None,
             booted_from: None,
         }
     }

@@ -2,8 +2,21 @@
 
 use super::error::Error;
 use crate::ports::{
-    catalogs, disks, guest_link, image_files, kernel_files, network, registry, streams, supervisor, vmm,
+    captures, catalogs, disks, guest_link, image_files, kernel_files, network, registry, streams, supervisor,
+    vmm,
 };
+
+impl From<captures::Error> for Error {
+    fn from(error: captures::Error) -> Self {
+        match error {
+            captures::Error::Differs { what } => {
+                Self::CannotResume { message: format!("{what} has changed since the sandbox was suspended") }
+            }
+            captures::Error::Damaged { message } => Self::CannotResume { message },
+            captures::Error::Host(error) => error.into(),
+        }
+    }
+}
 
 impl From<catalogs::Error> for Error {
     fn from(error: catalogs::Error) -> Self {

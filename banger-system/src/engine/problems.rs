@@ -78,6 +78,7 @@ impl Problems {
 pub(super) const fn noun(resource: Resource) -> &'static str {
     match resource {
         Resource::Disks => "disks",
+        Resource::Capture => "suspended memory",
         Resource::Mapper => "block devices",
         Resource::Nic => "network interface",
         Resource::Sockets => "sockets",
@@ -89,6 +90,7 @@ pub(super) const fn noun(resource: Resource) -> &'static str {
 const fn plural(resource: Resource) -> &'static str {
     match resource {
         Resource::Disks => "disks",
+        Resource::Capture => "suspended memory",
         Resource::Mapper => "block devices",
         Resource::Nic => "network interfaces",
         Resource::Sockets => "sockets",

@@ -240,6 +240,7 @@ impl Shared {
 async fn look(ports: &Ports, resource: Resource) -> Result<Found> {
     let vms = match resource {
         Resource::Disks => ports.disks.found().await?,
+        Resource::Capture => ports.captures.found().await?,
         Resource::Mapper => ports.disks.attached().await?,
         Resource::Nic => ports.network.found().await?,
         Resource::Sockets => ports.vmm.found().await?,

@@ -64,6 +64,18 @@ pub struct Start {
     pub wait_for: WaitFor,
     /// How long the guest may take to become ready; the configured default if absent.
     pub ready_timeout: Option<Duration>,
+    /// What happens to the memory of a suspended guest.
+    pub memory: KeepMemory,
+}
+
+/// What happens to the memory of a suspended guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepMemory {
+    /// The guest continues with it.
+    #[default]
+    Yes,
+    /// It is discarded, and the guest boots.
+    No,
 }
 
 /// What happens to a sandbox whose guest reboots.

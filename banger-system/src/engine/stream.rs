@@ -20,6 +20,8 @@ use super::{
 
 /// Timeout of one connection attempt: a guest on this host answers at once, or is too busy.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a suspended guest may take until it answers.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long services may take to start after the agent: a multiple of the agent's own boot time, within bounds. On an
 /// emulated or busy host, everything is slower by the same factor.
 const BOOT_MIN: Duration = Duration::from_secs(5);
@@ -63,12 +65,15 @@ impl Service {
 impl Engine {
     /// Returns a connection to a service in a guest. While the guest boots, waits for it.
     pub async fn open_stream(&self, id: VmId, user: Uid, service: Service) -> Result<OwnedFd> {
+        self.wake(id, WAKE_TIMEOUT).await?;
         loop {
             // Checked each time: the VM may stop, and keeps its id when it is renamed.
             let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
             let name = || view.vm.name.to_string();
-            if view.vm.state == State::Paused {
-                return Err(Error::Paused { name: name() });
+            match view.vm.state {
+                State::Paused => return Err(Error::Paused { name: name() }),
+                State::Suspending | State::Suspended => return Err(Error::Suspended { name: name() }),
+                _ => {}
             }
             let address = match view.address {
                 Some(address) if view.vm.state.is_up() => SocketAddr::from((address, service.port())),

@@ -14,6 +14,7 @@ use banger_image::record::{Image, Kernel};
 use banger_proto::size::Bytes;
 
 use super::error::{Error, Kind};
+use crate::ports::captures::Stored;
 
 /// A VM, as last published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct VmView {
     pub unit: String,
     /// The process id of its VMM; 0 while it is down or unknown.
     pub pid: u32,
+    /// Its memory on disk: what it takes, and since when. While it is written, this is the most that it can take.
+    pub captured: Option<Stored>,
     /// How its guest began; none while it is down, or if an earlier run of the service started it.
     pub booted_from: Option<BootedFrom>,
 }
@@ -47,6 +50,8 @@ pub enum BootedFrom {
     Cold,
     /// It continued from a kernel template.
     Template,
+    /// It continued where it was suspended.
+    Suspension,
 }
 
 impl BootedFrom {
@@ -55,6 +60,7 @@ impl BootedFrom {
         match self {
             BootedFrom::Cold => "cold",
             BootedFrom::Template => "template",
+            BootedFrom::Suspension => "suspension",
         }
     }
 }
@@ -199,6 +205,10 @@ pub enum JobKind {
     VmCreate,
     /// Starts a sandbox.
     VmStart,
+    /// Suspends a sandbox.
+    VmSuspend,
+    /// Resumes a suspended sandbox.
+    VmResume,
     /// Stops a sandbox.
     VmStop,
     /// Restarts a sandbox.
@@ -229,6 +239,8 @@ impl JobKind {
         match self {
             JobKind::VmCreate => "vm-create",
             JobKind::VmStart => "vm-start",
+            JobKind::VmSuspend => "vm-suspend",
+            JobKind::VmResume => "vm-resume",
             JobKind::VmStop => "vm-stop",
             JobKind::VmRestart => "vm-restart",
             JobKind::VmDelete => "vm-delete",

@@ -7,7 +7,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 
-use super::{Check, HostError};
+use super::{Check, HostError, captures::HostFacts};
 
 /// The disks of VMs.
 #[async_trait]
@@ -32,6 +32,8 @@ pub trait Disks: Send + Sync {
     async fn detach(&self, vm: VmId) -> Result<()>;
     /// Returns the VMs that have something to detach.
     async fn attached(&self) -> Result<Vec<VmId>>;
+    /// Returns what tells the disks of a VM from others, for [`HostFacts`]: a new or restored disk has something else.
+    async fn identity(&self, vm: VmId) -> Result<HostFacts>;
     /// Removes a VM's directory with everything in it.
     async fn remove_directory(&self, vm: VmId) -> Result<()>;
     /// Returns the VMs that have a directory.

@@ -13,6 +13,7 @@
 //!   fail with is [`HostError`]; what can be wrong with a file, and nothing else, is [`FileError`].
 
 pub mod authority;
+pub mod captures;
 pub mod catalogs;
 mod check;
 pub mod clock;
@@ -37,10 +38,10 @@ pub mod vmm;
 use std::sync::Arc;
 
 use self::{
-    authority::Authority, catalogs::Catalogs, clock::Clock, disks::Disks, guest_link::GuestLink,
-    image_files::ImageFiles, kernel_files::KernelFiles, logs::Logs, names::Names, network::Network,
-    registry::Registry, store::Store, streams::Streams, supervisor::Supervisor, templates::Templates,
-    users::Users, vmm::Vmm,
+    authority::Authority, captures::Captures, catalogs::Catalogs, clock::Clock, disks::Disks,
+    guest_link::GuestLink, image_files::ImageFiles, kernel_files::KernelFiles, logs::Logs, names::Names,
+    network::Network, registry::Registry, store::Store, streams::Streams, supervisor::Supervisor,
+    templates::Templates, users::Users, vmm::Vmm,
 };
 pub use self::{
     check::{Check, Status},
@@ -54,6 +55,7 @@ pub use self::{
 #[allow(missing_docs, reason = "each is named after its trait")]
 pub struct Ports {
     pub authority: Arc<dyn Authority>,
+    pub captures: Arc<dyn Captures>,
     pub catalogs: Arc<dyn Catalogs>,
     pub clock: Arc<dyn Clock>,
     pub disks: Arc<dyn Disks>,

@@ -12,6 +12,7 @@ use banger_proto::size::Bytes;
 
 use super::{
     Check, FromHost as _, HostError,
+    captures::HostFacts,
     disks::OverlayBy,
     guest_link::{self, Channel},
     supervisor::Started,
@@ -66,6 +67,30 @@ pub trait Vmm: Send + Sync {
     /// [`Vmm::configure`]. Must be called once. Fails with [`Error::Failed`] if the capture does not fit.
     async fn resume(&self, _vm: VmId, _capture: &Capture) -> Result<()> {
         Err(no_captures())
+    }
+    /// Returns what the state of a guest in this VMM depends on, on this host. Fails with [`HostError::NotReady`] if it
+    /// cannot be saved.
+    async fn facts(&self, _vm: VmId) -> Result<HostFacts> {
+        Err(Error::not_ready("only QEMU can suspend sandboxes; create it again with --vmm qemu"))
+    }
+    /// Stops the guest of a running VM, and writes its memory and the state of its devices into a pipe. Then its disks
+    /// are complete on the host. The VM stands still, also after a failure, until [`Vmm::go_on`].
+    async fn save(&self, vm: VmId, _to: OwnedFd) -> Result<()> {
+        self.facts(vm).await.map(drop)
+    }
+    /// Makes a guest run that stands still: after [`Vmm::save`], whether that has ended or not, or after [`Vmm::load`].
+    /// A repeat is safe.
+    async fn go_on(&self, vm: VmId) -> Result<()> {
+        self.facts(vm).await.map(drop)
+    }
+    /// Like [`Vmm::prepare_launch`], for a VM that will [`Vmm::load`] what was saved.
+    async fn prepare_resume(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        Err(self.facts(spec.vm).await.err().unwrap_or_else(no_captures))
+    }
+    /// Loads into a VMM of [`Vmm::prepare_resume`] what [`Vmm::save`] wrote. The guest stands still until
+    /// [`Vmm::go_on`]. Must be called once. Fails with [`Error::Failed`] if it does not fit.
+    async fn load(&self, vm: VmId, _from: OwnedFd) -> Result<()> {
+        self.facts(vm).await.map(drop)
     }
     /// Returns whether the guest of a running VMM has begun to run. A service that ended between two steps of a start
     /// leaves a VMM whose guest never will.

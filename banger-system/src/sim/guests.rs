@@ -26,6 +26,7 @@ use tokio::{net::UnixStream, sync::watch};
 use super::{Sim, templates};
 use crate::ports::{
     Check, FromHost as _, Status,
+    captures::HostFacts,
     disks::OverlayBy,
     guest_link::{self, Channel, GuestFacts, GuestLink, UnconfiguredGuest},
     logs::{self, Log, LogRange, Logs, ReaderGuard},
@@ -96,8 +97,29 @@ impl Vmm for Sim {
         Ok(())
     }
 
+    async fn facts(&self, _vm: VmId) -> vmm::Result<HostFacts> {
+        self.vmm_facts()
+    }
+
+    async fn save(&self, vm: VmId, _to: OwnedFd) -> vmm::Result<()> {
+        self.save_guest(vm).await
+    }
+
+    async fn go_on(&self, vm: VmId) -> vmm::Result<()> {
+        self.let_guest_run(vm)
+    }
+
+    async fn prepare_resume(&self, spec: &LaunchSpec) -> vmm::Result<VmmCommand> {
+        self.prepare_launch(spec).await
+    }
+
+    async fn load(&self, vm: VmId, _from: OwnedFd) -> vmm::Result<()> {
+        self.load_guest(vm)
+    }
+
     async fn has_begun(&self, vm: VmId) -> vmm::Result<bool> {
-        Ok(!self.lock().interrupted.contains(&vm))
+        let state = self.lock();
+        Ok(!state.interrupted.contains(&vm) && !state.captures.loaded.contains(&vm))
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {

@@ -19,6 +19,7 @@ use banger_proto::size::Bytes;
 use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, HostError, NoProgress, Progress,
+    captures::HostFacts,
     disks::{self, Disks, OverlayBy},
     image_files::{self, Content, Exported, FileRange, ImageFiles, Layout},
     kernel_files::{self, BootFiles, HostKernel, KernelFiles},
@@ -81,6 +82,10 @@ impl Disks for Sim {
 
     async fn attached(&self) -> disks::Result<Vec<VmId>> {
         Ok(self.scan(Resource::Mapper)?.mappers.iter().copied().collect())
+    }
+
+    async fn identity(&self, vm: VmId) -> disks::Result<HostFacts> {
+        Ok([("the work disk".to_owned(), format!("{:?}", self.disk_sizes(vm)))].into())
     }
 
     async fn remove_directory(&self, vm: VmId) -> disks::Result<()> {

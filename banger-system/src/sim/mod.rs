@@ -1,6 +1,7 @@
 //! A host in memory: the same ports without privileges or side effects. It serves `banger-system --sim` and the
 //! engine's tests. It lists everything that exists, and fails at a chosen step.
 
+mod captures;
 mod catalogs;
 pub mod guests;
 mod library;
@@ -144,12 +145,13 @@ struct State {
     /// Whether the catalog's server answers.
     catalog_unreachable: bool,
     templates: templates::State,
+    captures: captures::State,
 }
 
 impl State {
     /// Returns whether the guest of a VM does not answer.
     fn is_silent(&self, vm: VmId) -> bool {
-        self.silent_guests || self.frozen.contains(&vm)
+        self.silent_guests || self.frozen.contains(&vm) || self.captures.standing.contains(&vm)
     }
 }
 
@@ -164,6 +166,7 @@ impl Sim {
         let sim = Arc::new(self.clone());
         Ports {
             authority: sim.clone(),
+            captures: sim.clone(),
             catalogs: sim.clone(),
             clock: sim.clone(),
             disks: sim.clone(),
@@ -394,6 +397,8 @@ impl Sim {
         let mut state = self.lock();
         state.streams.remove(&vm);
         state.frozen.remove(&vm);
+        state.captures.standing.remove(&vm);
+        state.captures.loaded.remove(&vm);
         if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }
@@ -425,10 +430,12 @@ impl Sim {
             .iter()
             .filter(|(_, end)| end.borrow().is_none())
             .map(|(vm, _)| format!("process {vm}"));
+        let captures = state.captures.all.keys().map(|vm| format!("capture {vm}"));
         let nics = state.nics.keys().map(|vm| format!("nic {vm}"));
         let ledger = state.ledger.iter().map(|(vm, resource)| format!("ledger {} {vm}", resource.as_str()));
         let rows = state.vms.keys().map(|vm| format!("row {vm}"));
         let mut all: Vec<String> = disks
+            .chain(captures)
             .chain(mappers)
             .chain(sockets)
             .chain(processes)

@@ -26,5 +26,6 @@ mod skip;
 mod stalled;
 mod store;
 mod supervisor;
+mod suspend;
 mod tars;
 mod template;

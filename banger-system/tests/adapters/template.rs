@@ -85,14 +85,14 @@ fn guest() -> Vec<u8> {
     elf
 }
 
-struct Host {
-    scratch: Scratch,
-    vmm: Qemu,
-    supervisor: ProcessSupervisor,
+pub struct Host {
+    pub scratch: Scratch,
+    pub vmm: Qemu,
+    pub supervisor: ProcessSupervisor,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let scratch = Scratch::new();
         scratch.install("banger-shim");
         let paths = scratch.paths.clone();
@@ -105,7 +105,7 @@ impl Host {
         Self { scratch, vmm, supervisor: ProcessSupervisor::new(paths) }
     }
 
-    fn spec(&self, vm: VmId) -> LaunchSpec {
+    pub fn spec(&self, vm: VmId) -> LaunchSpec {
         let paths = &self.scratch.paths;
         fs::create_dir_all(paths.vm_dir(vm)).unwrap();
         let disk = |name: &str, access, mib: u64| {
@@ -127,7 +127,7 @@ impl Host {
         }
     }
 
-    async fn run(&self, spec: &LaunchSpec, launch: impl Future<Output = Result<VmmCommand, Error>>) {
+    pub async fn run(&self, spec: &LaunchSpec, launch: impl Future<Output = Result<VmmCommand, Error>>) {
         let jail = self.vmm.jail_spec(spec).await.unwrap();
         let jail = self.supervisor.start_jail(jail).await.unwrap();
         jail.run(launch.await.unwrap()).await.unwrap();
@@ -149,14 +149,14 @@ impl Host {
         self.vmm.resume(vm, capture).await
     }
 
-    fn said(&self, vm: VmId) -> Vec<u8> {
+    pub fn said(&self, vm: VmId) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut reader = Reader::new(File::open(self.scratch.paths.console_log(vm)).unwrap()).unwrap();
         while reader.read(&mut bytes).unwrap() {}
         bytes
     }
 
-    async fn until_said(&self, vm: VmId, count: usize) -> Vec<u8> {
+    pub async fn until_said(&self, vm: VmId, count: usize) -> Vec<u8> {
         let said = async {
             loop {
                 let said = self.said(vm);
@@ -169,13 +169,13 @@ impl Host {
         tokio::time::timeout(TIMEOUT, said).await.unwrap()
     }
 
-    async fn remove(&self, vm: VmId) {
+    pub async fn remove(&self, vm: VmId) {
         self.supervisor.remove(vm).await.unwrap();
         self.vmm.remove_sockets(vm).await.unwrap();
     }
 }
 
-fn has_qemu() -> bool {
+pub fn has_qemu() -> bool {
     is_root() && Qemu::is_installed() && Path::new("/usr/share/qemu/qboot.rom").exists()
 }
 

@@ -17,5 +17,6 @@ mod recovery;
 mod sharing;
 mod steps;
 mod streams;
+mod suspend;
 mod tags;
 mod templates;

@@ -23,8 +23,20 @@ use crate::{
 };
 
 /// All benchmarks, in the order of the table.
-const ALL: [&str; 11] =
-    ["net", "import", "size", "start", "crowd", "exec", "workspace", "idle", "instant", "boot", "disk"];
+const ALL: [&str; 12] = [
+    "net",
+    "import",
+    "size",
+    "start",
+    "crowd",
+    "exec",
+    "mcp",
+    "workspace",
+    "idle",
+    "instant",
+    "boot",
+    "disk",
+];
 /// The benchmark that needs the test host, which takes too long for `--smoke`.
 const IN_TEST_HOST: &str = "disk";
 

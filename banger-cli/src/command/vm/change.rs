@@ -90,7 +90,7 @@ async fn all(
                 jobs.finish(bus, &job, track, &mut listener).await?;
                 let after = unless_ended(&mut listener, look(bus, &vm, method)).await?;
                 let effect = effect(method, &before, &after);
-                if matches!(method, "Start" | "Restart") {
+                if matches!(method, "Start" | "Restart") && after.text("BootedFrom") != "suspension" {
                     set_up(bus, &vm, progress, &mut listener).await?;
                 }
                 if wait.is_some() {
@@ -132,7 +132,9 @@ async fn set_up(bus: &Bus, vm: &OwnedObjectPath, progress: &Progress, listener: 
 /// Reads a sandbox before and after a method that may find nothing to do. It has no properties if it cannot be read.
 async fn look(bus: &Bus, vm: &OwnedObjectPath, method: &str) -> Result<Object> {
     match method {
-        "Start" | "Stop" => Ok(bus.properties(vm, VM_INTERFACE).await.unwrap_or_default()),
+        "Start" | "Stop" | "Suspend" | "Resume" => {
+            Ok(bus.properties(vm, VM_INTERFACE).await.unwrap_or_default())
+        }
         _ => Ok(Object::default()),
     }
 }
@@ -142,7 +144,8 @@ fn effect(method: &str, before: &Object, after: &Object) -> Effect {
     let is_same = before.text("State") == after.text("State")
         && before.number("StartedAt") == after.number("StartedAt");
     match (method, after.text("State")) {
-        ("Start", "running") if is_same => Effect::Unchanged("already running"),
+        ("Start" | "Resume", "running") if is_same => Effect::Unchanged("already running"),
+        ("Suspend", "suspended") if is_same => Effect::Unchanged("already suspended"),
         ("Stop", "created" | "stopped" | "failed") if is_same => Effect::Unchanged("already stopped"),
         _ => Effect::Changed,
     }
@@ -158,6 +161,9 @@ fn explain_signal(error: Error, sandbox: Result<&Object, &Error>) -> Error {
         Ok("starting") => "it is starting: `banger vm stop NAME` stops it.",
         Ok("running") => "it is running: `banger vm stop NAME` stops it.",
         Ok("paused") => "it is paused: `banger vm unpause NAME` continues it.",
+        Ok("suspending") => "the service suspends it.",
+        Ok("resuming") => "the service resumes it.",
+        Ok("suspended") => "it is suspended: `banger vm resume NAME` continues it.",
         Ok("stopping") => "the service stops it.",
         Ok("deleting") => "the service deletes it.",
         Ok("failed") => "it failed: `banger vm logs NAME` shows why, `banger vm start NAME` boots it.",
@@ -185,7 +191,10 @@ mod tests {
     use zbus::{OwnedVariant, Variant};
 
     use super::*;
-    use crate::ui::wording::{check, of_service, shown};
+    use crate::{
+        command::filter::STATES,
+        ui::wording::{check, of_service, shown},
+    };
 
     #[test]
     fn hints_of_changes() {
@@ -198,8 +207,7 @@ mod tests {
         };
         let unreadable = |error: Error| explain_signal(interrupted(), Err(&error)).about("web");
         let detached = explain_signal(Error::Detached { signal: 2 }, Ok(&Object::default())).about("web");
-        let states =
-            ["starting", "running", "paused", "stopping", "stopped", "created", "failed", "deleting"];
+        let states = STATES;
         let errors = [
             ("delete of a running one", refused),
             ("interrupted, gone", unreadable(of_service(ErrorName::UnknownObject))),
@@ -234,6 +242,10 @@ mod tests {
             ("Stop", ("failed", 1), ("failed", 1), stopped),
             ("Stop", ("failed", 1), ("stopped", 1), Effect::Changed),
             ("Restart", ("running", 1), ("running", 1), Effect::Changed),
+            ("Suspend", ("running", 1), ("suspended", 1), Effect::Changed),
+            ("Suspend", ("suspended", 1), ("suspended", 1), Effect::Unchanged("already suspended")),
+            ("Resume", ("suspended", 1), ("running", 2), Effect::Changed),
+            ("Resume", ("running", 2), ("running", 2), running),
         ] {
             let found = effect(method, &sandbox(before), &sandbox(after));
             assert_eq!(found, expect, "{method} {before:?} {after:?}");

@@ -17,6 +17,9 @@ pub fn reminder(sandbox: &Object) -> Option<String> {
             "{name} is still running: `banger vm exec {name}` opens a shell, `banger vm delete --force \
              {name}` deletes it."
         )),
+        "suspending" | "suspended" => Some(format!(
+            "{name} is suspended: `banger vm resume {name}` continues it, `banger vm delete {name}` deletes it."
+        )),
         "" | "deleting" => None,
         _ => Some(format!(
             "{name} has stopped: `banger vm start {name}` boots it, `banger vm delete {name}` deletes it."

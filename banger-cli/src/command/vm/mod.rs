@@ -39,6 +39,7 @@ mod start;
 pub mod stats;
 mod stop;
 mod stop_args;
+mod suspend;
 pub mod vm_args;
 mod wait;
 mod wait_exit;
@@ -67,6 +68,8 @@ pub enum VmCommand {
     Restart(restart::Restart),
     Pause(pause::Pause),
     Unpause(pause::Unpause),
+    Suspend(suspend::Suspend),
+    Resume(suspend::Resume),
     Kill(kill::Kill),
     Delete(delete::Delete),
     #[command(visible_aliases = ["ls", "ps"])]
@@ -122,6 +125,8 @@ impl VmCommand {
             VmCommand::Restart(restart) => restart.run().await,
             VmCommand::Pause(pause) => pause.run().await,
             VmCommand::Unpause(unpause) => unpause.run().await,
+            VmCommand::Suspend(suspend) => suspend.run().await,
+            VmCommand::Resume(resume) => resume.run().await,
             VmCommand::Kill(kill) => kill.run().await,
             VmCommand::Delete(delete) => delete.run().await,
             VmCommand::List(list) => list.run().await,

@@ -89,7 +89,8 @@ fn in_directory(session: &Session, arguments: &[String]) -> Vec<String> {
 /// Checks that a sandbox is running. This is done here, because ssh adds a confusing line to an error of its proxy.
 fn require_running(sandbox: &Object) -> Result<()> {
     match sandbox.text("State") {
-        "running" | "starting" => Ok(()),
+        // A suspended one is resumed by the connection.
+        "running" | "starting" | "suspended" | "resuming" => Ok(()),
         _ => {
             let message = format!("{} is not running", sandbox.name());
             let error = Error::Service { name: ErrorName::InvalidState, message };

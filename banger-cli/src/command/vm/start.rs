@@ -1,7 +1,8 @@
 //! `banger vm start`.
 
-use banger_proto::bus::proxy::Options;
+use banger_proto::bus::{option::start, proxy::Options};
 use clap::Args;
+use zbus::Variant;
 
 use super::{
     change::{self, ChangeArgs},
@@ -11,7 +12,7 @@ use crate::error::Result;
 
 /// Start sandboxes
 ///
-/// Returns when the guests' agents answer. A sandbox that is running stays as it is.
+/// Returns when the guests' agents answer. A sandbox that is running stays as it is, and a suspended one continues.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -26,13 +27,19 @@ pub struct Start {
     /// Phase of the boot to wait for [default: agent]
     #[arg(long, value_name = "PHASE")]
     wait: Option<Wait>,
+    /// Boot suspended sandboxes; what was in their memory is lost
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     change: ChangeArgs,
 }
 
 impl Start {
     pub async fn run(&self) -> Result<u8> {
-        change::each_and_wait(&self.sandboxes, "Start", Options::new(), self.change, "started", self.wait)
-            .await
+        let mut options = Options::new();
+        if self.cold {
+            options.insert(start::COLD, Variant::from(true));
+        }
+        change::each_and_wait(&self.sandboxes, "Start", options, self.change, "started", self.wait).await
     }
 }

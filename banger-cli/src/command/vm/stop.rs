@@ -11,7 +11,7 @@ use crate::error::Result;
 /// Shut sandboxes down, and keep their disks
 ///
 /// The guest writes its data to disk and powers off. A sandbox that is not running stays as it is; a failed one
-/// becomes stopped.
+/// becomes stopped. A suspended one is stopped with `--force` only, and loses what was in its memory.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:

@@ -39,6 +39,7 @@ impl VmTask {
         let name = || self.vm.name.to_string();
         match self.vm.state {
             State::Deleting => return Err(Error::Deleted { name: name() }),
+            State::Suspended => return Err(Error::Suspended { name: name() }),
             state if state.is_up() => return Err(Error::StillWriting { name: name() }),
             _ => {}
         }

@@ -19,6 +19,7 @@ use crate::{
         now,
     },
     ports::{
+        captures::Stored,
         guest_link::{self, GuestFacts},
         logs::Log,
         supervisor::{self, Ended},
@@ -43,6 +44,8 @@ pub(super) enum TaskEvent {
     ShutdownAnswered(guest_link::Result<()>),
     /// The time for a clean stop is over.
     StopTimedOut,
+    /// The memory is on disk, or the suspension failed; then also why the guest does not run on, if it does not.
+    Captured(Box<Result<Stored, (Error, Option<Error>)>>),
     /// The VMM was killed; its end is reported separately.
     Killed(supervisor::Result<()>),
     /// The kernel of the host was imported, or could not be.
@@ -85,11 +88,12 @@ impl VmTask {
                 tracing::warn!(vm = %self.vm.id, "the guest takes too long to power off");
                 self.kill_vmm();
             }
+            TaskEvent::Captured(result) => self.captured(*result).await,
             TaskEvent::Killed(Ok(())) => {}
             TaskEvent::Killed(Err(error)) => {
                 tracing::error!(vm = %self.vm.id, %error, "cannot end a VMM");
                 self.fail_waiters(&Arc::new(error.into()), |goal| {
-                    matches!(goal, Goal::Down | Goal::Gone | Goal::Again(_))
+                    matches!(goal, Goal::Down | Goal::Gone | Goal::Again(_) | Goal::Suspended)
                 });
             }
             TaskEvent::KernelImported(kernel) => self.kernel_imported(kernel).await,
@@ -128,11 +132,21 @@ impl VmTask {
     }
 
     pub(super) async fn vmm_ended(&mut self, ended: Ended) -> Next {
-        let (event, reason) = self.classify_end(&ended).await;
-        self.note_end(&ended).await;
+        let (event, reason) = match self.vm.state == State::Suspending && self.is_captured {
+            true => (Event::Suspended, Reason::UserRequest),
+            false => self.classify_end(&ended).await,
+        };
+        if event != Event::Suspended {
+            self.note_end(&ended).await;
+        }
         tracing::info!(vm = %self.vm.id, ?ended, %reason, "the VMM has ended");
         // All background work belongs to the boot that has ended, and so do its unread results.
         self.background = JoinSet::new();
+        if event != Event::Suspended {
+            self.discard_capture().await;
+            let gone = Arc::new(Error::NotRunning { name: self.vm.name.to_string() });
+            self.fail_waiters(&gone, |goal| goal == Goal::Suspended);
+        }
         self.apply(event);
         self.vm.reason = reason;
         self.clear_boot();
@@ -147,7 +161,8 @@ impl VmTask {
         }
         let name = self.vm.name.to_string();
         let left = not_released(&name, self.lease.release(Scope::Boot).await);
-        let is_over = self.vm.lifetime == Lifetime::UntilStopped;
+        let is_suspended = self.vm.state == State::Suspended;
+        let is_over = self.vm.lifetime == Lifetime::UntilStopped && !is_suspended;
         // A sandbox that is about to be deleted stays up in the database, so that a restart of the service deletes it.
         if is_over {
             self.publish();
@@ -170,7 +185,7 @@ impl VmTask {
         }
         self.template_in_use = None;
         self.fail_waiters(&early, |goal| matches!(goal, Goal::Running | Goal::Ready));
-        let down = self.take_waiters(|goal| goal == Goal::Down);
+        let down = self.take_waiters(|goal| matches!(goal, Goal::Down | Goal::Suspended));
         match left.map(Arc::new) {
             None => down.into_iter().for_each(|job| job.finish(Ok(()))),
             // It is down, but its host is not as it was before the start.

@@ -39,7 +39,8 @@
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
 //! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
-//! image of a VM that is down, and `remove.rs` deletes it.
+//! image of a VM that is down, and `remove.rs` deletes it. `suspend.rs` writes the memory of a VM to disk before it ends
+//! the VMM, and `resume.rs` starts another one that continues with it.
 
 mod commit;
 mod event;
@@ -49,8 +50,10 @@ mod pause;
 mod reattach;
 mod reboot;
 mod remove;
+mod resume;
 mod start;
 mod stop;
+mod suspend;
 mod waiter;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -86,7 +89,7 @@ use super::{
     view::{BootedFrom, JobKind, Object, VmView},
 };
 use crate::{
-    ports::{supervisor::Started, templates::TemplateKey},
+    ports::{captures::Stored, supervisor::Started, templates::TemplateKey},
     tasks::Task,
 };
 
@@ -123,6 +126,13 @@ pub(super) enum Command {
     },
     Unpause {
         reply: Reply<()>,
+    },
+    Suspend {
+        reply: Reply<JobId>,
+    },
+    Resume {
+        start: Start,
+        reply: Reply<JobId>,
     },
     Rename {
         name: Name,
@@ -190,6 +200,10 @@ pub(super) struct VmTask {
     missing_template: Option<(TemplateKey, LaunchSpec)>,
     /// The template that this boot continues from, until its guest is ready.
     template_in_use: Option<TemplateKey>,
+    /// Its memory on disk. While it is written, the most that it can take.
+    captured: Option<Stored>,
+    /// Whether that is complete, so that its VMM ends.
+    is_captured: bool,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
     caller_is_gone: bool,
 }
@@ -252,6 +266,8 @@ impl VmTask {
             booted_from: None,
             missing_template: None,
             template_in_use: None,
+            captured: None,
+            is_captured: false,
             caller_is_gone: false,
         }
     }
@@ -303,6 +319,14 @@ impl VmTask {
             }
             Command::Unpause { reply } => {
                 let result = self.unpause().await;
+                answer(reply, result);
+            }
+            Command::Suspend { reply } => {
+                let result = self.suspend().await;
+                answer(reply, result);
+            }
+            Command::Resume { start, reply } => {
+                let result = self.resume(start).await;
                 answer(reply, result);
             }
             Command::Rename { name, reply } => {
@@ -405,8 +429,14 @@ impl VmTask {
     fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        let booted_from = self.booted_from;
-        VmView { blocked_ports, silent, booted_from, ..self.shared.view(vm, self.unit.clone(), self.pid) }
+        let (booted_from, captured) = (self.booted_from, self.captured);
+        VmView {
+            blocked_ports,
+            silent,
+            booted_from,
+            captured,
+            ..self.shared.view(vm, self.unit.clone(), self.pid)
+        }
     }
 }
 

@@ -75,7 +75,7 @@ impl VmTask {
     }
 
     /// Sets the guest's clock in the background: it stood still.
-    fn correct_clock(&self) {
+    pub(super) fn correct_clock(&self) {
         let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
         tokio::spawn(async move {
             if let Err(error) = shared.ports.guest.sync_clock(vm, &token, Occasion::Jump).await {

@@ -18,8 +18,14 @@ use crate::{
 
 impl VmTask {
     pub(super) async fn reattach(&mut self, process: Option<Started>) -> Next {
+        self.reattach_capture(process.is_some()).await;
         match (self.vm.state, process) {
             (State::Deleting, _) => self.finish_deletion().await,
+            (State::Suspended, _) => {
+                self.publish();
+                self.lease.release(Scope::Boot).await;
+                Next::Continue
+            }
             (State::Starting, Some(_)) if !self.has_begun().await => {
                 tracing::warn!(vm = %self.vm.id, "found a VMM whose start was interrupted; ending it");
                 self.lease.release(Scope::Boot).await;
@@ -56,6 +62,57 @@ impl VmTask {
         }
     }
 
+    /// Brings the state of a VM whose memory was being written or loaded into one that a running service could have left.
+    /// What `suspend.rs` and `resume.rs` say about crashes happens here.
+    async fn reattach_capture(&mut self, is_running: bool) {
+        let is_captured = self.is_captured_on_disk().await;
+        let guest_stands = async |task: &Self| is_running && !task.has_begun().await;
+        match self.vm.state {
+            State::Suspending if is_running => {
+                self.discard_capture().await;
+                self.apply(Event::SuspendFailed);
+                if let Err(error) = self.shared.ports.vmm.go_on(self.vm.id).await {
+                    tracing::error!(vm = %self.vm.id, %error, "a guest does not go on");
+                }
+                self.save_or_log().await;
+            }
+            State::Suspending if is_captured => {
+                self.apply(Event::Suspended);
+                self.become_suspended().await;
+            }
+            State::Resuming => {
+                self.apply(Event::LaunchFailed);
+                self.become_suspended().await;
+            }
+            // The row was stored in the last step before its guest would have run.
+            State::Running if is_captured && guest_stands(self).await => {
+                self.vm.state = State::Suspended;
+                self.become_suspended().await;
+            }
+            State::Suspended => {}
+            _ => self.discard_capture().await,
+        }
+    }
+
+    async fn is_captured_on_disk(&mut self) -> bool {
+        if !self.lease.holds(Resource::Capture) {
+            return false;
+        }
+        let stored = self.shared.ports.captures.stored(self.vm.id).await;
+        self.captured = stored.unwrap_or_else(|error| {
+            tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot look at a suspended guest");
+            None
+        });
+        self.captured.is_some()
+    }
+
+    async fn become_suspended(&mut self) {
+        tracing::warn!(vm = %self.vm.id, "the service ended while it suspended or resumed a sandbox, which is suspended");
+        self.vm.reason = Reason::UserRequest;
+        self.clear_boot();
+        self.save_or_log().await;
+    }
+
     /// Takes over resources that a late look at the host has found, and releases those that are not needed.
     pub(super) async fn found(&mut self, resources: BTreeSet<Resource>, process: Option<Started>) -> Next {
         self.lease.add(resources);
@@ -71,6 +128,9 @@ impl VmTask {
             _ if self.commit.is_some() => {}
             // Failures are logged in the lease, and tried again.
             _ => drop(self.lease.release(Scope::Boot).await),
+        }
+        if !matches!(self.vm.state, State::Suspending | State::Suspended | State::Resuming) {
+            self.lease.release_one(Resource::Capture).await;
         }
         Next::Continue
     }

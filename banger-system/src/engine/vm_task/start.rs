@@ -22,7 +22,7 @@ use crate::{
         job::{JobHandle, Stages},
         lease::not_released,
         now,
-        request::{Start, WaitFor},
+        request::{KeepMemory, Start, WaitFor},
         templates::Template,
         view::{BootedFrom, JobKind},
     },
@@ -47,10 +47,23 @@ pub(super) struct GuestWait {
 }
 
 impl GuestWait {
+    /// Begins to wait for a guest that continues after a time in which it stood still.
+    pub(super) fn after_a_jump(timeout: Duration) -> Self {
+        Self { begun: Instant::now(), timeout, occasion: Occasion::Jump }
+    }
+
     /// Returns whether a guest would have had enough time, if there is nothing wrong with it.
     pub(super) fn was_long(&self, usual: Duration) -> bool {
         self.timeout >= usual
     }
+}
+
+/// What a VMM needs, and the jail for it.
+pub(super) struct SetUp {
+    pub(super) spec: LaunchSpec,
+    pub(super) jail: Box<dyn EmptyJail>,
+    /// Whether the VMM opens its TAP itself.
+    opens_tap: bool,
 }
 
 impl VmTask {
@@ -108,8 +121,10 @@ impl VmTask {
     }
 
     pub(super) async fn start(&mut self, start: Start) -> Result<JobId> {
-        if self.vm.state == State::Paused {
-            return Err(Error::Paused { name: self.vm.name.to_string() });
+        match self.vm.state {
+            State::Paused => return Err(Error::Paused { name: self.vm.name.to_string() }),
+            State::Suspended if start.memory == KeepMemory::Yes => return self.resume(start).await,
+            _ => {}
         }
         let transition = step(self.vm.state, Event::Start)?;
         self.require_unread_disks().await?;
@@ -129,12 +144,17 @@ impl VmTask {
 
     /// Checks the lifecycle table and the owner's quota, then boots the VM.
     pub(super) async fn admit_and_boot(&mut self, job: &JobHandle, start: Start) -> Result<()> {
+        if self.vm.state == State::Suspended && start.memory == KeepMemory::Yes {
+            return Err(Error::Suspended { name: self.vm.name.to_string() });
+        }
         let Transition::To(state) = step(self.vm.state, Event::Start)? else { return Ok(()) };
         let reason = Reason::UserRequest;
         let admitted = Vm { state, reason, ready_at: Timestamp::default(), ..self.vm.clone() };
         let view = self.view_of(admitted.clone());
         self.shared.inventory.publish_start(view, &self.shared.settings.limits)?;
         self.vm = admitted;
+        // The disks change as soon as the guest boots.
+        self.discard_capture().await;
         self.boot(job, start).await
     }
 
@@ -148,16 +168,7 @@ impl VmTask {
         let begun = Instant::now();
         match self.launch_clean().await {
             Ok((started, from)) => {
-                let host_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.unit = started.unit;
-                self.pid = started.pid;
-                tracing::info!(vm = %self.vm.id, booted_from = from.as_str(), host_us, "started a VMM");
-                self.booted_from = Some(from);
-                self.apply(Event::Launched);
-                // If this fails, the row still says `starting`, and recovery handles that the same way.
-                self.save_or_log().await;
-                self.watch_vmm();
-                self.watch_for_halt();
+                self.launched(started, from, begun).await;
                 let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
                 self.watch_guest(timeout, Occasion::Boot);
                 job.stage("boot", "waiting for the guest");
@@ -171,6 +182,20 @@ impl VmTask {
                 Err(error)
             }
         }
+    }
+
+    /// Notes that the VMM runs, and watches it.
+    pub(super) async fn launched(&mut self, started: Started, from: BootedFrom, begun: Instant) {
+        let host_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.unit = started.unit;
+        self.pid = started.pid;
+        tracing::info!(vm = %self.vm.id, booted_from = from.as_str(), host_us, "started a VMM");
+        self.booted_from = Some(from);
+        self.apply(Event::Launched);
+        // If this fails, the row still says `starting`, and recovery handles that the same way.
+        self.save_or_log().await;
+        self.watch_vmm();
+        self.watch_for_halt();
     }
 
     /// Launches the VMM after releasing what an earlier boot left. The ledger still has resources that could not be
@@ -196,12 +221,13 @@ impl VmTask {
         }
     }
 
-    async fn release_boot(&mut self) -> Result<()> {
+    pub(super) async fn release_boot(&mut self) -> Result<()> {
         let left = self.lease.release(Scope::Boot).await;
         not_released(self.vm.name.as_str(), left).map_or(Ok(()), Err)
     }
 
-    async fn launch(&mut self, may_continue: bool) -> Result<(Started, BootedFrom)> {
+    /// Makes everything that a VMM needs.
+    pub(super) async fn set_up(&mut self) -> Result<SetUp> {
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         let nic = self.shared.nic(&self.vm).await?;
@@ -229,6 +255,12 @@ impl VmTask {
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
         // Stored before the guest boots, so that a restarted service knows the guest's token.
         ports.store.put_vm(&self.vm).await?;
+        Ok(SetUp { spec, jail, opens_tap })
+    }
+
+    async fn launch(&mut self, may_continue: bool) -> Result<(Started, BootedFrom)> {
+        let SetUp { spec, jail, opens_tap } = self.set_up().await?;
+        let ports = self.shared.ports.clone();
         self.missing_template = None;
         let template = match may_continue {
             true => self.shared.template_of(&spec, self.vm.kernel).await,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use banger_domain::{
     id::JobId,
-    lifecycle::{Event, Reason, Transition, step},
+    lifecycle::{Event, Reason, State, Transition, step},
 };
 use tokio::time::Instant;
 
@@ -27,10 +27,14 @@ pub(super) const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 impl VmTask {
     pub(super) async fn stop(&mut self, stop: Stop) -> Result<JobId> {
         step(self.vm.state, Event::Stop)?;
+        let loses_memory = matches!(self.vm.state, State::Suspending | State::Suspended);
+        if loses_memory && stop.mode == StopMode::Graceful {
+            return Err(Error::Suspended { name: self.vm.name.to_string() });
+        }
         let job = self.begin_job(JobKind::VmStop, STOP)?;
         let id = job.id();
         if !self.vm.state.is_up() {
-            job.finish(self.clear_failure().await);
+            job.finish(self.become_stopped().await);
             return Ok(id);
         }
         self.stop_vmm(stop, Reason::UserRequest).await?;
@@ -39,16 +43,21 @@ impl VmTask {
         Ok(id)
     }
 
-    /// Makes a failed VM a stopped one: nothing of it is up, and its user has seen the failure.
-    async fn clear_failure(&mut self) -> Result<()> {
+    /// Makes a VM a stopped one of which nothing is up: one that failed, whose user has seen the failure, or a suspended
+    /// one, whose memory is discarded.
+    async fn become_stopped(&mut self) -> Result<()> {
         if self.enter(Event::Stop)? != Transition::Unchanged {
             self.vm.reason = Reason::UserRequest;
+            self.discard_capture().await;
             self.save().await?;
         }
         Ok(())
     }
 
     pub(super) async fn restart(&mut self, stop: Stop, start: Start) -> Result<JobId> {
+        if matches!(self.vm.state, State::Suspending | State::Suspended) {
+            return Err(Error::Suspended { name: self.vm.name.to_string() });
+        }
         if !self.vm.state.is_up() {
             return self.start(start).await;
         }

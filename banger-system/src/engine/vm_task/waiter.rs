@@ -21,6 +21,8 @@ pub(super) enum Goal {
     Up(Start),
     /// The VMM has ended.
     Down,
+    /// The memory is on disk, and the VMM has ended.
+    Suspended,
     /// The VMM has ended, and the next one runs.
     Again(Start),
     /// The kernel of the host is imported, and then the VM runs.

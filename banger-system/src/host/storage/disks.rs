@@ -10,7 +10,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Write},
-    os::unix::fs::{DirBuilderExt, FileExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,6 +29,7 @@ use crate::{
     host::blocking::blocking,
     ports::{
         Check, FromHost as _, Status,
+        captures::HostFacts,
         disks::{Disks, Error, OverlayBy, Result},
     },
 };
@@ -54,6 +55,19 @@ impl FileDisks {
     pub fn because(self, reason: &Error) -> Self {
         Self { reason: reason.to_string().into(), ..self }
     }
+}
+
+/// Returns what tells those of these files that exist from others that come in their places.
+fn stamps(files: &[PathBuf]) -> io::Result<String> {
+    let mut stamps = Vec::new();
+    for file in files {
+        match fs::metadata(file) {
+            Ok(found) => stamps.push(format!("{}-{}", found.ino(), found.len())),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(stamps.join(" "))
 }
 
 #[async_trait]
@@ -147,6 +161,19 @@ impl Disks for FileDisks {
 
     async fn attached(&self) -> Result<Vec<VmId>> {
         Ok(Vec::new())
+    }
+
+    async fn identity(&self, vm: VmId) -> Result<HostFacts> {
+        let paths = self.paths.clone();
+        blocking("look at the disks of a sandbox", move || {
+            let disks = [
+                ("the system disk", vec![paths.system_disk(vm), paths.system_layer(vm), paths.overlay(vm)]),
+                ("the work disk", vec![paths.work_disk(vm)]),
+            ];
+            let stamped = disks.into_iter().map(|(disk, files)| Ok((disk.to_owned(), stamps(&files)?)));
+            stamped.collect::<io::Result<_>>().map_err(|error| Error::os("look at the disks", error))
+        })
+        .await
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {

@@ -3,6 +3,7 @@
 //! A file appears whole or not at all ([`partial`]), and so does a directory ([`staging`]). A system disk is a
 //! snapshot of its image by device mapper ([`mapper`]), or a file ([`disks`]).
 
+pub mod captures;
 pub mod disks;
 mod host_kernel;
 pub mod image_files;

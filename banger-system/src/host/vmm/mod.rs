@@ -9,7 +9,7 @@ pub mod firecracker;
 pub mod kvm;
 pub mod qemu;
 
-use std::path::PathBuf;
+use std::{os::fd::OwnedFd, path::PathBuf};
 
 use async_trait::async_trait;
 use banger_domain::{
@@ -23,6 +23,7 @@ use tokio::net::UnixStream;
 use self::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu};
 use crate::ports::{
     Check, FromHost as _, Status,
+    captures::HostFacts,
     disks::OverlayBy,
     guest_link::{self, Channel},
     supervisor::Started,
@@ -128,6 +129,26 @@ impl Vmm for Vmms {
 
     async fn resume(&self, vm: VmId, capture: &Capture) -> Result<()> {
         self.of(vm).resume(vm, capture).await
+    }
+
+    async fn facts(&self, vm: VmId) -> Result<HostFacts> {
+        self.of(vm).facts(vm).await
+    }
+
+    async fn save(&self, vm: VmId, to: OwnedFd) -> Result<()> {
+        self.of(vm).save(vm, to).await
+    }
+
+    async fn go_on(&self, vm: VmId) -> Result<()> {
+        self.of(vm).go_on(vm).await
+    }
+
+    async fn prepare_resume(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        self.of(spec.vm).prepare_resume(spec).await
+    }
+
+    async fn load(&self, vm: VmId, from: OwnedFd) -> Result<()> {
+        self.of(vm).load(vm, from).await
     }
 
     async fn has_begun(&self, vm: VmId) -> Result<bool> {

@@ -25,6 +25,7 @@ mod registry;
 mod sessions;
 mod settings;
 mod ssh;
+mod suspend;
 mod template;
 mod terminal;
 mod workspace;
@@ -74,6 +75,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     sessions::CHECKS,
     settings::CHECKS,
     ssh::CHECKS,
+    suspend::CHECKS,
     terminal::CHECKS,
     workspace::CHECKS,
 ];

@@ -41,6 +41,7 @@ use crate::{
     host::blocking::blocking,
     ports::{
         Check, FromHost as _, Status,
+        captures::HostFacts,
         disks::{Disks, Error, OverlayBy, Result},
     },
 };
@@ -154,6 +155,10 @@ impl Disks for MapperDisks {
 
     async fn attached(&self) -> Result<Vec<VmId>> {
         blocking("look for snapshots", snapshot::found).await
+    }
+
+    async fn identity(&self, vm: VmId) -> Result<HostFacts> {
+        self.files.identity(vm).await
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {

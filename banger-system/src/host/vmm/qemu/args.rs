@@ -30,6 +30,8 @@ pub enum Role {
     Template,
     /// It continues from a capture. Firmware, kernel and initramfs are in the captured memory.
     Child,
+    /// It continues from a capture with all of its memory, which it gets from a stream.
+    Resumed,
 }
 
 /// Returns the name of a drive's file.
@@ -78,7 +80,7 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     match role {
         Role::Boot => add(&["-name", &name(spec), "-uuid", &uuid(spec.vm)]),
-        Role::Child => add(&["-name", &name(spec)]),
+        Role::Child | Role::Resumed => add(&["-name", &name(spec)]),
         // Without a UUID, the guest's init makes up its machine id.
         Role::Template => add(&["-name", "banger-template"]),
     }
@@ -94,11 +96,12 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
     let backend = "memory-backend-file,id=ram0,mem-path=/proc/self/fd/{fd:memory}";
     let share = if role == Role::Child { "off" } else { "on" };
     add(&["-object", &format!("{backend},size={memory},share={share}")]);
-    if role == Role::Child {
-        add(&["-incoming", "defer"]);
-    } else {
-        add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
-        add(&["-append", COMMAND_LINE]);
+    match role {
+        Role::Child | Role::Resumed => add(&["-incoming", "defer"]),
+        Role::Boot | Role::Template => {
+            add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
+            add(&["-append", COMMAND_LINE]);
+        }
     }
 
     add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
@@ -112,7 +115,7 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
     }
     let (drives, nics) = match role {
         Role::Template => (empty_drives(spec), Vec::new()),
-        Role::Boot | Role::Child => (drives(spec), spec.nics.iter().enumerate().collect()),
+        Role::Boot | Role::Child | Role::Resumed => (drives(spec), spec.nics.iter().enumerate().collect()),
     };
     if role == Role::Template {
         for _ in &spec.nics {
@@ -243,6 +246,7 @@ mod tests {
         assert_eq!(added(Role::Boot, Role::Template), [name, card, disk(0), disk(1), disk(2)]);
         let child = [format!("{memory}=off"), "-incoming".to_owned(), "defer".to_owned()];
         assert_eq!(added(Role::Boot, Role::Child), child);
+        assert_eq!(added(Role::Boot, Role::Resumed), ["-incoming", "defer"]);
         // The guest sees devices in the order of the command line.
         let devices = |role| {
             let all = lines(role).into_iter();
@@ -251,6 +255,7 @@ mod tests {
         };
         assert_eq!(devices(Role::Template), devices(Role::Child));
         assert_eq!(devices(Role::Boot), devices(Role::Child));
+        assert_eq!(devices(Role::Boot), devices(Role::Resumed));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     host::storage::templates::stamp,
     ports::{
         FromHost as _,
+        captures::HostFacts,
         templates::TemplateKey,
         vmm::{Error, Result},
     },
@@ -48,6 +49,18 @@ pub fn host() -> Result<Vec<String>> {
     ];
     facts.extend(processor(&cpuinfo));
     Ok(facts)
+}
+
+/// Returns what the state of a guest in a running VMM depends on, beside its own disks. `host` is what [`host`] returns.
+pub fn facts(version: String, acceleration: Acceleration, host: &[String]) -> HostFacts {
+    let (kernel, processor) = host.split_at(host.len().min(2));
+    let parts = [
+        ("the VMM", version),
+        ("the acceleration", format!("{acceleration:?}")),
+        ("the host's kernel", kernel.join(" ")),
+        ("the host's processor", processor.join(" ")),
+    ];
+    parts.into_iter().map(|(part, value)| (part.to_owned(), value)).collect()
 }
 
 /// Returns the facts about the first processor.

@@ -36,6 +36,7 @@ use crate::{
     host::{blocking::blocking, memory, network, programs::QEMU},
     ports::{
         Check, FromHost as _, Status,
+        captures::HostFacts,
         disks::OverlayBy,
         guest_link::{self, Channel},
         templates::TemplateKey,
@@ -82,6 +83,19 @@ impl Qemu {
         blocking(doing, move || prepare(&spec, &paths, acceleration, &sockets, role, memory)).await
     }
 
+    /// Returns the facts about the host.
+    async fn host(&self) -> Result<Vec<String>> {
+        let known = Arc::clone(&self.host);
+        blocking("look at the host", move || match known.get() {
+            Some(host) => Ok(host.clone()),
+            None => {
+                let read = key::host()?;
+                Ok(known.get_or_init(|| read).clone())
+            }
+        })
+        .await
+    }
+
     fn templates(&self) -> MutexGuard<'_, HashMap<VmId, OwnedFd>> {
         self.templates.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -114,19 +128,10 @@ impl Vmm for Qemu {
         if self.acceleration == Acceleration::Kvm {
             return Ok(None);
         }
-        let (spec, acceleration, known) = (spec.clone(), self.acceleration, Arc::clone(&self.host));
+        let (spec, acceleration, host) = (spec.clone(), self.acceleration, self.host().await?);
         let vmm = [QEMU, FIRMWARE].map(PathBuf::from);
-        let key = blocking("look at the files of a template", move || {
-            let host = match known.get() {
-                Some(host) => host.clone(),
-                None => {
-                    let read = key::host()?;
-                    known.get_or_init(|| read).clone()
-                }
-            };
-            key::of(&spec, acceleration, vmm, host)
-        });
-        key.await.map(Some)
+        let doing = "look at the files of a template";
+        blocking(doing, move || key::of(&spec, acceleration, vmm, host)).await.map(Some)
     }
 
     async fn prepare_template(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
@@ -147,6 +152,27 @@ impl Vmm for Qemu {
 
     async fn resume(&self, vm: VmId, capture: &Capture) -> Result<()> {
         capture::resume(&mut self.sockets.control(vm).await?, capture).await
+    }
+
+    async fn facts(&self, vm: VmId) -> Result<HostFacts> {
+        let version = capture::version(&mut self.sockets.control(vm).await?).await?;
+        Ok(key::facts(version, self.acceleration, &self.host().await?))
+    }
+
+    async fn save(&self, vm: VmId, to: OwnedFd) -> Result<()> {
+        capture::save(&mut self.sockets.control(vm).await?, to).await
+    }
+
+    async fn go_on(&self, vm: VmId) -> Result<()> {
+        capture::go_on(&mut self.sockets.control(vm).await?).await
+    }
+
+    async fn prepare_resume(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        self.prepare(spec, Role::Resumed, memory::of_guest(spec.memory)?).await
+    }
+
+    async fn load(&self, vm: VmId, from: OwnedFd) -> Result<()> {
+        capture::load(&mut self.sockets.control(vm).await?, from).await
     }
 
     async fn has_begun(&self, vm: VmId) -> Result<bool> {
@@ -186,7 +212,7 @@ fn prepare(
     memory: OwnedFd,
 ) -> Result<VmmCommand> {
     let mut files = vec![(args::MEMORY.to_owned(), memory)];
-    if role != Role::Child {
+    if matches!(role, Role::Boot | Role::Template) {
         files.push(("kernel".to_owned(), files::open(&spec.kernel, Access::ReadOnly)?));
         files.push(("initrd".to_owned(), files::initrd(spec)?));
     }

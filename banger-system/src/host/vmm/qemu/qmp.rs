@@ -66,7 +66,7 @@ impl Qmp {
             .map_err(|error| Error::Failed { message: format!("cannot reach QEMU: {error}") })?;
         let (reader, writer) = stream.into_split();
         let mut qmp = Self { reader: BufReader::new(reader), writer };
-        let greeting = within(qmp.line()).await?;
+        let greeting = within(TIMEOUT, qmp.line()).await?;
         if greeting.greeting.is_none() {
             return Err(nonsense());
         }
@@ -84,12 +84,17 @@ impl Qmp {
 
     /// Runs a command, and returns its answer.
     pub async fn run(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        self.request(command, arguments, None).await
+        self.request(command, arguments, None, TIMEOUT).await
+    }
+
+    /// Runs a command that may take as long as this.
+    pub async fn run_within(&mut self, timeout: Duration, command: &str, arguments: Value) -> Result<Value> {
+        self.request(command, arguments, None, timeout).await
     }
 
     /// Gives QEMU a file, which later commands call `fd:NAME`.
     pub async fn pass_file(&mut self, name: &str, file: BorrowedFd<'_>) -> Result<()> {
-        self.request("getfd", json!({"fdname": name}), Some(file)).await?;
+        self.request("getfd", json!({"fdname": name}), Some(file), TIMEOUT).await?;
         Ok(())
     }
 
@@ -98,8 +103,9 @@ impl Qmp {
         command: &str,
         arguments: Value,
         file: Option<BorrowedFd<'_>>,
+        timeout: Duration,
     ) -> Result<Value> {
-        within(async {
+        within(timeout, async {
             let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
             let sent = match file {
                 Some(file) => self.send_with(request.as_bytes(), file).await,
@@ -145,9 +151,9 @@ impl Qmp {
     }
 }
 
-async fn within<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
-    let timeout = || Error::timeout("waiting for a reply from QEMU", TIMEOUT);
-    tokio::time::timeout(TIMEOUT, doing).await.map_err(|_| timeout())?
+async fn within<T>(timeout: Duration, doing: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Error::timeout("waiting for a reply from QEMU", timeout);
+    tokio::time::timeout(timeout, doing).await.map_err(late)?
 }
 
 fn gone(why: &dyn std::fmt::Display) -> Error {

@@ -1,0 +1,230 @@
+//! Captures as directories, named by the id of their sandbox:
+//!
+//! ```text
+//!   captures/ID/manifest.json     what it depends on, its size, and the digest of the other file
+//!               state             memory, processors and devices, as the VMM wrote them
+//!   captures/.staging-ID          unfinished
+//! ```
+//!
+//! Only root reads them. The file is read once for each resumption: it is verified while the VMM loads it, and the guest
+//! does not run before its last byte was verified. A damaged one stays where it is, so that its owner decides about it.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use banger_domain::id::{Timestamp, VmId};
+use banger_proto::size::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe,
+};
+
+use super::staging::{self, Staging};
+use crate::{
+    host::blocking::blocking,
+    ports::{
+        FromHost as _, HostError,
+        captures::{Captures, Error, HostFacts, Result, Stored, Unfinished, difference},
+    },
+};
+
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state";
+/// How much is read and written at a time.
+const CHUNK: usize = 1 << 20;
+/// The longest manifest: the flags of a processor are the most of it.
+const MAX_MANIFEST: u64 = 1 << 20;
+
+/// Captures in a directory.
+pub struct LocalCaptures {
+    directory: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    facts: HostFacts,
+    /// Microseconds since 1970.
+    at: u64,
+    length: u64,
+    digest: String,
+}
+
+struct Staged {
+    staging: Staging,
+    file: File,
+    length: u64,
+    digest: String,
+}
+
+impl LocalCaptures {
+    /// Returns the captures in a directory.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    fn path(&self, vm: VmId) -> PathBuf {
+        self.directory.join(vm.to_string())
+    }
+
+    async fn manifest(&self, vm: VmId) -> Result<Option<Manifest>> {
+        let path = self.path(vm).join(MANIFEST);
+        blocking("read what is known of a suspended guest", move || match read_manifest(&path) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).map_err(|_| damaged("its manifest has changed"))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(os("read what is known of a suspended guest", error)),
+        })
+        .await
+    }
+}
+
+fn read_manifest(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_MANIFEST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+#[async_trait]
+impl Captures for LocalCaptures {
+    async fn receive(&self, vm: VmId, from: OwnedFd, most: Bytes) -> Result<Box<dyn Unfinished>> {
+        let doing = "write the memory of a guest";
+        let mut from = pipe::Receiver::from_owned_fd(from).map_err(|error| os(doing, error))?;
+        let (directory, name) = (self.directory.clone(), vm.to_string());
+        let begin = move || {
+            staging::remove(&directory, &name)?;
+            let staging = Staging::begin(&directory, &name)?;
+            let file = staging.file(STATE, 0o600)?;
+            Ok((staging, file))
+        };
+        let (staging, mut file) = blocking(doing, move || begin().map_err(|error| os(doing, error))).await?;
+        let (mut sha256, mut length, mut chunk) = (Sha256::new(), 0, Vec::with_capacity(CHUNK));
+        loop {
+            chunk.clear();
+            while chunk.len() < CHUNK
+                && from.read_buf(&mut chunk).await.map_err(|error| os(doing, error))? > 0
+            {}
+            if chunk.is_empty() {
+                break;
+            }
+            length += chunk.len() as u64;
+            if length > most.0 {
+                return Err(HostError::other(doing, format!("it is more than {most}")).into());
+            }
+            let write = move || {
+                sha256.update(&chunk);
+                file.write_all(&chunk).map_err(|error| os(doing, error))?;
+                Ok::<_, Error>((sha256, file, chunk))
+            };
+            (sha256, file, chunk) = blocking(doing, write).await?;
+        }
+        Ok(Box::new(Staged { staging, file, length, digest: text_of(sha256) }))
+    }
+
+    async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()> {
+        let manifest = self.manifest(vm).await?.ok_or_else(|| damaged("its memory is missing"))?;
+        match difference(&manifest.facts, facts) {
+            Some(part) => Err(Error::Differs { what: part.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, vm: VmId, to: OwnedFd) -> Result<()> {
+        let doing = "read the memory of a guest";
+        let manifest = self.manifest(vm).await?.ok_or_else(|| damaged("its memory is missing"))?;
+        let mut to = Some(pipe::Sender::from_owned_fd(to).map_err(|error| os(doing, error))?);
+        let path = self.path(vm).join(STATE);
+        let open = move || File::open(path).map_err(|error| os(doing, error));
+        let mut file = blocking(doing, open).await?;
+        let (mut sha256, mut length, mut chunk) = (Sha256::new(), 0, Vec::with_capacity(CHUNK));
+        loop {
+            let read = move || {
+                chunk.clear();
+                (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).map_err(|error| os(doing, error))?;
+                sha256.update(&chunk);
+                Ok::<_, Error>((sha256, file, chunk))
+            };
+            (sha256, file, chunk) = blocking(doing, read).await?;
+            length += chunk.len() as u64;
+            if chunk.is_empty() || length > manifest.length {
+                break;
+            }
+            if let Some(pipe) = &mut to
+                && let Err(error) = pipe.write_all(&chunk).await
+            {
+                tracing::warn!(%vm, %error, "a VMM stopped loading the memory of a guest");
+                to = None;
+            }
+        }
+        match length == manifest.length && text_of(sha256) == manifest.digest {
+            true => Ok(()),
+            false => Err(damaged("its memory on disk has changed")),
+        }
+    }
+
+    async fn stored(&self, vm: VmId) -> Result<Option<Stored>> {
+        let Some(manifest) = self.manifest(vm).await? else { return Ok(None) };
+        let path = self.path(vm);
+        let size = blocking("look at a suspended guest", move || {
+            size_of(&path).map_err(|error| os("look at a suspended guest", error))
+        });
+        Ok(Some(Stored { size: size.await?, at: Timestamp(manifest.at) }))
+    }
+
+    async fn remove(&self, vm: VmId) -> Result<()> {
+        let (directory, name) = (self.directory.clone(), vm.to_string());
+        let doing = "remove the memory of a guest";
+        blocking(doing, move || staging::remove(&directory, &name).map_err(|error| os(doing, error))).await
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        let (directory, doing) = (self.directory.clone(), "look for suspended guests");
+        blocking(doing, move || staging::found(&directory).map_err(|error| os(doing, error))).await
+    }
+}
+
+#[async_trait]
+impl Unfinished for Staged {
+    async fn finish(self: Box<Self>, facts: &HostFacts, at: Timestamp) -> Result<Stored> {
+        let Staged { staging, file, length, digest } = *self;
+        let manifest = Manifest { facts: facts.clone(), at: at.0, length, digest };
+        let finish = move || {
+            staging.file(MANIFEST, 0o600)?.write_all_at(&serde_json::to_vec(&manifest)?, 0)?;
+            let size = Bytes(file.metadata()?.blocks() * 512);
+            staging.finish()?;
+            Ok(Stored { size, at })
+        };
+        let doing = "store the memory of a guest";
+        blocking(doing, move || finish().map_err(|error| os(doing, error))).await
+    }
+}
+
+fn size_of(directory: &Path) -> io::Result<Bytes> {
+    let file = fs::metadata(directory.join(STATE))?;
+    Ok(Bytes(file.blocks() * 512))
+}
+
+fn text_of(sha256: Sha256) -> String {
+    format!("sha256:{:x}", sha256.finalize())
+}
+
+fn damaged(message: &str) -> Error {
+    Error::Damaged { message: message.to_owned() }
+}
+
+fn os(doing: &str, error: io::Error) -> Error {
+    Error::os(doing, error)
+}
+
+#[cfg(test)]
+mod tests;

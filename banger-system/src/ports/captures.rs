@@ -1,0 +1,101 @@
+//! Captures of suspended sandboxes: the memory of their guests, and the state of their processors and devices.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd};
+
+use async_trait::async_trait;
+use banger_domain::id::{Timestamp, VmId};
+use banger_proto::size::Bytes;
+
+use super::HostError;
+
+/// The captures of this host, at most one for each VM. They hold all that was in the memory of a guest, so only the
+/// service reads them.
+#[async_trait]
+pub trait Captures: Send + Sync {
+    /// Reads what a VMM writes into a pipe until it closes it, and stores it under a temporary name. Replaces an
+    /// earlier one, so a repeat is safe. Fails if it is more than `most`, and with [`HostError::NoSpace`]. Safe to
+    /// cancel.
+    async fn receive(&self, vm: VmId, from: OwnedFd, most: Bytes) -> Result<Box<dyn Unfinished>>;
+    /// Checks that a capture can be loaded where these facts hold, before any of it is loaded. Fails with
+    /// [`Error::Damaged`] if the VM has no capture.
+    async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()>;
+    /// Writes a capture into a pipe, and verifies it on the way. Fails with [`Error::Damaged`] after the last byte. If
+    /// the other side closes the pipe, the rest is verified only.
+    async fn send(&self, vm: VmId, to: OwnedFd) -> Result<()>;
+    /// Returns what is known of a capture; none if the VM has none, or none that is complete.
+    async fn stored(&self, vm: VmId) -> Result<Option<Stored>>;
+    /// Removes the capture of a VM, complete or not. A repeat is safe.
+    async fn remove(&self, vm: VmId) -> Result<()>;
+    /// Returns the VMs that have a capture, complete or not.
+    async fn found(&self) -> Result<Vec<VmId>>;
+}
+
+/// A capture without a name. Dropping it removes it.
+#[async_trait]
+pub trait Unfinished: Send {
+    /// Gives it its name, once all of it is on the disk. It can be loaded where these facts hold.
+    async fn finish(self: Box<Self>, facts: &HostFacts, at: Timestamp) -> Result<Stored>;
+}
+
+/// What is known of a capture without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// What it takes on disk.
+    pub size: Bytes,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
+/// What the state of a guest depends on: a value for each part of the host, by its noun.
+pub type HostFacts = BTreeMap<String, String>;
+
+/// Why a capture cannot be stored or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It was made where something else was the case.
+    #[error("{what} has changed")]
+    Differs {
+        /// The part that differs.
+        what: String,
+    },
+    /// It is incomplete, or was changed.
+    #[error("{message}")]
+    Damaged {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The call to the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// The result of this port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Returns the first part that differs between a capture and the host.
+pub fn difference<'a>(captured: &'a HostFacts, now: &'a HostFacts) -> Option<&'a str> {
+    let parts = captured.keys().chain(now.keys());
+    parts.map(String::as_str).find(|&part| captured.get(part) != now.get(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(parts: &[(&str, &str)]) -> HostFacts {
+        parts.iter().map(|&(part, value)| (part.to_owned(), value.to_owned())).collect()
+    }
+
+    #[test]
+    fn the_part_that_differs_is_named() {
+        let was = facts(&[("the VMM", "QEMU 7.2.1"), ("the host's kernel", "6.1")]);
+        for (now, expect) in [
+            (was.clone(), None),
+            (facts(&[("the VMM", "QEMU 7.2.2"), ("the host's kernel", "6.1")]), Some("the VMM")),
+            (facts(&[("the VMM", "QEMU 7.2.1")]), Some("the host's kernel")),
+            (facts(&[("disk", "1"), ("the VMM", "QEMU 7.2.1"), ("the host's kernel", "6.1")]), Some("disk")),
+        ] {
+            assert_eq!(difference(&was, &now), expect, "{now:?}");
+        }
+    }
+}

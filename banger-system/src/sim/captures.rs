@@ -1,0 +1,182 @@
+//! Captures in memory. A capture is the configuration that its guest had: without it, a guest does not answer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+};
+
+use async_trait::async_trait;
+use banger_domain::{
+    id::{Timestamp, VmId},
+    resource::Resource,
+};
+use banger_proto::{guest::GuestConfig, size::Bytes};
+
+use super::Sim;
+use crate::ports::{
+    HostError,
+    captures::{Captures, Error, HostFacts, Result, Stored, Unfinished, difference},
+    vmm,
+};
+
+/// What a capture takes on disk.
+const SIZE: Bytes = Bytes::mib(100);
+
+/// What a host in memory has of captures.
+#[derive(Default)]
+pub(super) struct State {
+    /// The captures, complete or not, with what their guests had in memory.
+    pub(super) all: BTreeMap<VmId, Captured>,
+    /// What the VMMs write at the moment.
+    saved: BTreeMap<VmId, GuestConfig>,
+    /// The guests that stand still because they are saved, or were loaded.
+    pub(super) standing: BTreeSet<VmId>,
+    /// The VMMs that have loaded a guest which has not run yet.
+    pub(super) loaded: BTreeSet<VmId>,
+    damaged: bool,
+    /// Saving takes until this is false.
+    pub(super) slow: bool,
+    /// Another VMM is installed.
+    upgraded: bool,
+    /// VMMs cannot save guests.
+    impossible: bool,
+}
+
+pub(super) struct Captured {
+    guest: GuestConfig,
+    complete: Option<(HostFacts, Stored)>,
+}
+
+impl Sim {
+    /// Changes the captures on disk.
+    pub fn damage_captures(&self) {
+        self.lock().captures.damaged = true;
+    }
+
+    /// Makes saving a guest take until this is called again, or lets it end.
+    pub fn slow_captures(&self, slow: bool) {
+        self.lock().captures.slow = slow;
+    }
+
+    /// Replaces the VMM by another version.
+    pub fn upgrade_saving_vmm(&self) {
+        self.lock().captures.upgraded = true;
+    }
+
+    /// Makes the VMM one that cannot save guests.
+    pub fn forbid_captures(&self) {
+        self.lock().captures.impossible = true;
+    }
+
+    /// Returns whether a VM has a capture that can be loaded.
+    pub fn is_captured(&self, vm: VmId) -> bool {
+        self.lock().captures.all.get(&vm).is_some_and(|capture| capture.complete.is_some())
+    }
+
+    /// Returns whether the guest of a VM stands still.
+    pub fn stands_still(&self, vm: VmId) -> bool {
+        self.lock().captures.standing.contains(&vm)
+    }
+
+    pub(super) fn vmm_facts(&self) -> vmm::Result<HostFacts> {
+        let state = self.lock();
+        if state.captures.impossible {
+            return Err(HostError::NotReady { message: "this VMM cannot save guests".to_owned() }.into());
+        }
+        let version = if state.captures.upgraded { "2" } else { "1" };
+        Ok([("the VMM".to_owned(), version.to_owned())].into())
+    }
+
+    pub(super) async fn save_guest(&self, vm: VmId) -> vmm::Result<()> {
+        {
+            let mut state = self.step("stop a guest")?;
+            state.captures.standing.insert(vm);
+        }
+        while self.lock().captures.slow {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let mut state = self.step("save a guest")?;
+        let Some(guest) = state.configured.get(&vm).cloned() else {
+            return Err(vmm::Error::Failed { message: "the guest has no memory".to_owned() });
+        };
+        state.captures.saved.insert(vm, guest);
+        Ok(())
+    }
+
+    pub(super) fn load_guest(&self, vm: VmId) -> vmm::Result<()> {
+        let mut state = self.step("load a guest")?;
+        let guest = state.captures.all.get(&vm).map(|capture| capture.guest.clone());
+        let guest =
+            guest.ok_or_else(|| vmm::Error::Failed { message: "there is nothing to load".to_owned() })?;
+        state.configured.insert(vm, guest);
+        state.captures.standing.insert(vm);
+        state.captures.loaded.insert(vm);
+        Ok(())
+    }
+
+    pub(super) fn let_guest_run(&self, vm: VmId) -> vmm::Result<()> {
+        let mut state = self.step("let a guest run")?;
+        state.captures.standing.remove(&vm);
+        state.captures.loaded.remove(&vm);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Captures for Sim {
+    async fn receive(&self, vm: VmId, _from: OwnedFd, _most: Bytes) -> Result<Box<dyn Unfinished>> {
+        drop(self.step("write the memory of a guest")?);
+        Ok(Box::new(Receiving { sim: self.clone(), vm }))
+    }
+
+    async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()> {
+        let state = self.lock();
+        let capture = state.captures.all.get(&vm).and_then(|capture| capture.complete.as_ref());
+        let (captured, _) =
+            capture.ok_or_else(|| Error::Damaged { message: "its memory is missing".to_owned() })?;
+        match difference(captured, facts) {
+            Some(part) => Err(Error::Differs { what: part.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, _vm: VmId, _to: OwnedFd) -> Result<()> {
+        match self.step("read the memory of a guest")?.captures.damaged {
+            true => Err(Error::Damaged { message: "its memory on disk has changed".to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    async fn stored(&self, vm: VmId) -> Result<Option<Stored>> {
+        let state = self.lock();
+        let complete = state.captures.all.get(&vm).and_then(|capture| capture.complete.as_ref());
+        Ok(complete.map(|(_, stored)| *stored))
+    }
+
+    async fn remove(&self, vm: VmId) -> Result<()> {
+        self.removal(Resource::Capture)?.captures.all.remove(&vm);
+        Ok(())
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        Ok(self.scan(Resource::Capture)?.captures.all.keys().copied().collect())
+    }
+}
+
+/// A capture that is being written.
+struct Receiving {
+    sim: Sim,
+    vm: VmId,
+}
+
+#[async_trait]
+impl Unfinished for Receiving {
+    async fn finish(self: Box<Self>, facts: &HostFacts, at: Timestamp) -> Result<Stored> {
+        let mut state = self.sim.step("store the memory of a guest")?;
+        let guest = state.captures.saved.remove(&self.vm);
+        let guest = guest.ok_or_else(|| Error::Damaged { message: "nothing was saved".to_owned() })?;
+        let stored = Stored { size: SIZE, at };
+        state.captures.all.insert(self.vm, Captured { guest, complete: Some((facts.clone(), stored)) });
+        Ok(stored)
+    }
+}
