@@ -88,6 +88,8 @@ pub const RELEASE: Profile = Profile {
         "--package",
         "banger-jail",
         "--package",
+        "banger-notify",
+        "--package",
         "banger-system",
     ],
 };

@@ -13,7 +13,8 @@ use spdx::{Expression, ParseMode};
 use crate::run::{cargo, output, repository};
 
 /// The packages whose programs are installed.
-const PROGRAMS: [&str; 5] = ["banger-agent", "banger-cli", "banger-image", "banger-jail", "banger-system"];
+const PROGRAMS: [&str; 6] =
+    ["banger-agent", "banger-cli", "banger-image", "banger-jail", "banger-notify", "banger-system"];
 /// How many lines of copyright of one crate are kept.
 const MAX_NOTICES: usize = 20;
 
