@@ -24,6 +24,7 @@ const FILES: &[(&str, &str)] = &[
     ("packaging/remove.sh", "usr/share/banger/remove.sh"),
     ("packaging/recipes/schema.json", "usr/share/doc/banger/schemas/recipe.json"),
     ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
+    ("systemd/banger-notify.service", "usr/lib/systemd/user/banger-notify.service"),
     ("systemd/banger.slice", "usr/lib/systemd/system/banger.slice"),
     ("systemd/banger-user.slice.conf", "usr/lib/systemd/system/banger-.slice.d/10-banger.conf"),
     ("systemd/60-banger.rules", "usr/lib/udev/rules.d/60-banger.rules"),
@@ -48,6 +49,7 @@ pub fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
         (program("banger-shim"), "usr/libexec/banger/banger-shim".into(), 0o755),
         (program("banger-import"), "usr/libexec/banger/banger-import".into(), 0o755),
         (programs.agent.clone(), "usr/libexec/banger/banger-agent".into(), 0o755),
+        (program("banger-notify"), "usr/libexec/banger/banger-notify".into(), 0o755),
     ];
     files.extend(FILES.iter().map(|(from, to)| (repository.join(from), (*to).into(), 0o644)));
     for entry in fs::read_dir(repository.join("dbus/interfaces")).context("cannot read dbus/interfaces")? {

@@ -86,6 +86,8 @@ pub const RELEASE: Profile = Profile {
         "--package",
         "banger-jail",
         "--package",
+        "banger-notify",
+        "--package",
         "banger-system",
     ],
 };

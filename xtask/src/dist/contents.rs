@@ -180,6 +180,7 @@ fn owner_of(path: &str) -> &'static str {
         return COCKPIT;
     }
     let of_the_client = path == "usr/bin/banger"
+        || path.contains("/banger-notify")
         || path.starts_with("usr/share/man/man1/")
         || path.starts_with("usr/share/doc/banger/");
     match of_the_client || COMPLETIONS.iter().any(|directory| path.starts_with(directory)) {
@@ -274,6 +275,8 @@ mod tests {
             ("usr/share/doc/banger/schemas/version.json", CLIENT),
             ("usr/share/doc/banger-system/sbom.cdx.json", SERVICE),
             ("usr/libexec/banger-system", SERVICE),
+            ("usr/libexec/banger/banger-notify", CLIENT),
+            ("usr/lib/systemd/user/banger-notify.service", CLIENT),
             ("usr/share/cockpit/banger/vendor/xterm.js", COCKPIT),
             ("usr/share/dbus-1/system.d/dev.banger.Manager1.conf", SERVICE),
         ] {
