@@ -99,7 +99,7 @@ impl JobKind {
             | JobKind::KernelPull
             | JobKind::CatalogRefresh
             | JobKind::CachePrune => Admission::Queued,
-            JobKind::VmCreate | JobKind::VmStart | JobKind::VmRestart => Admission::Vm,
+            JobKind::VmCreate | JobKind::VmFork | JobKind::VmStart | JobKind::VmRestart => Admission::Vm,
             JobKind::VmStop | JobKind::VmDelete => Admission::Ending,
         }
     }

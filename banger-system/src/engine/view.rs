@@ -14,6 +14,7 @@ use banger_image::record::{Image, Kernel};
 use banger_proto::size::Bytes;
 
 use super::error::{Error, Kind};
+use crate::ports::disks::FrozenLayer;
 
 /// A VM, as last published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct VmView {
     pub unit: String,
     /// The process id of its VMM; 0 while it is down or unknown.
     pub pid: u32,
+    /// The frozen layers that its disks stand on.
+    pub frozen: Vec<FrozenLayer>,
     /// How its guest began; none while it is down, or if an earlier run of the service started it.
     pub booted_from: Option<BootedFrom>,
 }
@@ -205,6 +208,8 @@ pub enum JobKind {
     VmRestart,
     /// Deletes a sandbox.
     VmDelete,
+    /// Makes sandboxes with the disks of another one.
+    VmFork,
     /// Imports an image from a file.
     ImageImport,
     /// Pulls an image.
@@ -232,6 +237,7 @@ impl JobKind {
             JobKind::VmStop => "vm-stop",
             JobKind::VmRestart => "vm-restart",
             JobKind::VmDelete => "vm-delete",
+            JobKind::VmFork => "vm-fork",
             JobKind::ImageImport => "image-import",
             JobKind::ImagePull => "image-pull",
             JobKind::ImageCommit => "image-commit",

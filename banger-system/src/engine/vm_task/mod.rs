@@ -39,10 +39,11 @@
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
 //! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
-//! image of a VM that is down, and `remove.rs` deletes it.
+//! image of a VM that is down, `fork.rs` makes others with its disks, and `remove.rs` deletes it.
 
 mod commit;
 mod event;
+mod fork;
 mod kernel;
 mod liveness;
 mod pause;
@@ -57,7 +58,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use banger_domain::{
     guest_end::Reboots,
-    id::{JobId, Timestamp},
+    id::{JobId, Timestamp, VmId},
     launch_spec::LaunchSpec,
     lifecycle::{Event, Refused, Transition, step},
     name::Name,
@@ -82,11 +83,11 @@ use super::{
     error::Result,
     job::{JobHandle, Stages},
     lease::Lease,
-    request::{CommitVm, Configure, Start, Stop, StopMode},
+    request::{CommitVm, Configure, ForkVm, Start, Stop, StopMode},
     view::{BootedFrom, JobKind, Object, VmView},
 };
 use crate::{
-    ports::{supervisor::Started, templates::TemplateKey},
+    ports::{disks::FrozenLayer, supervisor::Started, templates::TemplateKey},
     tasks::Task,
 };
 
@@ -148,6 +149,10 @@ pub(super) enum Command {
         request: Box<CommitVm>,
         reply: Reply<JobId>,
     },
+    Fork {
+        request: ForkVm,
+        reply: Reply<(Vec<VmId>, JobId)>,
+    },
     CallerVanished,
     /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
     /// released. `process` is its process, if it has one.
@@ -186,6 +191,10 @@ pub(super) struct VmTask {
     is_new: bool,
     /// The job that makes an image of its system disk.
     commit: Option<Commit>,
+    /// The job that makes sandboxes with its disks.
+    forking: Option<JobId>,
+    /// The frozen layers that its disks stand on.
+    frozen: Vec<FrozenLayer>,
     /// The template to make once the guest is ready. None if it exists already.
     missing_template: Option<(TemplateKey, LaunchSpec)>,
     /// The template that this boot continues from, until its guest is ready.
@@ -224,9 +233,11 @@ impl VmTask {
         vm: Vm,
         lease: Lease,
         process: Option<Started>,
+        frozen: Vec<FrozenLayer>,
         inbox: mpsc::Receiver<Command>,
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
+        task.frozen = frozen;
         task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.reattach(process).await == Next::Continue {
                 task.run().await;
@@ -249,6 +260,8 @@ impl VmTask {
             reboots: Reboots::default(),
             is_new: false,
             commit: None,
+            forking: None,
+            frozen: Vec::new(),
             booted_from: None,
             missing_template: None,
             template_in_use: None,
@@ -330,6 +343,10 @@ impl VmTask {
                 let result = self.commit(*request).await;
                 answer(reply, result);
             }
+            Command::Fork { request, reply } => {
+                let result = self.fork(request).await;
+                answer(reply, result);
+            }
             Command::CallerVanished => return self.client_disconnected().await,
             Command::Found { resources, process } => return self.found(resources, process).await,
             Command::Probe => self.suspect(),
@@ -405,8 +422,14 @@ impl VmTask {
     fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        let booted_from = self.booted_from;
-        VmView { blocked_ports, silent, booted_from, ..self.shared.view(vm, self.unit.clone(), self.pid) }
+        let (booted_from, frozen) = (self.booted_from, self.frozen.clone());
+        VmView {
+            blocked_ports,
+            silent,
+            booted_from,
+            frozen,
+            ..self.shared.view(vm, self.unit.clone(), self.pid)
+        }
     }
 }
 

@@ -196,7 +196,7 @@ impl VmTask {
         }
     }
 
-    async fn release_boot(&mut self) -> Result<()> {
+    pub(super) async fn release_boot(&mut self) -> Result<()> {
         let left = self.lease.release(Scope::Boot).await;
         not_released(self.vm.name.as_str(), left).map_or(Ok(()), Err)
     }

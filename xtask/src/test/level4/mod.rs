@@ -5,6 +5,7 @@ mod boot_config;
 mod clients;
 mod copies;
 mod devcontainer;
+mod fork;
 mod guests;
 mod habits;
 mod host_kernel;
@@ -53,6 +54,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     clients::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
+    fork::CHECKS,
     guests::CHECKS,
     habits::CHECKS,
     host_kernel::CHECKS,
@@ -75,6 +77,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
 ];
 /// Checks that need systemd in the guest, or a service that it starts.
 const SYSTEMD_CHECKS: &[&[(&str, Check)]] = &[
+    fork::WITH_SYSTEMD,
     guests::WITH_SYSTEMD,
     modules::WITH_SYSTEMD,
     network::WITH_SYSTEMD,
