@@ -96,7 +96,7 @@ error_names! {
     Busy = "dev.banger.Error.Busy",
     /// Something else on the host uses a port, address or interface that this needs.
     AlreadyInUse = "dev.banger.Error.AlreadyInUse",
-    /// The disks of the sandbox stand on too many frozen layers.
+    /// The disks of the sandbox have too many frozen layers.
     TooDeep = "dev.banger.Error.TooDeep",
     /// All guest addresses are in use.
     NoAddress = "dev.banger.Error.NoAddress",

@@ -164,7 +164,7 @@ pub enum Error {
         /// The sandbox's name.
         name: String,
     },
-    /// Its disks stand on too many frozen layers.
+    /// Its disks have too many frozen layers.
     #[error("its disks have been forked {MAX_DEPTH} times since the image, which is the limit")]
     TooDeep,
     /// Other objects use it.

@@ -37,7 +37,7 @@ pub struct VmView {
     pub unit: String,
     /// The process id of its VMM; 0 while it is down or unknown.
     pub pid: u32,
-    /// The frozen layers that its disks stand on.
+    /// The frozen layers of its disks.
     pub frozen: Vec<FrozenLayer>,
     /// How its guest began; none while it is down, or if an earlier run of the service started it.
     pub booted_from: Option<BootedFrom>,

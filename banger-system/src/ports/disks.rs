@@ -29,7 +29,7 @@ pub trait Disks: Send + Sync {
     /// a repeat is safe while no VMM runs.
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>>;
     /// Checks that the disks of a VM that is down can be frozen, and returns the bytes that this would add to its
-    /// frozen layers. Fails with [`Error::TooDeep`] if they stand on too many layers already.
+    /// frozen layers. Fails with [`Error::TooDeep`] if they have too many already.
     async fn freezable(&self, vm: VmId) -> Result<Bytes>;
     /// Freezes what a VM that is down has written: from now on it is only read, and the VM writes to new layers. Disks
     /// that can only be copied, and disks that nothing was written to since, are left alone, so a repeat is safe.
@@ -37,7 +37,7 @@ pub trait Disks: Send + Sync {
     /// Gives a VM that has only its directory the disks of another VM that is down and was frozen. Frozen layers are
     /// shared, and everything else is copied. Fails with [`HostError::NoSpace`] if the disk is full.
     async fn create_child(&self, vm: VmId, of: VmId) -> Result<()>;
-    /// Returns the frozen layers that the disks of a VM stand on, and not their image. A layer exists as long as a VM
+    /// Returns the frozen layers of the disks of a VM. The image is not one of them. A layer exists as long as a VM
     /// has it.
     async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>>;
     /// Undoes [`Disks::attach`]. No VMM may have the drives open.
@@ -52,7 +52,7 @@ pub trait Disks: Send + Sync {
     async fn checks(&self) -> Vec<Check>;
 }
 
-/// The most frozen layers that a disk may stand on: each makes reads of what is below it slower.
+/// The most frozen layers that a disk may have: each makes reads of what is below it slower.
 pub const MAX_DEPTH: usize = 8;
 
 /// A layer that is only read, and that several VMs may share.

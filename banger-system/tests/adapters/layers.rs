@@ -106,7 +106,7 @@ async fn a_child_has_what_its_parent_had_and_neither_sees_what_the_other_writes(
         host.io(PARENT, disk, &["read -P 8 32M 64k"]).await;
     }
     host.io(CHILD, 0, &["read -P 0xa5 0 1M"]).await;
-    // A grandchild stands on what both have written; a child that grows does so alone.
+    // A later child has what the parent has written since; a child that grows does so alone.
     host.fork(LATER).await;
     disks.grow_system_disk(CHILD, IMAGE, Bytes(2 * SIZE)).await.unwrap();
     disks.grow_work_disk(CHILD, Bytes(2 * SIZE)).await.unwrap();

@@ -20,11 +20,10 @@ use crate::{
 
 /// Make new sandboxes with the disks of a stopped one, and start them
 ///
-/// Each has the same files, its own host name, addresses, ssh host key and machine id, and the same sizes and settings.
-/// Published ports stay with the original. Nothing that one of them writes later is seen by another.
+/// Each has the same files, sizes and settings, and a host name, addresses, ssh host key and machine id of its own.
+/// Published ports stay with the original. Later writes stay in the sandbox that makes them.
 ///
-/// Under QEMU the disks share what was written before, so that a fork takes no time and no space. Elsewhere they are
-/// copied.
+/// What was written before the fork is shared if the disks are overlays of QEMU, and copied otherwise.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

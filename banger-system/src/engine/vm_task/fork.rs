@@ -154,7 +154,14 @@ async fn make(
     mut children: Vec<Child>,
     layers: Vec<FrozenLayer>,
 ) -> Result<()> {
-    let made = make_disks(shared, job, parent, &mut children).await;
+    let made = match layers.is_empty() {
+        false => make_disks(shared, job, parent, &mut children).await,
+        // Whole disks are copied.
+        true => match job.acquire_worker().await {
+            Ok(_worker) => make_disks(shared, job, parent, &mut children).await,
+            Err(error) => Err(error),
+        },
+    };
     for child in children {
         match made {
             Ok(()) => VmTask::forked(shared, child, layers.clone()),

@@ -193,7 +193,7 @@ pub(super) struct VmTask {
     commit: Option<Commit>,
     /// The job that makes sandboxes with its disks.
     forking: Option<JobId>,
-    /// The frozen layers that its disks stand on.
+    /// The frozen layers of its disks.
     frozen: Vec<FrozenLayer>,
     /// The template to make once the guest is ready. None if it exists already.
     missing_template: Option<(TemplateKey, LaunchSpec)>,

@@ -13,7 +13,7 @@
 //!                           work.ext4      ◄──────────work.ext4
 //! ```
 //!
-//! Each sandbox has its own name for every layer that it stands on, a hard link. So the file system counts the users of
+//! Each sandbox has its own name for every layer that it needs, a hard link. So the file system counts the users of
 //! a layer: it stays when the sandbox that wrote it is deleted, and the last deletion frees it. Nothing is recorded
 //! elsewhere, and a crash cannot leave a layer that no sandbox has.
 //!
