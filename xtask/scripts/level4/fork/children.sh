@@ -14,8 +14,10 @@ banger vm fork work 2> /dev/null || echo 'refused while it runs'
 look work
 banger vm stop --quiet work > /dev/null
 banger vm fork --quiet -n 3 work
+# Their init writes the machine id.
+banger vm start --quiet --wait boot work-1 work-2 work-3 > /dev/null
 for name in work-1 work-2 work-3; do
-    echo "$name has $(banger vm exec "$name" -- cat /etc/mark /root/mark | tr '\n' ' ')"
+    echo "$name has $(banger vm exec "$name" -- cat /etc/mark /root/mark | paste -sd ' ')"
     look "$name"
 done
 echo "facts: $(cat /tmp/fork-work* | wc -l), different: $(sort -u /tmp/fork-work* | wc -l)"
@@ -23,6 +25,6 @@ for name in work-2 work-3.vm; do
     banger vm exec work-1 -- getent ahostsv4 "$name" > /dev/null && echo "work-1 finds $name"
 done
 banger vm exec work-1 -- sh -c 'echo changed > /etc/mark && echo changed > /root/mark && sync'
-echo "work-2 still has $(banger vm exec work-2 -- cat /etc/mark /root/mark | tr '\n' ' ')"
+echo "work-2 still has $(banger vm exec work-2 -- cat /etc/mark /root/mark | paste -sd ' ')"
 banger vm delete --quiet --force work work-1 work-2 work-3 > /dev/null
 rm -f /tmp/fork-work*

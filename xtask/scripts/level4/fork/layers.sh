@@ -13,11 +13,11 @@ banger vm fork -n 100 second 2> /dev/null || echo 'refused: the quota'
 banger vm delete --quiet first second > /dev/null
 banger vm set --root-size 20GiB --disk-size 12GiB third > /dev/null
 banger vm start --quiet third > /dev/null
-echo "third has $(banger vm exec third -- cat /etc/mark /root/mark | tr '\n' ' ')"
-banger vm exec third -- sh -c 'echo "sizes: $(cat /sys/block/vda/size /sys/block/vdb/size | tr "\n" " ")"'
+echo "third has $(banger vm exec third -- cat /etc/mark /root/mark | paste -sd ' ')"
+banger vm exec third -- sh -c 'echo "sizes: $(cat /sys/block/vda/size) $(cat /sys/block/vdb/size)"'
 banger vm exec third -- sh -c 'echo three >> /etc/mark && sync'
 banger vm stop --quiet third > /dev/null
 banger vm commit --quiet third forked
-echo "the image has $(banger vm run --rm --quiet --image forked -- cat /etc/mark | tr '\n' ' ')"
+echo "the image has $(banger vm run --rm --quiet --image forked -- cat /etc/mark | paste -sd ' ')"
 banger image delete forked > /dev/null
 banger vm delete --quiet third > /dev/null

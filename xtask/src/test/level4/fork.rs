@@ -18,13 +18,13 @@ fn children(host: &Host) -> Result<()> {
             "work-1: started",
             "work-2: started",
             "work-3: started",
-            "work-1 has system work ",
-            "work-2 has system work ",
-            "work-3 has system work ",
+            "work-1 has system work",
+            "work-2 has system work",
+            "work-3 has system work",
             "facts: 24, different: 24",
             "work-1 finds work-2",
             "work-1 finds work-3.vm",
-            "work-2 still has system work ",
+            "work-2 still has system work",
         ],
     )
 }
@@ -37,9 +37,9 @@ fn layers(host: &Host) -> Result<()> {
             "third: created",
             "refused: the name is taken",
             "refused: the quota",
-            "third has one two one two ",
-            "sizes: 41943040 25165824 ",
-            "the image has one two three ",
+            "third has one two one two",
+            "sizes: 41943040 25165824",
+            "the image has one two three",
         ],
     )
 }
