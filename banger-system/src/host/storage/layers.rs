@@ -122,9 +122,12 @@ fn plan(paths: &Paths, vm: VmId, disk: Disk) -> Result<Freeze> {
 
 /// Returns how much would be frozen.
 pub(super) fn freezable(paths: &Paths, vm: VmId) -> Result<Bytes> {
+    if !is_layered(paths, vm)? {
+        return Ok(Bytes(0));
+    }
     let mut total = 0;
-    for disk in if is_layered(paths, vm)? { &DISKS[..] } else { &[] } {
-        total += match plan(paths, vm, *disk)? {
+    for disk in DISKS {
+        total += match plan(paths, vm, disk)? {
             Freeze::Nothing => 0,
             Freeze::Base { base: written, .. } | Freeze::Layer { top: written, .. } => allocated(&written)?,
         };
