@@ -9,7 +9,7 @@ use rustix::{
 };
 
 use crate::{
-    apply, boot_config, disks, handover, identity, log, modprobe, module_tree,
+    apply, boot_config, commit, disks, handover, identity, log, modprobe, module_tree,
     modules::{self, Stage},
     network, ssh, timezone, unmanaged_interface,
 };
@@ -86,6 +86,11 @@ pub fn run() -> ExitCode {
                 ));
             }
             if let Some(settings) = &config.ssh {
+                // A fork has the disks of its parent.
+                if ssh::is_of_another(NEW_ROOT, settings) {
+                    let forgotten = commit::forget_ids(NEW_ROOT);
+                    note(&mut problems, forgotten, || "cannot remove the ids of another guest".to_owned());
+                }
                 problems.extend(ssh::apply(NEW_ROOT, "/", settings));
             }
         }

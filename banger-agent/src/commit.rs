@@ -31,12 +31,10 @@ use crate::{
 const MOUNT: &str = "/run/banger/system-disk";
 /// Files that are emptied. systemd writes a new id into an empty one at the next boot (machine-id(5)).
 const EMPTIED: [&str; 1] = ["etc/machine-id"];
-const REMOVED: [&str; 4] = [
-    "var/lib/dbus/machine-id",
-    "var/lib/systemd/random-seed",
-    "var/lib/systemd/credential.secret",
-    "var/lib/urandom/random-seed",
-];
+/// Files that would make two guests look alike.
+const IDS: [&str; 3] =
+    ["var/lib/dbus/machine-id", "var/lib/systemd/random-seed", "var/lib/urandom/random-seed"];
+const REMOVED: [&str; 1] = ["var/lib/systemd/credential.secret"];
 /// Directories that are emptied: leases, the state of cloud-init, journals, temporary files.
 const CLEARED: [&str; 8] = [
     "tmp",
@@ -69,6 +67,11 @@ pub fn prepare(port: &mut Port) -> io::Result<()> {
         Ok(()) => port.send(&Frame::Done).map(drop),
         Err(error) => refuse(port, kind_of(&error), &format!("cannot prepare the system disk: {error}")),
     }
+}
+
+/// Removes the ids of another guest from the root file system below `root`. The next init makes up new ones.
+pub fn forget_ids(root: &str) -> io::Result<()> {
+    SystemDisk::open(Path::new(root))?.forget_ids()
 }
 
 fn with_second_mount(work: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
@@ -125,7 +128,7 @@ impl SystemDisk {
         Ok(self.directory(parent)?.map(|directory| (directory, name.to_owned())))
     }
 
-    fn forget_identity(&self) -> io::Result<()> {
+    fn forget_ids(&self) -> io::Result<()> {
         for path in EMPTIED {
             if let Some((directory, name)) = self.parent(path)? {
                 let file = path_of(&directory).join(name);
@@ -134,11 +137,21 @@ impl SystemDisk {
                 }
             }
         }
-        for path in REMOVED {
+        self.remove(&IDS)
+    }
+
+    fn remove(&self, paths: &[&str]) -> io::Result<()> {
+        for path in paths {
             if let Some((directory, name)) = self.parent(path)? {
                 remove_file(&directory, &name)?;
             }
         }
+        Ok(())
+    }
+
+    fn forget_identity(&self) -> io::Result<()> {
+        self.forget_ids()?;
+        self.remove(&REMOVED)?;
         for path in CLEARED {
             if let Some(directory) = self.directory(Path::new(path))? {
                 disks::clear(&path_of(&directory))?;
@@ -243,6 +256,22 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         SystemDisk::open(empty.path()).unwrap().forget_identity().unwrap();
         assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_ids_of_another_guest_are_gone_and_its_work_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        let kept =
+            ["var/lib/systemd/credential.secret", "root/.bash_history", "tmp/x", "var/log/journal/0/a"];
+        for path in IDS.iter().chain(&kept).chain(&EMPTIED) {
+            fs::create_dir_all(at(path).parent().unwrap()).unwrap();
+            fs::write(at(path), "content").unwrap();
+        }
+        forget_ids(root.path().to_str().unwrap()).unwrap();
+        assert!(IDS.iter().all(|path| !at(path).exists()));
+        assert_eq!(fs::read_to_string(at("etc/machine-id")).unwrap(), "");
+        assert!(kept.iter().all(|path| at(path).exists()));
     }
 
     #[test]

@@ -94,6 +94,15 @@ fn is_server(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sshd")
 }
 
+/// Returns whether the host key on the disk is not this guest's.
+///
+/// The agent writes the key at each boot. So the disk was another guest's, or the image has host keys.
+pub fn is_of_another(root: &str, ssh: &GuestSsh) -> bool {
+    let public = apply::read(root, &format!("{}.pub", HOST_KEYS[0]));
+    let public = public.ok().flatten();
+    public.is_some_and(|public| public.trim_ascii() != ssh.host_key_public.trim().as_bytes())
+}
+
 fn file(path: &str, mode: u32, content: String) -> GuestFile {
     GuestFile { path: path.to_owned(), mode, content }
 }
@@ -206,6 +215,16 @@ mod tests {
                 assert_eq!(read(&root, &format!("{path}.pub")), "public\n");
             }
         }
+    }
+
+    #[test]
+    fn a_disk_of_another_guest_is_known_by_its_host_key() {
+        let root = applied(None);
+        let text = root.path().to_str().unwrap();
+        assert!(!is_of_another(text, &ssh()));
+        assert!(is_of_another(text, &GuestSsh { host_key_public: "other".into(), ..ssh() }));
+        let empty = tempfile::tempdir().unwrap();
+        assert!(!is_of_another(empty.path().to_str().unwrap(), &ssh()));
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub enum Medium {
     Layer {
         /// That disk: a raw file, which is only read.
         base: PathBuf,
+        /// Frozen layers between the two, the lowest first. They are qcow2 files that are only read.
+        frozen: Vec<PathBuf>,
     },
 }
 

@@ -9,6 +9,9 @@ const MIN_DISK: Bytes = Bytes::mib(64);
 /// The largest ext4 that our writer makes (below 16 TiB: 4 KiB blocks and 32-bit block numbers).
 const MAX_DISK: Bytes = Bytes::gib((16 << 10) - 1);
 
+/// The most sandboxes that one fork makes.
+const MAX_FORK: u32 = 100;
+
 /// The limits of one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -20,7 +23,7 @@ pub struct Limits {
     pub vcpus: u32,
     /// Memory of all sandboxes that are up.
     pub memory: Bytes,
-    /// Work disks of all sandboxes, and what their system disks add to their images.
+    /// Work disks of all sandboxes, what their system disks add to their images, and their frozen layers.
     pub disk: Bytes,
     /// Images, and kernels, of one user.
     pub images: u32,
@@ -98,7 +101,7 @@ pub struct Usage {
     pub running: u32,
     /// Memory of the sandboxes that are up.
     pub memory: Bytes,
-    /// Work disks of all sandboxes, and what their system disks add to their images.
+    /// Work disks of all sandboxes, what their system disks add to their images, and their frozen layers.
     pub disk: Bytes,
 }
 
@@ -166,7 +169,12 @@ impl Limits {
 
     /// Checks that the user may create a sandbox with this much disk.
     pub fn check_create(&self, usage: Usage, disk: Bytes) -> Result<(), Exceeded> {
-        quota("sandboxes", usage.vms + 1, self.vms)?;
+        self.check_create_many(usage, 1, disk)
+    }
+
+    /// Checks that the user may create this many sandboxes with this much disk in all.
+    pub fn check_create_many(&self, usage: Usage, count: u32, disk: Bytes) -> Result<(), Exceeded> {
+        quota("sandboxes", usage.vms.saturating_add(count), self.vms)?;
         self.check_disk(usage, disk)
     }
 
@@ -180,6 +188,11 @@ impl Limits {
         quota("running sandboxes", usage.running + 1, self.running)?;
         quota("of memory in running sandboxes", Bytes(usage.memory.0.saturating_add(memory.0)), self.memory)
     }
+}
+
+/// Checks that one fork may make this many sandboxes.
+pub fn check_fork(count: u32) -> Result<(), Exceeded> {
+    within("the number of new sandboxes", count, 1, MAX_FORK)
 }
 
 /// Checks that the user may have this many bytes of images.

@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::id::{ImageId, KernelId, Uid, VmId};
+use super::{
+    id::{ImageId, KernelId, Uid, VmId},
+    limits::Disk,
+};
 
 /// The file in an image's directory.
 pub const IMAGE_FILE: &str = "rootfs.ext4";
@@ -170,6 +173,20 @@ impl Paths {
     /// Returns the image below the qcow2 overlay: a hard link to the image's file.
     pub fn system_base(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("base.ext4")
+    }
+
+    /// Returns what a VM has changed of its frozen work disk, if it was frozen. The work disk is then the base.
+    pub fn work_layer(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("work.qcow2")
+    }
+
+    /// Returns the frozen layer of a disk with this number, 1 for the lowest: a hard link that the VMs share.
+    pub fn frozen_layer(&self, vm: VmId, disk: Disk, number: usize) -> PathBuf {
+        let name = match disk {
+            Disk::System => "system",
+            Disk::Work => "work",
+        };
+        self.vm_dir(vm).join(format!("{name}.{number}.qcow2"))
     }
 
     /// Returns a VM's device-mapper overlay.

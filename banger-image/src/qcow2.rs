@@ -21,6 +21,9 @@ const REFCOUNT_TABLE: u64 = 1;
 const REFCOUNT_BLOCK: u64 = 2;
 const L1_TABLE: u64 = 3;
 
+/// The largest disk: that of an ext4 with blocks of 4 KiB and numbers of 32 bits.
+const MAX_DISK: Bytes = Bytes::gib(16 << 10);
+
 /// How much of an overlay's beginning contains the size of its disk.
 pub const HEAD: usize = 48;
 /// In that, the offsets of the disk's size and of the number of level 1 entries.
@@ -38,24 +41,28 @@ pub enum NotGrown {
     Full(Bytes),
 }
 
+/// Returns the size of the disk in an overlay, from its beginning. `None` if it was not made by [`empty`], or has a disk
+/// that ext4 could not fill.
+pub fn disk_size(head: &[u8; HEAD]) -> Option<Bytes> {
+    let u32_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    let u64_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    let size = u64_at(SIZE);
+    let known = head[..4] == MAGIC
+        && (u32_at(4), u32_at(20)) == (VERSION, CLUSTER_BITS)
+        && u64_at(40) == L1_TABLE * CLUSTER
+        && u64::from(u32_at(L1_ENTRIES)) == size.div_ceil(L1_COVERS);
+    (known && size <= MAX_DISK.0).then_some(Bytes(size))
+}
+
 /// Returns the beginning of an overlay with a larger disk, whose size must be a multiple of 512 bytes. A disk of that
 /// size or more stays the same. The level 1 table fills whole clusters, and its unused entries are zero, so only its
 /// length has to be written.
 pub fn grow(mut head: [u8; HEAD], size: Bytes) -> Result<[u8; HEAD], NotGrown> {
-    let u32_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-    let u64_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-    let (is, entries) = (u64_at(SIZE), u64::from(u32_at(L1_ENTRIES)));
-    let known = head[..4] == MAGIC
-        && (u32_at(4), u32_at(20)) == (VERSION, CLUSTER_BITS)
-        && u64_at(40) == L1_TABLE * CLUSTER
-        && entries == is.div_ceil(L1_COVERS);
-    if !known {
-        return Err(NotGrown::Damaged);
-    }
+    let is = disk_size(&head).ok_or(NotGrown::Damaged)?.0;
     if size.0 <= is {
         return Ok(head);
     }
-    let room = l1_clusters(entries) * (CLUSTER / 8);
+    let room = l1_clusters(is.div_ceil(L1_COVERS)) * (CLUSTER / 8);
     let entries = size.0.div_ceil(L1_COVERS);
     if entries > room {
         return Err(NotGrown::Full(Bytes(room.saturating_mul(L1_COVERS))));

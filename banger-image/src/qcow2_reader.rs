@@ -4,7 +4,7 @@
 //! [`super::qcow2::empty`] is accepted: no encryption, no compression, no second data file. Memory is bounded by two
 //! tables. The format is QEMU's `docs/interop/qcow2.txt`.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use banger_proto::size::Bytes;
 
@@ -85,26 +85,38 @@ impl<'a> Overlay<'a> {
         self.size
     }
 
+    /// Returns the file of the overlay.
+    pub fn file(&self) -> &'a File {
+        self.file
+    }
+
     /// Calls `visit` for runs of clusters, in order: where they are on the disk, their length, and where their bytes
-    /// are. A run is as long as its bytes are in one place.
+    /// are. A run is as long as its bytes are in one place. The range begins with a cluster, and what is beyond the end
+    /// of the disk is left out.
     pub fn runs<E: From<Error>>(
         &self,
+        range: Range<u64>,
         mut visit: impl FnMut(u64, u64, Cluster) -> Result<(), E>,
     ) -> Result<(), E> {
+        let end = range.end.min(self.size);
         let mut run: Option<(u64, u64, Cluster)> = None;
         for (index, entry) in self.first_table.iter().enumerate() {
-            let start = index as u64 * SPAN;
+            let first = index as u64 * SPAN;
+            let (start, end) = (first.max(range.start), (first + SPAN).min(end));
+            if start >= end {
+                continue;
+            }
             let second = match entry & OFFSET {
                 0 => None,
                 offset => Some(table(self.file, offset, (CLUSTER / 8) as usize)?),
             };
             let Some(second) = second else {
-                let length = SPAN.min(self.size - start);
-                run = extend(run, (start, length, Cluster::Below), &mut visit)?;
+                run = extend(run, (start, end - start, Cluster::Below), &mut visit)?;
                 continue;
             };
-            for (at, entry) in (start..self.size).step_by(CLUSTER as usize).zip(second) {
-                let found = (at, CLUSTER.min(self.size - at), cluster(entry)?);
+            let entries = second.into_iter().skip(((start - first) / CLUSTER) as usize);
+            for (at, entry) in (start..end).step_by(CLUSTER as usize).zip(entries) {
+                let found = (at, CLUSTER.min(end - at), cluster(entry)?);
                 run = extend(run, found, &mut visit)?;
             }
         }
@@ -175,7 +187,7 @@ mod tests {
 
     fn runs(file: &File) -> Result<Vec<(u64, u64, Cluster)>, Error> {
         let mut runs = Vec::new();
-        Overlay::open(file, MAX)?.runs(|at, length, cluster| {
+        Overlay::open(file, MAX)?.runs(0..u64::MAX, |at, length, cluster| {
             runs.push((at, length, cluster));
             Ok::<_, Error>(())
         })?;

@@ -222,6 +222,16 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Commit", &(name, options)).await
     }
 
+    /// Makes sandboxes with the disks of one that is down. Returns them, and the job.
+    pub async fn fork_vm(
+        &self,
+        vm: &ObjectPath<'_>,
+        count: u32,
+        options: &Options<'_>,
+    ) -> Result<(Vec<OwnedObjectPath>, OwnedObjectPath)> {
+        self.call(vm, VM_INTERFACE, "Fork", &(count, options)).await
+    }
+
     /// Publishes a port of a sandbox on the host; with 0 the service chooses the host's port. Returns that port.
     pub async fn publish_port(
         &self,

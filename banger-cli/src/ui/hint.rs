@@ -153,6 +153,10 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::HostNotReady, "`banger doctor` shows what this host lacks."),
     (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` show more."),
     (ErrorName::AlreadyInUse, "choose another one, or stop what uses it."),
+    (
+        ErrorName::TooDeep,
+        "fork the sandbox that it was forked from, or make an image of it with `banger vm commit NAME IMAGE`.",
+    ),
     (ErrorName::Busy, "try again when that has finished."),
     (ErrorName::Internal, "`journalctl -u banger-system` shows more."),
     (ErrorName::InvalidArgs, ""),
@@ -196,7 +200,8 @@ mod tests {
                 | ErrorName::CannotResume
                 | ErrorName::NotReady
                 | ErrorName::AgentUnavailable
-                | ErrorName::GuestTimeout => &["vm"],
+                | ErrorName::GuestTimeout
+                | ErrorName::TooDeep => &["vm"],
                 ErrorName::NoSuchImage => &["image"],
                 ErrorName::NoSuchKernel => &["kernel"],
                 ErrorName::CatalogRefused | ErrorName::NotPublished => &["image", "kernel"],

@@ -50,6 +50,7 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm create", Form::One, of!("sandbox")),
     ("vm delete", Form::Array, of!("outcome")),
     ("vm exec", Form::One, of!("detached")),
+    ("vm fork", Form::Array, of!("outcome")),
     ("vm forward", Form::Array, of!("forward")),
     ("vm health", Form::Array, of!("health")),
     ("vm pause", Form::Array, of!("outcome")),

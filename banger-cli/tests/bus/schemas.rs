@@ -106,6 +106,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm rename", &["web", "site"]),
         ("vm stop", &["site"]),
         ("vm commit", &["site", "committed"]),
+        ("vm fork", &["site", "-n", "2"]),
         ("vm start", &["site"]),
         ("vm restart", &["site"]),
         ("vm pause", &["site", "nope"]),

@@ -29,38 +29,26 @@ struct Target<'a> {
     meter: &'a Meter,
 }
 
-/// Copies a disk, or an overlay with the disk below it, into an empty file, and leaves out zeros. Returns the size.
+/// Copies a disk into an empty file, and leaves out zeros. The disk is the overlays over the base, the highest first.
+/// Returns its size.
 pub(super) fn flatten(
     order: &Flatten,
     copy: &File,
-    disk: &File,
-    below: Option<&File>,
+    overlays: &[File],
+    base: &File,
     meter: &Meter,
 ) -> Result<u64, Failure> {
     let os = |error: io::Error| Failure::os(DOING, error);
     let target = Target { copy, room: Cell::new(order.room.0), meter };
-    let Some(below) = below else {
-        let size = length(disk).map_err(os)?;
-        if size > order.max.0 {
-            return Err(qcow2_reader::Error::TooLarge(banger_proto::size::Bytes(size)).into());
-        }
-        copy.set_len(size).map_err(os)?;
-        target.copy_range(disk, 0..size, 0)?;
-        return Ok(size);
-    };
-    let overlay = Overlay::open(disk, order.max)?;
-    let (size, below_length) = (overlay.size(), length(below).map_err(os)?);
+    let opened: Result<Vec<Overlay<'_>>, _> =
+        overlays.iter().map(|overlay| Overlay::open(overlay, order.max)).collect();
+    let (opened, base_size) = (opened?, length(base).map_err(os)?);
+    let size = opened.first().map_or(base_size, Overlay::size);
+    if size > order.max.0 {
+        return Err(qcow2_reader::Error::TooLarge(banger_proto::size::Bytes(size)).into());
+    }
     copy.set_len(size).map_err(os)?;
-    overlay.runs(|at, length, cluster| match cluster {
-        Cluster::Zeros => Ok(()),
-        Cluster::Below => target.copy_range(below, at..(at + length).min(below_length), at),
-        Cluster::At(offset) => {
-            let end = offset
-                .checked_add(length)
-                .ok_or(qcow2_reader::Error::Damaged("it has an impossible offset"))?;
-            target.copy_range(disk, offset..end, at)
-        }
-    })?;
+    target.copy_disk(&opened, (base, base_size), 0..size)?;
     Ok(size)
 }
 
@@ -70,6 +58,29 @@ fn length(mut file: &File) -> io::Result<u64> {
 }
 
 impl Target<'_> {
+    /// Copies a range of the disk that the overlays and the base are, to the same place.
+    fn copy_disk(
+        &self,
+        overlays: &[Overlay<'_>],
+        base: (&File, u64),
+        range: Range<u64>,
+    ) -> Result<(), Failure> {
+        let Some((overlay, below)) = overlays.split_first() else {
+            let end = range.end.min(base.1);
+            return self.copy_range(base.0, range.start..end, range.start);
+        };
+        overlay.runs(range, |at, length, cluster| match cluster {
+            Cluster::Zeros => Ok(()),
+            Cluster::Below => self.copy_disk(below, base, at..at + length),
+            Cluster::At(offset) => {
+                let end = offset
+                    .checked_add(length)
+                    .ok_or(qcow2_reader::Error::Damaged("it has an impossible offset"))?;
+                self.copy_range(overlay.file(), offset..end, at)
+            }
+        })
+    }
+
     /// Copies a range to another place. What is beyond the end of the file is zeros: QEMU does not write the end of
     /// the last cluster.
     fn copy_range(&self, from: &File, range: Range<u64>, at: u64) -> Result<(), Failure> {
@@ -134,9 +145,9 @@ mod tests {
 
     const ORDER: Flatten = Flatten { max: Bytes::gib(1), room: Bytes::gib(1) };
 
-    fn flat(disk: &File, below: Option<&File>) -> File {
+    fn flat(overlays: &[File], base: &File) -> File {
         let copy = tempfile::tempfile().unwrap();
-        let size = flatten(&ORDER, &copy, disk, below, &Meter::default()).unwrap();
+        let size = flatten(&ORDER, &copy, overlays, base, &Meter::default()).unwrap();
         assert_eq!(size, copy.metadata().unwrap().len());
         copy
     }
@@ -153,12 +164,12 @@ mod tests {
         disk.set_len(32 << 20).unwrap();
         disk.write_all_at(b"data", 5 << 20).unwrap();
         disk.write_all_at(&[0; 1 << 20], 9 << 20).unwrap();
-        let copy = flat(&disk, None);
+        let copy = flat(&[], &disk);
         assert!(content(&copy) == content(&disk));
         assert!(copy.metadata().unwrap().blocks() * 512 < 1 << 20, "zeros take room");
         let order = Flatten { max: Bytes::mib(31), ..ORDER };
         assert!(matches!(
-            flatten(&order, &copy, &disk, None, &Meter::default()),
+            flatten(&order, &copy, &[], &disk, &Meter::default()),
             Err(Failure::Refused { .. })
         ));
     }
@@ -170,12 +181,13 @@ mod tests {
         disk.write_all_at(&vec![1; 8 << 20], 4 << 20).unwrap();
         let overlay = tempfile::tempfile().unwrap();
         overlay.write_all_at(&qcow2::empty(Bytes::mib(64)), 0).unwrap();
-        for (disk, below) in [(&disk, None), (&overlay, Some(&disk))] {
+        let layered = [overlay];
+        for overlays in [&[][..], &layered[..]] {
             // Zeros need no room.
             for (room, fits) in [(8 << 20, true), ((8 << 20) - 1, false), (2 << 20, false), (0, false)] {
                 let order = Flatten { room: Bytes(room), ..ORDER };
                 let copy = tempfile::tempfile().unwrap();
-                let copied = flatten(&order, &copy, disk, below, &Meter::default());
+                let copied = flatten(&order, &copy, overlays, &disk, &Meter::default());
                 match copied {
                     Ok(_) => assert!(fits, "{room}"),
                     Err(failure) => assert!(!fits && failure == Failure::NoRoom, "{room}: {failure}"),
@@ -198,7 +210,7 @@ mod tests {
         overlay.write_all_at(&1u64.to_be_bytes(), (4 << 16) + 16).unwrap();
         overlay.write_all_at(&(6u64 << 16).to_be_bytes(), (4 << 16) + 56).unwrap();
         overlay.write_all_at(&vec![2; (1 << 16) + 100], 5 << 16).unwrap();
-        let copy = content(&flat(&overlay, Some(&below)));
+        let copy = content(&flat(&[overlay], &below));
         let mut expect = vec![0; 1 << 20];
         expect[..1 << 16].fill(1);
         expect[1 << 16..2 << 16].fill(2);
@@ -215,24 +227,34 @@ mod tests {
         }
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
+        let write = |options: &str, writes: &[&str]| {
+            let mut command = Command::new("qemu-io");
+            command.args(["--image-opts", options]).args(writes.iter().flat_map(|write| ["-c", write]));
+            assert!(command.output().unwrap().status.success());
+        };
         std::fs::write(path("below"), vec![7; 5 << 20]).unwrap();
-        std::fs::write(path("overlay"), qcow2::empty(Bytes::mib(513))).unwrap();
-        let options = format!(
-            "driver=qcow2,file.filename={},backing.driver=raw,backing.file.filename={}",
-            path("overlay").display(),
-            path("below").display()
+        std::fs::write(path("frozen"), qcow2::empty(Bytes::mib(513))).unwrap();
+        std::fs::write(path("overlay"), qcow2::empty(Bytes::mib(600))).unwrap();
+        let file = |name: &str| path(name).display().to_string();
+        let below = |prefix: &str| format!("{prefix}driver=raw,{prefix}file.filename={}", file("below"));
+        write(
+            &format!("driver=qcow2,file.filename={},{}", file("frozen"), below("backing.")),
+            &["write -P 3 1000448 300000", "write -z 2M 128k", "write -P 4 512M 64k", "write -P 5 0 512"],
         );
-        let writes =
-            ["write -P 3 1000448 300000", "write -z 2M 128k", "write -P 4 512M 64k", "write -P 5 0 512"];
-        let mut command = Command::new("qemu-io");
-        command.args(["--image-opts", &options]);
-        command.args(writes.iter().flat_map(|write| ["-c", write]));
-        assert!(command.output().unwrap().status.success());
+        let options = format!(
+            "driver=qcow2,file.filename={},backing.driver=qcow2,backing.file.filename={},{}",
+            file("overlay"),
+            file("frozen"),
+            below("backing.backing.")
+        );
+        // Hides what is below it, with data and with zeros, and is longer than all of it.
+        write(&options, &["write -P 6 1M 100k", "write -z 512M 64k", "write -P 8 599M 64k"]);
         let mut convert = Command::new("qemu-img");
         convert.args(["convert", "--image-opts", &options, "-O", "raw"]).arg(path("expect"));
         assert!(convert.output().unwrap().status.success());
-        let (overlay, below) = (File::open(path("overlay")).unwrap(), File::open(path("below")).unwrap());
-        let copy = flat(&overlay, Some(&below));
+        let overlays = ["overlay", "frozen"].map(|name| File::open(path(name)).unwrap());
+        let below = File::open(path("below")).unwrap();
+        let copy = flat(&overlays, &below);
         assert!(content(&copy) == std::fs::read(path("expect")).unwrap());
     }
 }

@@ -28,8 +28,8 @@ pub enum Task {
     /// Copy a user's file. The files are the user's and an empty one for the copy.
     #[serde(rename = "Take")]
     CopyFile(CopyFile),
-    /// Copy the system disk of a sandbox. The files are a new one for the copy, the disk, and the disk below it if it
-    /// is an overlay.
+    /// Copy the system disk of a sandbox. The files are a new one for the copy, the disk, and what is below it if it is
+    /// an overlay, the image last.
     Flatten(Flatten),
     /// Write the file system of a kernel's modules. The files are an archive of them and a new one for the file system.
     ModuleTree(ModuleTree),

@@ -60,10 +60,8 @@ fn execute(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
             exported.map_or_else(Answer::Failed, Answer::Exported)
         }
         Task::Flatten(order) => {
-            let flattened = sort_disks(files).and_then(|(copy, disk, below)| {
-                with_progress(socket, |meter| {
-                    super::flatten::flatten(&order, &copy, &disk, below.as_ref(), meter)
-                })
+            let flattened = sort_disks(files).and_then(|(copy, overlays, base)| {
+                with_progress(socket, |meter| super::flatten::flatten(&order, &copy, &overlays, &base, meter))
             });
             flattened.map_or_else(Answer::Failed, Answer::Copied)
         }
@@ -91,8 +89,8 @@ pub fn execute_one(socket: &OwnedFd) {
             .and_then(|(original, copy)| super::copy_file::copy_file(&order, &original, &copy, &meter))
             .map_or_else(Answer::Failed, Answer::Copied),
         Ok(Some((Order { task: Task::Flatten(order), .. }, files))) => sort_disks(files)
-            .and_then(|(copy, disk, below)| {
-                super::flatten::flatten(&order, &copy, &disk, below.as_ref(), &meter)
+            .and_then(|(copy, overlays, base)| {
+                super::flatten::flatten(&order, &copy, &overlays, &base, &meter)
             })
             .map_or_else(Answer::Failed, Answer::Copied),
         Ok(Some((Order { task: Task::ModuleTree(order), .. }, files))) => pair(files)
@@ -112,11 +110,11 @@ fn pair(files: Vec<OwnedFd>) -> Result<(File, File), Failure> {
     }
 }
 
-/// Returns the files of a [`Task::Flatten`]: the copy, the disk, and the disk below it.
-fn sort_disks(files: Vec<OwnedFd>) -> Result<(File, File, Option<File>), Failure> {
-    let mut files = files.into_iter().map(File::from);
-    match (files.next(), files.next(), files.next(), files.next()) {
-        (Some(copy), Some(disk), below, None) => Ok((copy, disk, below)),
+/// Returns the files of a [`Task::Flatten`]: the copy, the overlays, and the base.
+fn sort_disks(files: Vec<OwnedFd>) -> Result<(File, Vec<File>, File), Failure> {
+    let mut files: Vec<File> = files.into_iter().map(File::from).collect();
+    match (files.pop(), files.is_empty()) {
+        (Some(base), false) => Ok((files.remove(0), files, base)),
         _ => Err(Failure::os("execute the order", io::Error::from(io::ErrorKind::InvalidData))),
     }
 }

@@ -100,6 +100,8 @@ error_names! {
     Busy = "dev.banger.Error.Busy",
     /// Something else on the host uses a port, address or interface that this needs.
     AlreadyInUse = "dev.banger.Error.AlreadyInUse",
+    /// The disks of the sandbox have too many frozen layers.
+    TooDeep = "dev.banger.Error.TooDeep",
     /// All guest addresses are in use.
     NoAddress = "dev.banger.Error.NoAddress",
     /// An internal error that the caller cannot fix.

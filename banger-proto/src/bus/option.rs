@@ -225,6 +225,12 @@ pub mod commit {
     };
 }
 
+/// Keys of `VM.Fork`.
+pub mod fork {
+    /// `as`: the names of the new sandboxes, as many as sandboxes; without it, the sandbox's name with numbers.
+    pub const NAMES: &str = "names";
+}
+
 /// Keys of `OpenLog`.
 pub mod log {
     /// `b`: keep the stream open and send new lines.

@@ -69,6 +69,9 @@ const RUN: Access =
 /// An image has all that is on a sandbox's system disk.
 const COMMIT: Access =
     Access::Object { own: Some(action::IMAGE_IMPORT), foreign: action::VM_ACCESS_OTHERS, reads: false };
+/// It makes sandboxes, with all that is on the disks of this one.
+const FORK: Access =
+    Access::Object { own: Some(action::VM_RUN), foreign: action::VM_ACCESS_OTHERS, reads: false };
 const SHARED: Access = change(action::IMAGE_MANAGE_SHARED);
 /// Sharing concerns everybody, and so an administrator decides, even about the caller's own images.
 const SHARE: Access = Access::Object {
@@ -120,6 +123,7 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "SetLifetime", MANAGE, Cost::Change),
     (VM, "Configure", MANAGE, Cost::Change),
     (VM, "Commit", COMMIT, Cost::StartJob),
+    (VM, "Fork", FORK, Cost::StartJob),
     (VM, "PublishPort", MANAGE, Cost::Change),
     (VM, "UnpublishPort", MANAGE, Cost::Change),
     (VM, "OpenAgent", ENTER, Cost::Open),

@@ -77,7 +77,8 @@ pub fn name_of(error: &EngineError) -> ErrorName {
             ErrorName::InvalidState
         }
         EngineError::StillWriting { .. } => ErrorName::InvalidState,
-        EngineError::BeingCommitted { .. } => ErrorName::Busy,
+        EngineError::BeingCommitted { .. } | EngineError::BeingForked { .. } => ErrorName::Busy,
+        EngineError::TooDeep => ErrorName::TooDeep,
         EngineError::InUse { kind: Kind::Image, .. } => ErrorName::ImageInUse,
         EngineError::InUse { kind: Kind::Kernel, .. } => ErrorName::KernelInUse,
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,
@@ -209,6 +210,8 @@ mod tests {
         check(catalogs::Error::Fetch(unreachable), Name::RegistryUnreachable, "why");
 
         check(disks::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");
+        let message = "its disks have been forked 8 times since the image, which is the limit";
+        check(disks::Error::TooDeep, Name::TooDeep, message);
 
         check(guest_link::Error::Unavailable { message: why() }, Name::AgentUnavailable, "why");
         check(guest_link::Error::Refused { message: why() }, Name::AgentUnavailable, "why");

@@ -48,8 +48,8 @@ use crate::{
 /// Increased by one with each addition to the interfaces.
 const API_LEVEL: u32 = 6;
 /// Features of this service, for clients that are newer than it.
-const FEATURES: [&str; 8] =
-    ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh", "vm-commit"];
+const FEATURES: [&str; 9] =
+    ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh", "vm-commit", "vm-fork"];
 /// The kind of the manager.
 #[derive(Clone)]
 pub struct ManagerKind;

@@ -36,7 +36,7 @@ use super::{
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
-    request::{read_commit, read_port, read_protocol},
+    request::{read_commit, read_fork, read_port, read_protocol},
     subscribers::Watching,
 };
 use crate::{
@@ -306,6 +306,21 @@ impl Methods {
         let (api, caller) = self.caller(&header).await?;
         let job = api.engine.commit_vm(self.id, read_commit(&caller, &name, options)?).await?;
         api.return_job(&caller, job).await
+    }
+
+    #[zbus(out_args("children", "job"))]
+    async fn fork(
+        &self,
+        count: u32,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(Vec<OwnedObjectPath>, OwnedObjectPath)> {
+        let (api, caller) = self.caller(&header).await?;
+        let (children, job) = api.engine.fork_vm(self.id, read_fork(count, options)?).await?;
+        for child in &children {
+            export(&api, VmKind(*child)).await?;
+        }
+        Ok((children.into_iter().map(path::vm).collect(), api.return_job(&caller, job).await?))
     }
 
     #[zbus(out_args("actual_port"))]

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     Engine,
     error::{Error, Kind, Result},
+    inventory::Admission,
     now,
     request::CreateVm,
     vm_task::{INBOX, VmTask},
@@ -75,7 +76,8 @@ impl Engine {
         let (sender, inbox) = mpsc::channel(INBOX);
         let view = self.shared.view(vm, String::new(), 0);
         let subnet = self.shared.subnet.get();
-        let view = self.shared.inventory.admit(view, names, subnet, sender, &settings.limits)?;
+        let admission = Admission { view, names, inbox: sender };
+        let view = self.shared.inventory.admit(admission, subnet, &settings.limits)?;
         let mut vm = view.vm.clone();
         if hostname.is_none() {
             vm.spec.hostname = vm.name.clone();

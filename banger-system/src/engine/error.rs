@@ -4,7 +4,7 @@
 use banger_domain::{lifecycle::Refused, limits::Exceeded, name};
 use banger_proto::{causes::with_causes, count::counted};
 
-use crate::ports::HostError;
+use crate::ports::{HostError, disks::MAX_DEPTH};
 
 /// A kind of object that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,6 +170,15 @@ pub enum Error {
         /// The sandbox's name.
         name: String,
     },
+    /// A job copies its disks.
+    #[error("{name} is being forked; wait until that job has ended, or cancel it")]
+    BeingForked {
+        /// The sandbox's name.
+        name: String,
+    },
+    /// Its disks have too many frozen layers.
+    #[error("its disks have been forked {MAX_DEPTH} times since the image, which is the limit")]
+    TooDeep,
     /// Other objects use it.
     #[error("the {} {name} is used by {users}", .kind.noun())]
     InUse {

@@ -3,8 +3,10 @@
 //! Each VM's view is written by the VM's own task only. Decisions that concern several objects of a user (free names,
 //! quotas, whether an image is in use) are made here, under one short lock that is never held across an `.await`.
 
+mod admission;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,13 +14,14 @@ use banger_domain::{
     id::{ImageId, KernelId, Uid, VmId},
     limits::{Limits, Usage},
     name::{Name, Reference},
-    net::subnet::{Slot, Subnet},
+    net::subnet::Slot,
     vm::{Vm, VmSpec},
 };
 use banger_image::record::ImageFacts;
 use banger_proto::size::Bytes;
 use tokio::sync::{mpsc, watch};
 
+pub(super) use self::admission::Admission;
 use super::{
     error::{Error, Kind, Result},
     events::EventSender,
@@ -52,7 +55,7 @@ struct Entry {
 
 impl State {
     fn usage(&self, owner: Uid) -> Usage {
-        let mut usage = Usage::default();
+        let (mut usage, mut layers) = (Usage::default(), HashMap::new());
         for Entry { view, .. } in self.vms.values().filter(|entry| entry.view.vm.owner == owner) {
             usage.vms += 1;
             let disk = self.disk_of(view.vm.image, &view.vm.spec);
@@ -61,7 +64,10 @@ impl State {
                 usage.running += 1;
                 usage.memory = Bytes(usage.memory.0.saturating_add(view.vm.spec.memory.0));
             }
+            layers.extend(view.frozen.iter().map(|layer| (layer.id, layer.size.0)));
         }
+        // A layer that several of them share counts once.
+        usage.disk = Bytes(layers.into_values().fold(usage.disk.0, u64::saturating_add));
         usage
     }
 
@@ -156,41 +162,6 @@ impl Inventory {
 
     pub(super) fn usage(&self, owner: Uid) -> Usage {
         self.lock().usage(owner)
-    }
-
-    /// Adds a new VM under the first free name, with a free address, if the owner's quota allows it.
-    pub(super) fn admit(
-        &self,
-        mut view: VmView,
-        names: impl IntoIterator<Item = Name>,
-        subnet: Option<&Subnet>,
-        inbox: mpsc::Sender<Command>,
-        limits: &Limits,
-    ) -> Result<Arc<VmView>> {
-        let vm = &mut view.vm;
-        let mut state = self.lock();
-        limits.check_create(state.usage(vm.owner), state.disk_of(vm.image, &vm.spec))?;
-        let mut taken = None;
-        let free = names.into_iter().find(|name| {
-            let is_taken = state.vm_name_taken(vm.owner, name);
-            if is_taken {
-                taken = Some(name.clone());
-            }
-            !is_taken
-        });
-        let Some(name) = free else {
-            let name = taken.map(|name| name.to_string()).unwrap_or_default();
-            return Err(Error::NameTaken { kind: Kind::Vm, name });
-        };
-        vm.name = name;
-        let taken: HashSet<Slot> = state.vms.values().map(|entry| entry.view.vm.slot).collect();
-        vm.slot = Slot::free(|slot| taken.contains(&slot), state.last_slot).ok_or(Error::NoAddress)?;
-        state.last_slot = Some(vm.slot);
-        view.address = subnet.and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
-        let view = Arc::new(view);
-        state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
-        self.send(Event::VmAdded(Arc::clone(&view)));
-        Ok(view)
     }
 
     /// Checks that the owner's quota has room for the new disk sizes.

@@ -100,6 +100,7 @@ impl JobKind {
             | JobKind::CatalogRefresh
             | JobKind::CachePrune => Admission::Queued,
             JobKind::VmCreate
+            | JobKind::VmFork
             | JobKind::VmStart
             | JobKind::VmSuspend
             | JobKind::VmResume

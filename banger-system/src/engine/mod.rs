@@ -58,7 +58,7 @@ use self::{
     job::Jobs,
     library::Library,
     problems::Problems,
-    request::{CommitVm, Start, Stop, StopMode},
+    request::{CommitVm, ForkVm, Start, Stop, StopMode},
     templates::Making,
     view::{ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
@@ -339,6 +339,11 @@ impl Engine {
         self.send(id, |reply| Command::Commit { request: Box::new(request), reply }).await
     }
 
+    /// Starts to make new VMs with the disks of a VM that is down. Returns them, and the job.
+    pub async fn fork_vm(&self, id: VmId, request: ForkVm) -> Result<(Vec<VmId>, JobId)> {
+        self.send(id, |reply| Command::Fork { request, reply }).await
+    }
+
     /// Pauses a VM whose guest answers. Does nothing if it is paused.
     pub async fn pause_vm(&self, id: VmId) -> Result<()> {
         self.send(id, |reply| Command::Pause { reply }).await
@@ -445,6 +450,7 @@ impl Shared {
             unit,
             pid,
             captured: None,
+            frozen: Vec::new(),
             booted_from: None,
         }
     }

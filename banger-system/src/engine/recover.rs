@@ -44,10 +44,10 @@ use super::{
     lease::Lease,
     library::item::Stored,
     problems::Subject,
-    view::{Item, JobKind},
+    view::{Item, JobKind, VmView},
     vm_task::{Command, INBOX, VmTask},
 };
-use crate::ports::{Ports, supervisor::Started};
+use crate::ports::{Ports, disks::FrozenLayer, supervisor::Started};
 
 /// Pause before the next try.
 const RETRY: Duration = Duration::from_secs(60);
@@ -93,9 +93,11 @@ impl Engine {
                 None => vm.state.is_up().then(|| Started { unit: String::new(), pid: 0, user: 0 }),
             };
             let lease = Lease::of(vm.id, held, ports.clone(), shared.problems.clone());
+            let frozen = shared.frozen_layers(vm.id).await;
             let (sender, inbox) = mpsc::channel(INBOX);
-            shared.inventory.add_recovered(shared.view(vm.clone(), String::new(), 0), sender);
-            VmTask::reattached(Arc::clone(shared), vm, lease, process, inbox);
+            let view = shared.view(vm.clone(), String::new(), 0);
+            shared.inventory.add_recovered(VmView { frozen: frozen.clone(), ..view }, sender);
+            VmTask::reattached(Arc::clone(shared), vm, lease, process, frozen, inbox);
         }
         for (vm, resources) in held {
             shared.remove_orphan(vm, resources).await;
@@ -152,6 +154,14 @@ impl Shared {
             Ok(inbox) => drop(inbox.send(Command::Found { resources, process }).await),
             Err(_) => self.remove_orphan(vm, resources).await,
         }
+    }
+
+    /// Returns the frozen layers of a VM, which only count against a quota. A failure is logged.
+    async fn frozen_layers(&self, vm: VmId) -> Vec<FrozenLayer> {
+        self.ports.disks.frozen(vm).await.unwrap_or_else(|error| {
+            tracing::error!(%vm, error = %one_line(&error), "cannot look for the layers of a disk");
+            Vec::new()
+        })
     }
 
     async fn remove_orphan(&self, vm: VmId, resources: BTreeSet<Resource>) {

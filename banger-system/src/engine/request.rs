@@ -145,6 +145,15 @@ pub struct CommitVm {
     pub on_conflict: OnConflict,
 }
 
+/// Makes new sandboxes with the disks of one that is down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkVm {
+    /// How many.
+    pub count: u32,
+    /// Their names, as many as sandboxes; if there are none, the sandbox's own name with numbers.
+    pub names: Vec<Name>,
+}
+
 /// A user's file with an image.
 #[derive(Debug)]
 pub enum ImportSource {

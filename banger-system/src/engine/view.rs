@@ -14,7 +14,7 @@ use banger_image::record::{Image, Kernel};
 use banger_proto::size::Bytes;
 
 use super::error::{Error, Kind};
-use crate::ports::captures::Stored;
+use crate::ports::{captures::Stored, disks::FrozenLayer};
 
 /// A VM, as last published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct VmView {
     pub pid: u32,
     /// Its memory on disk: what it takes, and since when. While it is written, this is the most that it can take.
     pub captured: Option<Stored>,
+    /// The frozen layers of its disks.
+    pub frozen: Vec<FrozenLayer>,
     /// How its guest began; none while it is down, or if an earlier run of the service started it.
     pub booted_from: Option<BootedFrom>,
 }
@@ -215,6 +217,8 @@ pub enum JobKind {
     VmRestart,
     /// Deletes a sandbox.
     VmDelete,
+    /// Makes sandboxes with the disks of another one.
+    VmFork,
     /// Imports an image from a file.
     ImageImport,
     /// Pulls an image.
@@ -244,6 +248,7 @@ impl JobKind {
             JobKind::VmStop => "vm-stop",
             JobKind::VmRestart => "vm-restart",
             JobKind::VmDelete => "vm-delete",
+            JobKind::VmFork => "vm-fork",
             JobKind::ImageImport => "image-import",
             JobKind::ImagePull => "image-pull",
             JobKind::ImageCommit => "image-commit",

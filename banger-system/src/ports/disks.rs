@@ -28,6 +28,18 @@ pub trait Disks: Send + Sync {
     /// Prepares the drives for a VMM, and returns them, the system disk first. Replaces what an earlier boot left, so
     /// a repeat is safe while no VMM runs.
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>>;
+    /// Checks that the disks of a VM that is down can be frozen, and returns the bytes that this would add to its
+    /// frozen layers. Fails with [`Error::TooDeep`] if they have too many already.
+    async fn freezable(&self, vm: VmId) -> Result<Bytes>;
+    /// Freezes what a VM that is down has written: from now on it is only read, and the VM writes to new layers. Disks
+    /// that can only be copied, and disks that nothing was written to since, are left alone, so a repeat is safe.
+    async fn freeze(&self, vm: VmId) -> Result<()>;
+    /// Gives a VM that has only its directory the disks of another VM that is down and was frozen. Frozen layers are
+    /// shared, and everything else is copied. Fails with [`HostError::NoSpace`] if the disk is full.
+    async fn create_child(&self, vm: VmId, of: VmId) -> Result<()>;
+    /// Returns the frozen layers of the disks of a VM. The image is not one of them. A layer exists as long as a VM
+    /// has it.
+    async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>>;
     /// Undoes [`Disks::attach`]. No VMM may have the drives open.
     async fn detach(&self, vm: VmId) -> Result<()>;
     /// Returns the VMs that have something to detach.
@@ -40,6 +52,18 @@ pub trait Disks: Send + Sync {
     async fn found(&self) -> Result<Vec<VmId>>;
     /// Checks what this needs from the host.
     async fn checks(&self) -> Vec<Check>;
+}
+
+/// The most frozen layers that a disk may have: each makes reads of what is below it slower.
+pub const MAX_DEPTH: usize = 8;
+
+/// A layer that is only read, and that several VMs may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrozenLayer {
+    /// Differs from that of every other layer that exists.
+    pub id: u64,
+    /// The space that it takes.
+    pub size: Bytes,
 }
 
 /// Who combines an image and the writes of a guest.
@@ -60,6 +84,9 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A disk has [`MAX_DEPTH`] frozen layers.
+    #[error("its disks have been forked {MAX_DEPTH} times since the image, which is the limit")]
+    TooDeep,
     /// The call to the host failed.
     #[error(transparent)]
     Host(#[from] HostError),

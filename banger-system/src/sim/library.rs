@@ -20,11 +20,13 @@ use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, HostError, NoProgress, Progress,
     captures::HostFacts,
-    disks::{self, Disks, OverlayBy},
+    disks::{self, Disks, FrozenLayer, MAX_DEPTH, OverlayBy},
     image_files::{self, Content, Exported, FileRange, ImageFiles, Layout},
     kernel_files::{self, BootFiles, HostKernel, KernelFiles},
 };
 
+/// What a boot writes to the disks of a VM.
+const LAYER: Bytes = Bytes::mib(1);
 /// The digest of a file that was never read.
 const NO_DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -66,7 +68,11 @@ impl Disks for Sim {
     }
 
     async fn attach(&self, vm: VmId, _image: ImageId) -> disks::Result<Vec<Drive>> {
-        self.step("attach disks")?.mappers.insert(vm);
+        let mut state = self.step("attach disks")?;
+        state.mappers.insert(vm);
+        // A guest writes something in each boot.
+        state.written.insert(vm);
+        drop(state);
         let drive = |disk| Drive {
             path: format!("/sim/{vm}/{disk}").into(),
             access: Access::ReadWrite,
@@ -92,7 +98,44 @@ impl Disks for Sim {
         let mut state = self.removal(Resource::Disks)?;
         state.disks.remove(&vm);
         state.disk_sizes.remove(&vm);
+        state.frozen_layers.remove(&vm);
+        state.written.remove(&vm);
         Ok(())
+    }
+
+    async fn freezable(&self, vm: VmId) -> disks::Result<Bytes> {
+        let state = self.step("look for layers")?;
+        let depth = state.frozen_layers.get(&vm).map_or(0, Vec::len);
+        match state.written.contains(&vm) {
+            true if depth >= MAX_DEPTH => Err(disks::Error::TooDeep),
+            true => Ok(LAYER),
+            false => Ok(Bytes(0)),
+        }
+    }
+
+    async fn freeze(&self, vm: VmId) -> disks::Result<()> {
+        let mut state = self.step("freeze disks")?;
+        if state.written.remove(&vm) {
+            state.last_layer += 1;
+            let layer = FrozenLayer { id: state.last_layer, size: LAYER };
+            state.frozen_layers.entry(vm).or_default().push(layer);
+        }
+        Ok(())
+    }
+
+    async fn create_child(&self, vm: VmId, of: VmId) -> disks::Result<()> {
+        while self.lock().workers_blocked {
+            tokio::time::sleep(LOOK).await;
+        }
+        let mut state = self.step("fork disks")?;
+        let (size, layers) = (state.disk_sizes.get(&of).copied(), state.frozen_layers.get(&of).cloned());
+        state.disk_sizes.insert(vm, size.unwrap_or_default());
+        state.frozen_layers.insert(vm, layers.unwrap_or_default());
+        Ok(())
+    }
+
+    async fn frozen(&self, vm: VmId) -> disks::Result<Vec<FrozenLayer>> {
+        Ok(self.step("look for layers")?.frozen_layers.get(&vm).cloned().unwrap_or_default())
     }
 
     async fn found(&self) -> disks::Result<Vec<VmId>> {

@@ -41,8 +41,8 @@ use banger_proto::{
 use tokio::sync::{Notify, watch};
 
 use crate::ports::{
-    FromHost as _, HostError, Ports, authority::Verdict, catalogs::FetchedIndex, kernel_files::HostKernel,
-    supervisor::Ended,
+    FromHost as _, HostError, Ports, authority::Verdict, catalogs::FetchedIndex, disks::FrozenLayer,
+    kernel_files::HostKernel, supervisor::Ended,
 };
 
 /// A host in memory. Clones share one host.
@@ -65,6 +65,10 @@ struct State {
     disks: BTreeSet<VmId>,
     /// The sizes of system disks and work disks.
     disk_sizes: BTreeMap<VmId, (Bytes, Bytes)>,
+    /// The VMs that have written to their disks since these were frozen.
+    written: BTreeSet<VmId>,
+    frozen_layers: BTreeMap<VmId, Vec<FrozenLayer>>,
+    last_layer: u64,
     mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,

@@ -9,6 +9,7 @@ mod firecracker;
 mod images;
 mod import;
 mod import_as_tar;
+mod layers;
 mod mapper;
 mod net_lab;
 mod network;

@@ -151,6 +151,40 @@ fn block_on(test: impl Future<Output = ()>) {
 }
 
 #[test]
+fn a_fork_has_a_copy_of_its_parents_overlay() {
+    require_snapshots!();
+    let (parent, child) = (vm(41), vm(42));
+    let host = Host::new(Scratch::new(), [parent, child]);
+    let write = async |vm, text: &str| {
+        let disk = File::options().write(true).open(host.start(vm).await.path).unwrap();
+        disk.write_all_at(text.as_bytes(), 4096).unwrap();
+        disk.sync_all().unwrap();
+    };
+    let read = async |vm| {
+        let mut bytes = [0; 6];
+        File::open(host.start(vm).await.path).unwrap().read_exact_at(&mut bytes, 4096).unwrap();
+        bytes
+    };
+    block_on(async {
+        host.create(parent).await;
+        write(parent, "before").await;
+        host.disks.detach(parent).await.unwrap();
+        host.disks.freeze(parent).await.unwrap();
+        assert_eq!(host.disks.frozen(parent).await.unwrap(), []);
+        host.disks.create_directory(child).await.unwrap();
+        host.disks.create_child(child, parent).await.unwrap();
+        assert_eq!(&read(child).await, b"before");
+        write(parent, "parent").await;
+        assert_eq!((&read(parent).await, &read(child).await), (b"parent", b"before"));
+        for vm in [parent, child] {
+            host.disks.detach(vm).await.unwrap();
+            host.disks.remove_directory(vm).await.unwrap();
+        }
+        host.await_loops(&[]);
+    });
+}
+
+#[test]
 fn a_snapshot_has_the_content_of_the_image_and_keeps_what_is_written() {
     require_snapshots!();
     let vm = vm(1);

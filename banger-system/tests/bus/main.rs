@@ -5,6 +5,7 @@ mod authority;
 mod calls;
 mod crowd;
 mod floods;
+mod fork;
 mod lifetime;
 #[path = "../private_bus/mod.rs"]
 mod private_bus;

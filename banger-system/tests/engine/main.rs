@@ -6,6 +6,7 @@ mod catalog;
 mod commit;
 mod disks;
 mod engine_lab;
+mod fork;
 mod host_kernel;
 mod network;
 mod panics;

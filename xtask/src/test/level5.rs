@@ -26,6 +26,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("two sandboxes share their image, and nothing looks into it", shared_image),
     ("a system disk grows behind its snapshot", grown_disk),
     ("a system disk on device-mapper becomes an image", committed),
+    ("snapshots of device-mapper are forked", forked),
     ("a reboot leaks nothing, and sandboxes start again", reboot),
     ("nothing is left behind", nothing_left),
     ("an upgrade of the packages keeps a guest and its command running", packages::upgrade),
@@ -186,6 +187,21 @@ fn committed(host: &TestHost) -> Result<()> {
     ensure!(said == "kept", "the image lacks what was written: {said:?}");
     expect(host.session("alice", &["banger", "image", "delete", "committed"]))?;
     expect(host.session("alice", &["banger", "vm", "delete", "--force", "one"])).map(drop)
+}
+
+/// A fork of a stopped sandbox has a copy of its overlay.
+fn forked(host: &TestHost) -> Result<()> {
+    let sh = |script: &str| expect(host.session("alice", &["sh", "-euc", script]));
+    sh("banger vm create --quiet --memory 512M --name one
+        banger vm exec one -- sh -c 'printf kept > /mark; printf kept > /root/mark; sync'
+        banger vm stop --quiet one
+        banger vm fork --quiet one
+        banger vm exec one-1 -- sh -c 'printf changed > /mark; sync'
+        banger vm start --quiet one")?;
+    let said = sh("banger vm exec one -- cat /mark /root/mark
+        banger vm exec one-1 -- cat /mark /root/mark")?;
+    ensure!(said == "keptkeptchangedkept", "{said:?}");
+    sh("banger vm delete --quiet --force one one-1").map(drop)
 }
 
 fn reboot(host: &TestHost) -> Result<()> {

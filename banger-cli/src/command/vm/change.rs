@@ -56,6 +56,12 @@ pub async fn each_and_wait(
     all(bus, found, (method, wait), options, (progress, args.output), done).await
 }
 
+/// Starts these sandboxes, and prints their names.
+pub async fn start(bus: Bus, found: Vec<batch::Found>, args: ChangeArgs) -> Result<u8> {
+    let progress = Progress::new(args.progress);
+    all(bus, found, ("Start", None), Options::new(), (progress, args.output), "started").await
+}
+
 /// Deletes the sandboxes with these ids, and prints their names.
 pub async fn delete(ids: &[String], names: &[String], args: ChangeArgs) -> Result<u8> {
     let progress = Progress::new(args.progress);

@@ -17,8 +17,8 @@ use crate::{
 /// Make an image of a stopped sandbox's system disk
 ///
 /// New sandboxes of the image start with everything that was installed or changed in this one. The work disk (/root)
-/// is not part of it. What identifies the guest, such as /etc/machine-id, stays on the disk; `banger image build` makes
-/// images without it.
+/// is not part of it. Histories and logs stay on the disk; `banger image build` makes images without them. Each new
+/// sandbox gets a machine id of its own.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:

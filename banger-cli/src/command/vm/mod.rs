@@ -11,6 +11,7 @@ mod created;
 mod delete;
 mod exec;
 mod exec_args;
+mod fork;
 mod forward;
 mod health;
 pub mod kill;
@@ -81,6 +82,7 @@ pub enum VmCommand {
     Unpublish(publish::Unpublish),
     Logs(logs::Logs),
     Commit(commit::Commit),
+    Fork(fork::Fork),
     /// Rename a sandbox
     ///
     /// The host uses the new name at once. The host name in the guest changes at its next boot.
@@ -137,6 +139,7 @@ impl VmCommand {
             VmCommand::Logs(logs) => logs.run().await,
             VmCommand::Rename(rename) => rename.run(Kind::Vm).await,
             VmCommand::Commit(commit) => commit.run().await,
+            VmCommand::Fork(fork) => fork.run().await,
             VmCommand::Wait(wait) => wait.run().await,
             VmCommand::Prune(prune) => prune.run().await,
             VmCommand::Ports(ports) => ports.run().await,

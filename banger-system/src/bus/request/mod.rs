@@ -2,6 +2,7 @@
 
 mod commit;
 mod create;
+mod fork;
 mod import;
 mod ports;
 mod pull;
@@ -13,6 +14,7 @@ use banger_proto::bus::ErrorName;
 pub(super) use self::{
     commit::read_commit,
     create::read_create,
+    fork::read_fork,
     import::{read_image_import, read_kernel_import},
     ports::{needs_authorisation, read_port, read_protocol},
     pull::{read_image_pull, read_kernel_pull},

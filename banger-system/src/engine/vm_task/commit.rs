@@ -36,24 +36,15 @@ impl VmTask {
     /// Starts to make an image of the system disk.
     pub(super) async fn commit(&mut self, request: CommitVm) -> Result<JobId> {
         self.require_unread_disks().await?;
-        let name = || self.vm.name.to_string();
-        match self.vm.state {
-            State::Deleting => return Err(Error::Deleted { name: name() }),
-            State::Suspended => return Err(Error::Suspended { name: name() }),
-            state if state.is_up() => return Err(Error::StillWriting { name: name() }),
-            _ => {}
-        }
+        self.require_down()?;
         // A VMM that could not be removed may still write to the disk.
-        let left = self.lease.release(Scope::Boot).await;
-        if let Some(error) = not_released(self.vm.name.as_str(), left) {
-            return Err(error);
-        }
+        self.release_boot().await?;
         let commit = library::reserve_commit(&self.shared, self.vm.clone(), request)?;
         let attach = self.shared.ports.disks.attach(self.vm.id, self.vm.image);
         let attached = self.lease.hold(Resource::Mapper, attach).await;
         let Some(disk) = attached.as_ref().ok().and_then(|drives| drives.first()).cloned() else {
             self.lease.release(Scope::Boot).await;
-            return Err(attached.err().unwrap_or(Error::Deleted { name: name() }));
+            return Err(attached.err().unwrap_or(Error::Deleted { name: self.vm.name.to_string() }));
         };
         let (read, reading) = watch::channel(());
         let job = commit.run(disk, read);
@@ -66,8 +57,22 @@ impl VmTask {
         Ok(job)
     }
 
+    /// Refuses a VM whose disks may not be complete, because its guest runs or will continue.
+    pub(super) fn require_down(&self) -> Result<()> {
+        let name = || self.vm.name.to_string();
+        match self.vm.state {
+            State::Created | State::Stopped | State::Failed => Ok(()),
+            State::Deleting => Err(Error::Deleted { name: name() }),
+            State::Suspended => Err(Error::Suspended { name: name() }),
+            _ => Err(Error::StillWriting { name: name() }),
+        }
+    }
+
     /// Refuses what would use the disks while a job reads them. Releases them if that job is over.
     pub(in crate::engine) async fn require_unread_disks(&mut self) -> Result<()> {
+        if self.forking.is_some() {
+            return Err(Error::BeingForked { name: self.vm.name.to_string() });
+        }
         match &self.commit {
             None => return Ok(()),
             Some(commit) if !commit.is_over() => {
@@ -80,10 +85,11 @@ impl VmTask {
     }
 
     /// Cancels the job that reads the disks, if one does. Returns whether its end must be awaited.
-    pub(super) fn cancel_commit(&self) -> bool {
-        let Some(commit) = self.commit.as_ref().filter(|commit| !commit.is_over()) else { return false };
-        if let Err(error) = self.shared.jobs.cancel(commit.job) {
-            tracing::warn!(vm = %self.vm.id, %error, "cannot cancel a commit");
+    pub(super) fn cancel_reading(&self) -> bool {
+        let commit = self.commit.as_ref().filter(|commit| !commit.is_over()).map(|commit| commit.job);
+        let Some(job) = commit.or(self.forking) else { return false };
+        if let Err(error) = self.shared.jobs.cancel(job) {
+            tracing::warn!(vm = %self.vm.id, %error, "cannot cancel a job that reads the disks");
         }
         true
     }
@@ -93,6 +99,11 @@ impl VmTask {
             // Another commit has begun, or the lease has logged it and it is tried again.
             tracing::debug!(vm = %self.vm.id, %error, "the disks stay attached after a commit");
         }
+        self.disks_are_free().await
+    }
+
+    /// Does what had to wait until no job reads the disks.
+    pub(super) async fn disks_are_free(&mut self) -> Next {
         match std::mem::take(&mut self.caller_is_gone) {
             true => self.client_disconnected().await,
             false => Next::Continue,

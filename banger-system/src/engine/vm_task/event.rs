@@ -15,6 +15,7 @@ use super::{FORCED, Goal, Next, VmTask, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
+        job::JobHandle,
         lease::not_released,
         now,
     },
@@ -54,6 +55,8 @@ pub(super) enum TaskEvent {
     JobCanceled(JobId),
     /// A job no longer reads the system disk.
     CommitEnded,
+    /// The children of a fork exist, or none does.
+    ForkEnded(JobHandle, Result<()>),
 }
 
 impl VmTask {
@@ -99,6 +102,7 @@ impl VmTask {
             TaskEvent::KernelImported(kernel) => self.kernel_imported(kernel).await,
             TaskEvent::JobCanceled(job) => return self.job_canceled(job).await,
             TaskEvent::CommitEnded => return self.commit_ended().await,
+            TaskEvent::ForkEnded(job, made) => return self.fork_ended(job, made).await,
         }
         Next::Continue
     }

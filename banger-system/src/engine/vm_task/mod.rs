@@ -39,11 +39,12 @@
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
 //! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
-//! image of a VM that is down, and `remove.rs` deletes it. `suspend.rs` writes the memory of a VM to disk before it ends
-//! the VMM, and `resume.rs` starts another one that continues with it.
+//! image of a VM that is down, `fork.rs` makes others with its disks, and `remove.rs` deletes it. `suspend.rs` writes the
+//! memory of a VM to disk before it ends the VMM, and `resume.rs` starts another one that continues with it.
 
 mod commit;
 mod event;
+mod fork;
 mod kernel;
 mod liveness;
 mod pause;
@@ -60,7 +61,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use banger_domain::{
     guest_end::Reboots,
-    id::{JobId, Timestamp},
+    id::{JobId, Timestamp, VmId},
     launch_spec::LaunchSpec,
     lifecycle::{Event, Refused, Transition, step},
     name::Name,
@@ -85,11 +86,11 @@ use super::{
     error::Result,
     job::{JobHandle, Stages},
     lease::Lease,
-    request::{CommitVm, Configure, Start, Stop, StopMode},
+    request::{CommitVm, Configure, ForkVm, Start, Stop, StopMode},
     view::{BootedFrom, JobKind, Object, VmView},
 };
 use crate::{
-    ports::{captures::Stored, supervisor::Started, templates::TemplateKey},
+    ports::{captures::Stored, disks::FrozenLayer, supervisor::Started, templates::TemplateKey},
     tasks::Task,
 };
 
@@ -158,6 +159,10 @@ pub(super) enum Command {
         request: Box<CommitVm>,
         reply: Reply<JobId>,
     },
+    Fork {
+        request: ForkVm,
+        reply: Reply<(Vec<VmId>, JobId)>,
+    },
     CallerVanished,
     /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
     /// released. `process` is its process, if it has one.
@@ -196,6 +201,10 @@ pub(super) struct VmTask {
     is_new: bool,
     /// The job that makes an image of its system disk.
     commit: Option<Commit>,
+    /// The job that makes sandboxes with its disks.
+    forking: Option<JobId>,
+    /// The frozen layers of its disks.
+    frozen: Vec<FrozenLayer>,
     /// The template to make once the guest is ready. None if it exists already.
     missing_template: Option<(TemplateKey, LaunchSpec)>,
     /// The template that this boot continues from, until its guest is ready.
@@ -238,9 +247,11 @@ impl VmTask {
         vm: Vm,
         lease: Lease,
         process: Option<Started>,
+        frozen: Vec<FrozenLayer>,
         inbox: mpsc::Receiver<Command>,
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
+        task.frozen = frozen;
         task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.reattach(process).await == Next::Continue {
                 task.run().await;
@@ -263,6 +274,8 @@ impl VmTask {
             reboots: Reboots::default(),
             is_new: false,
             commit: None,
+            forking: None,
+            frozen: Vec::new(),
             booted_from: None,
             missing_template: None,
             template_in_use: None,
@@ -354,6 +367,10 @@ impl VmTask {
                 let result = self.commit(*request).await;
                 answer(reply, result);
             }
+            Command::Fork { request, reply } => {
+                let result = self.fork(request).await;
+                answer(reply, result);
+            }
             Command::CallerVanished => return self.client_disconnected().await,
             Command::Found { resources, process } => return self.found(resources, process).await,
             Command::Probe => self.suspect(),
@@ -429,12 +446,13 @@ impl VmTask {
     fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        let (booted_from, captured) = (self.booted_from, self.captured);
+        let (booted_from, captured, frozen) = (self.booted_from, self.captured, self.frozen.clone());
         VmView {
             blocked_ports,
             silent,
             booted_from,
             captured,
+            frozen,
             ..self.shared.view(vm, self.unit.clone(), self.pid)
         }
     }

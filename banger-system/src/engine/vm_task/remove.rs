@@ -79,7 +79,7 @@ impl VmTask {
         if !matches!(self.vm.lifetime, Lifetime::Caller { .. }) {
             return Next::Continue;
         }
-        if self.cancel_commit() {
+        if self.cancel_reading() {
             self.caller_is_gone = true;
             return Next::Continue;
         }

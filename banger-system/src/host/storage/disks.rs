@@ -19,18 +19,23 @@ use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, VmId},
     launch_spec::{Access, Drive, Medium},
+    limits::Disk,
     resource::Paths,
 };
 use banger_image::{ext4_writer, qcow2};
 use banger_proto::size::Bytes;
 
-use super::{partial::Partial, sparse, staging};
+use super::{
+    layers::{self, Chain},
+    partial::Partial,
+    sparse, staging,
+};
 use crate::{
     host::blocking::blocking,
     ports::{
         Check, FromHost as _, Status,
         captures::HostFacts,
-        disks::{Disks, Error, OverlayBy, Result},
+        disks::{Disks, Error, FrozenLayer, OverlayBy, Result},
     },
 };
 
@@ -127,8 +132,8 @@ impl Disks for FileDisks {
     }
 
     async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
-        let disk = self.paths.work_disk(vm);
-        blocking("grow a work disk", move || grow(&disk, size)).await
+        let (disk, layer) = (self.paths.work_disk(vm), self.paths.work_layer(vm));
+        blocking("grow a work disk", move || grow_disk(&layer, &disk, size)).await
     }
 
     async fn grow_system_disk(&self, vm: VmId, _image: ImageId, size: Bytes) -> Result<()> {
@@ -136,23 +141,39 @@ impl Disks for FileDisks {
         let paths = self.paths.clone();
         blocking("grow a system disk", move || {
             require_file(&paths, vm)?;
-            match layer.exists() {
-                true => grow_layer(&layer, size),
-                false => grow(&disk, size),
-            }
+            grow_disk(&layer, &disk, size)
         })
         .await
     }
 
     async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
-        let layer = self.paths.system_layer(vm);
-        if layer.exists() {
-            let medium = Medium::Layer { base: self.paths.system_base(vm) };
-            let system = Drive { path: layer, access: Access::ReadWrite, medium };
-            return Ok(vec![system, work_drive(&self.paths, vm)]);
-        }
-        require_file(&self.paths, vm)?;
-        Ok(vec![file_drive(self.paths.system_disk(vm)), work_drive(&self.paths, vm)])
+        let paths = self.paths.clone();
+        blocking("look for the layers of a disk", move || {
+            let drives = [(Disk::System, paths.system_disk(vm)), (Disk::Work, paths.work_disk(vm))];
+            require_file(&paths, vm)?;
+            drives.into_iter().map(|(disk, file)| drive(&paths, vm, disk, file)).collect()
+        })
+        .await
+    }
+
+    async fn freezable(&self, vm: VmId) -> Result<Bytes> {
+        let paths = self.paths.clone();
+        blocking("look for the layers of a disk", move || layers::freezable(&paths, vm)).await
+    }
+
+    async fn freeze(&self, vm: VmId) -> Result<()> {
+        let paths = self.paths.clone();
+        blocking("freeze the disks of a sandbox", move || layers::freeze(&paths, vm)).await
+    }
+
+    async fn create_child(&self, vm: VmId, of: VmId) -> Result<()> {
+        let paths = self.paths.clone();
+        blocking("fork the disks of a sandbox", move || layers::create_child(&paths, vm, of)).await
+    }
+
+    async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>> {
+        let paths = self.paths.clone();
+        blocking("look for the layers of a disk", move || layers::frozen(&paths, vm)).await
     }
 
     async fn detach(&self, _vm: VmId) -> Result<()> {
@@ -209,6 +230,16 @@ pub(super) fn work_drive(paths: &Paths, vm: VmId) -> Drive {
     file_drive(paths.work_disk(vm))
 }
 
+/// Returns the drive of a disk, which is a layer over others if it has one, else the file.
+fn drive(paths: &Paths, vm: VmId, disk: Disk, file: PathBuf) -> Result<Drive> {
+    match Chain::of(paths, vm, disk)? {
+        None => Ok(file_drive(file)),
+        Some(Chain { top, base, frozen }) => {
+            Ok(Drive { path: top, access: Access::ReadWrite, medium: Medium::Layer { base, frozen } })
+        }
+    }
+}
+
 fn file_drive(path: PathBuf) -> Drive {
     Drive { path, access: Access::ReadWrite, medium: Medium::File }
 }
@@ -241,6 +272,14 @@ pub(super) fn grow(disk: &Path, size: Bytes) -> Result<()> {
     }
 }
 
+/// Grows a disk: its layer if it has one, else its file.
+fn grow_disk(layer: &Path, disk: &Path, size: Bytes) -> Result<()> {
+    match layer.exists() {
+        true => grow_layer(layer, size),
+        false => grow(disk, size),
+    }
+}
+
 /// Increases the disk size in an overlay's header. The content of the disk is not read.
 fn grow_layer(layer: &Path, size: Bytes) -> Result<()> {
     let os = |source| Error::os(format!("grow {}", layer.display()), source);
@@ -248,7 +287,7 @@ fn grow_layer(layer: &Path, size: Bytes) -> Result<()> {
     let mut head = [0; qcow2::HEAD];
     file.read_exact_at(&mut head, 0).map_err(os)?;
     let grown = qcow2::grow(head, whole_blocks(size)).map_err(|error| Error::Unsupported {
-        message: format!("cannot grow the system disk to {size}: {error}"),
+        message: format!("cannot grow the disk to {size}: {error}"),
     })?;
     // The change is within one sector, which is written whole or not at all.
     file.write_all_at(&grown, 0).map_err(os)

@@ -159,7 +159,10 @@ impl LocalImages {
                 // Blocks can only be shared by regular files.
                 Medium::File if sparse::share(&disk, &copy).map_err(unwritten)? => return Ok(None),
                 Medium::File | Medium::BlockDevice => vec![copy, disk],
-                Medium::Layer { base } => vec![copy, disk, open(&base)?],
+                Medium::Layer { base, frozen } => {
+                    let below = frozen.iter().rev().chain([&base]).map(|path| open(path));
+                    [Ok(copy), Ok(disk)].into_iter().chain(below).collect::<Result<_, Error>>()?
+                }
             };
             Ok::<_, Error>(Some((files, Bytes(size))))
         });

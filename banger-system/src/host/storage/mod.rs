@@ -8,6 +8,7 @@ pub mod disks;
 mod host_kernel;
 pub mod image_files;
 pub mod kernel_files;
+mod layers;
 pub mod mapper;
 pub(in crate::host) mod partial;
 pub(in crate::host) mod sparse;

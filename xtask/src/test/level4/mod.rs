@@ -8,6 +8,7 @@ mod cockpit;
 mod copies;
 mod devcontainer;
 mod examples;
+mod fork;
 mod guests;
 mod habits;
 mod host_kernel;
@@ -58,6 +59,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     clients::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
+    fork::CHECKS,
     guests::CHECKS,
     habits::CHECKS,
     host_kernel::CHECKS,
@@ -81,6 +83,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
 ];
 /// Checks that need systemd in the guest, or a service that it starts.
 const SYSTEMD_CHECKS: &[&[(&str, Check)]] = &[
+    fork::WITH_SYSTEMD,
     guests::WITH_SYSTEMD,
     modules::WITH_SYSTEMD,
     network::WITH_SYSTEMD,

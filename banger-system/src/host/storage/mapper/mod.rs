@@ -42,7 +42,7 @@ use crate::{
     ports::{
         Check, FromHost as _, Status,
         captures::HostFacts,
-        disks::{Disks, Error, OverlayBy, Result},
+        disks::{Disks, Error, FrozenLayer, OverlayBy, Result},
     },
 };
 
@@ -146,6 +146,22 @@ impl Disks for MapperDisks {
         let make = blocking("make a snapshot", move || this.make_snapshot(vm, image));
         let system = with_timeout("making a snapshot", make).await?;
         Ok(vec![system, disks::work_drive(&self.paths, vm)])
+    }
+
+    async fn freezable(&self, vm: VmId) -> Result<Bytes> {
+        self.files.freezable(vm).await
+    }
+
+    async fn freeze(&self, vm: VmId) -> Result<()> {
+        self.files.freeze(vm).await
+    }
+
+    async fn create_child(&self, vm: VmId, of: VmId) -> Result<()> {
+        self.files.create_child(vm, of).await
+    }
+
+    async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>> {
+        self.files.frozen(vm).await
     }
 
     async fn detach(&self, vm: VmId) -> Result<()> {

@@ -44,6 +44,11 @@ pub fn base_name(index: usize) -> String {
     format!("base{index}")
 }
 
+/// Returns the name of the file of a frozen layer between the two.
+pub fn frozen_name(index: usize, number: usize) -> String {
+    format!("frozen{index}-{number}")
+}
+
 /// Returns the name of an interface's TAP.
 pub fn nic_name(index: usize) -> String {
     format!("net{index}")
@@ -154,11 +159,21 @@ fn drives(spec: &LaunchSpec) -> Vec<String> {
         match &drive.medium {
             Medium::File => open(&mut words, "file", &name, &name, drive.access),
             Medium::BlockDevice => open(&mut words, "host_device", &name, &name, drive.access),
-            Medium::Layer { .. } => {
-                let (base, layer) = (base_name(index), format!("layer{index}"));
-                open(&mut words, "file", &base, &base, Access::ReadOnly);
+            Medium::Layer { frozen, .. } => {
+                let (mut below, layer) = (base_name(index), format!("layer{index}"));
+                open(&mut words, "file", &below, &below, Access::ReadOnly);
+                for number in 0..frozen.len() {
+                    let file = frozen_name(index, number);
+                    let node = format!("below{index}-{number}");
+                    open(&mut words, "file", &file, &file, Access::ReadOnly);
+                    let over =
+                        format!("driver=qcow2,node-name={node},file={file},backing={below},read-only=on");
+                    words.extend(["-blockdev".to_owned(), over]);
+                    below = node;
+                }
                 open(&mut words, "file", &name, &layer, drive.access);
-                let over = format!("driver=qcow2,node-name={name},file={layer},backing={base},discard=unmap");
+                let over =
+                    format!("driver=qcow2,node-name={name},file={layer},backing={below},discard=unmap");
                 words.extend(["-blockdev".to_owned(), over]);
             }
         }
@@ -211,7 +226,7 @@ mod tests {
                 Drive {
                     path: "/host/layer".into(),
                     access: Access::ReadWrite,
-                    medium: Medium::Layer { base: "/host/image".into() },
+                    medium: Medium::Layer { base: "/host/image".into(), frozen: Vec::new() },
                 },
                 Drive { path: "/host/device".into(), access: Access::ReadWrite, medium: Medium::BlockDevice },
                 Drive { path: "/host/disk".into(), access: Access::ReadOnly, medium: Medium::File },
@@ -235,6 +250,28 @@ mod tests {
     fn added(without: Role, with: Role) -> Vec<String> {
         let known = lines(without);
         lines(with).into_iter().filter(|word| !known.contains(word)).collect()
+    }
+
+    #[test]
+    fn frozen_layers_stand_on_each_other_and_are_only_read() {
+        let mut spec = spec();
+        let frozen = vec!["/host/1".into(), "/host/2".into()];
+        spec.drives[0].medium = Medium::Layer { base: "/host/image".into(), frozen };
+        let words = of("/usr/bin/qemu", &spec, Acceleration::Tcg, Role::Boot);
+        let nodes: Vec<_> = words.iter().filter(|word| word.starts_with("driver=qcow2")).collect();
+        assert_eq!(
+            nodes,
+            [
+                "driver=qcow2,node-name=below0-0,file=frozen0-0,backing=base0,read-only=on",
+                "driver=qcow2,node-name=below0-1,file=frozen0-1,backing=below0-0,read-only=on",
+                "driver=qcow2,node-name=drive0,file=layer0,backing=below0-1,discard=unmap",
+            ]
+        );
+        let is_read_only = |name: &str| {
+            let node = format!("node-name={name},");
+            words.iter().any(|word| word.contains(&node) && word.contains("read-only=on"))
+        };
+        assert!(["base0", "frozen0-0", "frozen0-1"].into_iter().all(is_read_only) && !is_read_only("layer0"));
     }
 
     #[test]

@@ -235,8 +235,11 @@ fn devices(spec: &LaunchSpec) -> Result<Vec<(String, OwnedFd)>> {
     let mut files = Vec::new();
     for (index, drive) in spec.drives.iter().enumerate() {
         files.push((args::drive_name(index), files::open(&drive.path, drive.access)?));
-        if let Medium::Layer { base } = &drive.medium {
+        if let Medium::Layer { base, frozen } = &drive.medium {
             files.push((args::base_name(index), files::open(base, Access::ReadOnly)?));
+            for (number, layer) in frozen.iter().enumerate() {
+                files.push((args::frozen_name(index, number), files::open(layer, Access::ReadOnly)?));
+            }
         }
     }
     for index in 0..spec.nics.len() {

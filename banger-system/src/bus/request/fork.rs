@@ -1,0 +1,15 @@
+//! The arguments of `Fork`.
+
+use banger_proto::bus::option::fork as option;
+
+use super::{Dict, Options, Result, parse_name};
+use crate::engine::request::ForkVm;
+
+/// Parses the arguments of `Fork`.
+pub(in crate::bus) fn read_fork(count: u32, options: Dict) -> Result<ForkVm> {
+    let mut options = Options::new(options);
+    let names = options.list(option::NAMES)?;
+    options.finish()?;
+    let names = names.iter().map(|name| parse_name(name)).collect::<Result<_>>()?;
+    Ok(ForkVm { count, names })
+}

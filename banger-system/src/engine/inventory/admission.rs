@@ -1,0 +1,96 @@
+//! Gives new VMs a name and an address.
+
+use std::{collections::HashSet, sync::Arc};
+
+use banger_domain::{
+    limits::Limits,
+    name::Name,
+    net::subnet::{Slot, Subnet},
+};
+use banger_proto::size::Bytes;
+use tokio::sync::mpsc;
+
+use super::{Entry, Inventory, State};
+use crate::engine::{
+    error::{Error, Kind, Result},
+    view::{Event, VmView},
+    vm_task::Command,
+};
+
+/// A new VM that asks for a name and an address.
+pub(in crate::engine) struct Admission {
+    /// The VM, without either.
+    pub(in crate::engine) view: VmView,
+    /// The acceptable names, the best first.
+    pub(in crate::engine) names: Vec<Name>,
+    /// The channel to its task.
+    pub(in crate::engine) inbox: mpsc::Sender<Command>,
+}
+
+impl Inventory {
+    /// Adds a new VM under the first free name, with a free address, if the owner's quota allows it.
+    pub(in crate::engine) fn admit(
+        &self,
+        admission: Admission,
+        subnet: Option<&Subnet>,
+        limits: &Limits,
+    ) -> Result<Arc<VmView>> {
+        let mut state = self.lock();
+        let vm = &admission.view.vm;
+        limits.check_create(state.usage(vm.owner), state.disk_of(vm.image, &vm.spec))?;
+        let view = state.place(admission, subnet)?;
+        self.send(Event::VmAdded(Arc::clone(&view)));
+        Ok(view)
+    }
+
+    /// Adds new VMs of one owner as [`Inventory::admit`] does, or none of them. `frozen` is what their creation adds to
+    /// the owner's frozen layers.
+    pub(in crate::engine) fn admit_all(
+        &self,
+        admissions: Vec<Admission>,
+        frozen: Bytes,
+        subnet: Option<&Subnet>,
+        limits: &Limits,
+    ) -> Result<Vec<Arc<VmView>>> {
+        let mut state = self.lock();
+        let Some(owner) = admissions.first().map(|admission| admission.view.vm.owner) else {
+            return Ok(Vec::new());
+        };
+        let disks =
+            admissions.iter().map(|Admission { view, .. }| state.disk_of(view.vm.image, &view.vm.spec));
+        let disk = Bytes(disks.fold(frozen.0, |sum, disk| sum.saturating_add(disk.0)));
+        limits.check_create_many(state.usage(owner), admissions.len() as u32, disk)?;
+        let mut added: Vec<Arc<VmView>> = Vec::new();
+        for admission in admissions {
+            match state.place(admission, subnet) {
+                Ok(view) => added.push(view),
+                Err(error) => {
+                    added.iter().for_each(|view| drop(state.vms.remove(&view.vm.id)));
+                    return Err(error);
+                }
+            }
+        }
+        added.iter().for_each(|view| self.send(Event::VmAdded(Arc::clone(view))));
+        Ok(added)
+    }
+}
+
+impl State {
+    /// Adds a VM under the first free name, with a free address.
+    fn place(&mut self, admission: Admission, subnet: Option<&Subnet>) -> Result<Arc<VmView>> {
+        let Admission { mut view, names, inbox } = admission;
+        let vm = &mut view.vm;
+        let Some(name) = names.iter().find(|name| !self.vm_name_taken(vm.owner, name)) else {
+            let name = names.last().map(Name::to_string).unwrap_or_default();
+            return Err(Error::NameTaken { kind: Kind::Vm, name });
+        };
+        vm.name = name.clone();
+        let taken: HashSet<Slot> = self.vms.values().map(|entry| entry.view.vm.slot).collect();
+        vm.slot = Slot::free(|slot| taken.contains(&slot), self.last_slot).ok_or(Error::NoAddress)?;
+        self.last_slot = Some(vm.slot);
+        view.address = subnet.and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
+        let view = Arc::new(view);
+        self.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
+        Ok(view)
+    }
+}

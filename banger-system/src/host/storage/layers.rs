@@ -1,0 +1,247 @@
+//! Layers of disks that several sandboxes share.
+//!
+//! A sandbox whose system disk is a qcow2 overlay can be frozen while it is down. What it has written so far becomes a
+//! frozen layer, and it continues with an empty one on top:
+//!
+//! ```text
+//!    before                 after                     a child
+//!    system.qcow2           system.qcow2, empty       system.qcow2, empty
+//!    base.ext4 (image)      system.1.qcow2 ◄──────────system.1.qcow2
+//!                           base.ext4      ◄──────────base.ext4
+//!
+//!    work.ext4              work.qcow2, empty         work.qcow2, empty
+//!                           work.ext4      ◄──────────work.ext4
+//! ```
+//!
+//! Each sandbox has its own name for every layer that it needs, a hard link. So the file system counts the users of
+//! a layer: it stays when the sandbox that wrote it is deleted, and the last deletion frees it. Nothing is recorded
+//! elsewhere, and a crash cannot leave a layer that no sandbox has.
+//!
+//! All other disks are copied. The copy shares blocks with the original if the file system can.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use banger_domain::{id::VmId, limits::Disk, resource::Paths};
+use banger_image::qcow2;
+use banger_proto::size::Bytes;
+
+use super::{partial::Partial, sparse};
+use crate::ports::{
+    FromHost as _,
+    disks::{Error, FrozenLayer, MAX_DEPTH, Result},
+};
+
+/// A disk that is an overlay, and what is below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// What the sandbox writes to.
+    pub top: PathBuf,
+    /// The raw file at the bottom: the image, or the work disk as it was first frozen.
+    pub base: PathBuf,
+    /// Frozen layers between the two, the lowest first.
+    pub frozen: Vec<PathBuf>,
+}
+
+impl Chain {
+    /// Returns the layers of a disk; none if it is not an overlay. A layer whose freezing was interrupted is still the
+    /// one that the sandbox writes to.
+    pub(super) fn of(paths: &Paths, vm: VmId, disk: Disk) -> Result<Option<Self>> {
+        let (top, base) = files(paths, vm, disk);
+        let Some(writable) = inode(&top)? else { return Ok(None) };
+        let mut frozen = Vec::new();
+        for number in 1.. {
+            let layer = paths.frozen_layer(vm, disk, number);
+            match inode(&layer)? {
+                Some(inode) if inode != writable => frozen.push(layer),
+                _ => break,
+            }
+        }
+        Ok(Some(Self { top, base, frozen }))
+    }
+
+    /// Returns the frozen layers of a disk. The image is not one of them.
+    fn layers(&self, disk: Disk) -> Vec<&Path> {
+        let base = (disk == Disk::Work).then_some(self.base.as_path());
+        base.into_iter().chain(self.frozen.iter().map(PathBuf::as_path)).collect()
+    }
+}
+
+/// Returns the overlay of a disk, and what is at the bottom of it.
+fn files(paths: &Paths, vm: VmId, disk: Disk) -> (PathBuf, PathBuf) {
+    match disk {
+        Disk::System => (paths.system_layer(vm), paths.system_base(vm)),
+        Disk::Work => (paths.work_layer(vm), paths.work_disk(vm)),
+    }
+}
+
+const DISKS: [Disk; 2] = [Disk::System, Disk::Work];
+
+/// What freezing a disk means.
+enum Freeze {
+    /// Nothing was written since the last time.
+    Nothing,
+    /// The disk is a raw file, which becomes the base.
+    Base { base: PathBuf, top: PathBuf, size: Bytes },
+    /// The overlay becomes the frozen layer of this name.
+    Layer { top: PathBuf, name: PathBuf, size: Bytes },
+}
+
+/// Returns whether the disks of a VM have layers. Others are copied.
+fn is_layered(paths: &Paths, vm: VmId) -> Result<bool> {
+    Ok(inode(&paths.system_layer(vm))?.is_some())
+}
+
+fn plan(paths: &Paths, vm: VmId, disk: Disk) -> Result<Freeze> {
+    let Some(chain) = Chain::of(paths, vm, disk)? else {
+        let (top, base) = files(paths, vm, disk);
+        let size = Bytes(metadata(&base)?.len());
+        return Ok(Freeze::Base { base, top, size });
+    };
+    let os = |source| Error::os(format!("read {}", chain.top.display()), source);
+    let file = File::open(&chain.top).map_err(os)?;
+    let mut head = [0; qcow2::HEAD];
+    file.read_exact_at(&mut head, 0).map_err(os)?;
+    let size = qcow2::disk_size(&head).ok_or_else(|| Error::Unsupported {
+        message: format!("the layer {} is damaged", chain.top.display()),
+    })?;
+    // A VMM makes it longer with the first cluster that it writes.
+    if file.metadata().map_err(os)?.len() <= qcow2::empty(size).len() as u64 {
+        return Ok(Freeze::Nothing);
+    }
+    if chain.layers(disk).len() >= MAX_DEPTH {
+        return Err(Error::TooDeep);
+    }
+    let name = paths.frozen_layer(vm, disk, chain.frozen.len() + 1);
+    Ok(Freeze::Layer { top: chain.top, name, size })
+}
+
+/// Returns how much would be frozen.
+pub(super) fn freezable(paths: &Paths, vm: VmId) -> Result<Bytes> {
+    if !is_layered(paths, vm)? {
+        return Ok(Bytes(0));
+    }
+    let mut total = 0;
+    for disk in DISKS {
+        total += match plan(paths, vm, disk)? {
+            Freeze::Nothing => 0,
+            Freeze::Base { base: written, .. } | Freeze::Layer { top: written, .. } => allocated(&written)?,
+        };
+    }
+    Ok(Bytes(total))
+}
+
+/// Freezes the disks of a VM, if they have layers.
+pub(super) fn freeze(paths: &Paths, vm: VmId) -> Result<()> {
+    if !is_layered(paths, vm)? {
+        return Ok(());
+    }
+    // All of it is checked before anything changes.
+    let plans = [plan(paths, vm, Disk::System)?, plan(paths, vm, Disk::Work)?];
+    for plan in plans {
+        match plan {
+            Freeze::Nothing => {}
+            Freeze::Base { base, top, size } => {
+                close(&base)?;
+                put_overlay(&top, size)?;
+            }
+            Freeze::Layer { top, name, size } => {
+                close(&top)?;
+                link(&top, &name)?;
+                put_overlay(&top, size)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the disks of a child.
+pub(super) fn create_child(paths: &Paths, child: VmId, parent: VmId) -> Result<()> {
+    if !is_layered(paths, parent)? {
+        let copies = [Paths::overlay, Paths::system_tail, Paths::system_disk, Paths::work_disk];
+        return copies.iter().try_for_each(|file| copy(&file(paths, parent), &file(paths, child)));
+    }
+    for disk in DISKS {
+        let chain = Chain::of(paths, parent, disk)?;
+        let (Some(chain), Freeze::Nothing) = (chain, plan(paths, parent, disk)?) else {
+            return Err(Error::other("fork the disks", "they were written to after they were frozen"));
+        };
+        let (top, base) = files(paths, child, disk);
+        link(&chain.base, &base)?;
+        for (index, layer) in chain.frozen.iter().enumerate() {
+            link(layer, &paths.frozen_layer(child, disk, index + 1))?;
+        }
+        copy(&chain.top, &top)?;
+    }
+    Ok(())
+}
+
+/// Returns the frozen layers of a VM.
+pub(super) fn frozen(paths: &Paths, vm: VmId) -> Result<Vec<FrozenLayer>> {
+    let mut all = Vec::new();
+    for disk in DISKS {
+        let Some(chain) = Chain::of(paths, vm, disk)? else { continue };
+        for layer in chain.layers(disk) {
+            let metadata = metadata(layer)?;
+            all.push(FrozenLayer { id: metadata.ino(), size: Bytes(metadata.blocks() * 512) });
+        }
+    }
+    Ok(all)
+}
+
+/// Makes a file that will not be written again read-only, and writes it out: sandboxes to come depend on it.
+fn close(path: &Path) -> Result<()> {
+    let os = |source| Error::os(format!("freeze {}", path.display()), source);
+    let file = File::open(path).map_err(os)?;
+    file.sync_all().map_err(os)?;
+    file.set_permissions(Permissions::from_mode(0o400)).map_err(os)
+}
+
+/// Puts an empty overlay in the place of a file.
+fn put_overlay(top: &Path, size: Bytes) -> Result<()> {
+    let os = |source| Error::os(format!("make {}", top.display()), source);
+    let mut overlay = Partial::begin(top, 0o600).map_err(os)?;
+    overlay.file.write_all(&qcow2::empty(size)).map_err(os)?;
+    overlay.file.sync_all().map_err(os)?;
+    overlay.replace().map_err(os)
+}
+
+/// Copies a file, if it exists.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let os = |source| Error::os(format!("copy a disk to {}", to.display()), source);
+    let original = match File::open(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(os)?,
+    };
+    let copy = Partial::begin(to, 0o600).map_err(os)?;
+    sparse::copy(&original, &copy.file).map_err(os)?;
+    copy.add().map_err(os)
+}
+
+/// Gives a file another name. A name that an interrupted try has left is the same file.
+fn link(file: &Path, name: &Path) -> Result<()> {
+    match fs::hard_link(file, name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && inode(name)? == inode(file)? => Ok(()),
+        linked => linked.map_err(|source| Error::os(format!("link {}", name.display()), source)),
+    }
+}
+
+fn inode(path: &Path) -> Result<Option<u64>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::os(format!("look at {}", path.display()), source)),
+    }
+}
+
+fn metadata(path: &Path) -> Result<fs::Metadata> {
+    fs::metadata(path).map_err(|source| Error::os(format!("look at {}", path.display()), source))
+}
+
+fn allocated(path: &Path) -> Result<u64> {
+    Ok(metadata(path)?.blocks() * 512)
+}

@@ -1,0 +1,51 @@
+//! Checks of forks: new sandboxes with the disks of a stopped one.
+
+use anyhow::{Result, ensure};
+
+use super::{Check, run_as};
+use crate::host::Host;
+
+pub(super) const CHECKS: &[(&str, Check)] =
+    &[("a fork of a fork keeps the layers of deleted sandboxes, grows, and becomes an image", layers)];
+pub(super) const WITH_SYSTEMD: &[(&str, Check)] =
+    &[("forks of a stopped sandbox have its files and share no identity", children)];
+
+fn children(host: &Host) -> Result<()> {
+    expect_lines(
+        &run_as(host, "alice", &script!("level4/fork/children.sh"))?,
+        &[
+            "refused while it runs",
+            "work-1: started",
+            "work-2: started",
+            "work-3: started",
+            "work-1 has system work",
+            "work-2 has system work",
+            "work-3 has system work",
+            "facts: 24, different: 24",
+            "work-1 finds work-2",
+            "work-1 finds work-3.vm",
+            "work-2 still has system work",
+        ],
+    )
+}
+
+fn layers(host: &Host) -> Result<()> {
+    expect_lines(
+        &run_as(host, "alice", &script!("level4/fork/layers.sh"))?,
+        &[
+            "second: started",
+            "third: created",
+            "refused: the name is taken",
+            "refused: the quota",
+            "third has one two one two",
+            "sizes: 41943040 25165824",
+            "the image has one two three",
+        ],
+    )
+}
+
+fn expect_lines(said: &str, expect: &[&str]) -> Result<()> {
+    let seen: Vec<&str> = said.lines().filter(|line| expect.contains(line)).collect();
+    ensure!(seen == expect, "{said}");
+    Ok(())
+}
