@@ -196,7 +196,12 @@ fn every_error_name_can_be_returned() {
 #[test]
 fn the_files_and_functions_that_the_architecture_document_names_exist() {
     let page = fs::read_to_string(repository().join("docs/architecture.md")).unwrap();
-    let directories = SOURCES.iter().map(|(package, _)| *package).chain(["banger-cli", "banger-proto"]);
+    let directories = SOURCES.iter().map(|(package, _)| *package).chain([
+        "banger-agent",
+        "banger-cli",
+        "banger-proto",
+        "cockpit",
+    ]);
     let sources: Vec<PathBuf> = directories.flat_map(|package| files(&repository().join(package))).collect();
     let code: String = sources.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
     let has_file = |name: &str| {

@@ -86,7 +86,8 @@ impl VmTask {
             }
             // The row was stored in the last step before its guest would have run.
             State::Running if is_captured && guest_stands(self).await => {
-                self.vm.state = State::Suspended;
+                self.apply(Event::Suspend);
+                self.apply(Event::Suspended);
                 self.become_suspended().await;
             }
             State::Suspended => {}
