@@ -161,7 +161,9 @@ fn of_the_sandbox(checked: &mut Checked) {
     // The sandbox of this test is this host.
     let detached: Value = serde_json::from_str(&detached.output).unwrap();
     assert!(detached["id"].is_u64());
+    host.banger(&["vm", "exec", "--session", "work", "box", "--", "true"]);
     checked.check(host, "vm commands", &["box"]);
+    checked.check(host, "vm sessions", &["box"]);
     for (verb, more) in [
         ("vm workspace export", &["-q", "box"][..]),
         ("vm ports", &["box", "nope"]),
