@@ -2,7 +2,8 @@
 # Pauses a sandbox with a command that counts, restarts the service meanwhile, and checks that the sandbox stands still
 # and goes on where it was.
 
-alice() { runuser -l alice -c "$1"; }
+# Without a session of logind: a new one waits for the end of the one before.
+alice() { HOME=/home/alice runuser -u alice -- sh -c "cd; $1"; }
 used() { sed -n 's/^usage_usec //p' "/sys/fs/cgroup$group/cpu.stat"; }
 has_counted() { alice 'banger exec still -- test -s /count' 2> /dev/null; }
 goes_on() { [ "$(alice 'banger exec still -- cat /count')" -gt "$first" ]; }

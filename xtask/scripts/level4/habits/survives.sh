@@ -1,7 +1,8 @@
 #!/bin/sh -eu
 # The service restarts while the command of a `run -d --rm` runs, and another time while it is down.
 
-alice() { runuser -l alice -c "$1"; }
+# Without a session of logind: a new one waits for the end of the one before.
+alice() { HOME=/home/alice runuser -u alice -- sh -c "cd; $1"; }
 is_gone() { ! quietly alice "banger show $1"; }
 run() { alice "banger run -d --rm -q --vcpu 1 --name $1 -- sleep $2"; }
 

@@ -1,7 +1,8 @@
 #!/bin/bash -eu
 # Damages the memory of a suspended sandbox. It is not resumed, and a cold start keeps its disks.
 
-alice() { runuser -l alice -c "$1"; }
+# Without a session of logind: a new one waits for the end of the one before.
+alice() { HOME=/home/alice runuser -u alice -- sh -c "cd; $1"; }
 field() { alice "banger show --json hurt" | sed -n "s/.*\"$1\": \"\{0,1\}\([^\",]*\).*/\1/p"; }
 
 alice 'banger create -q --vcpu 1 --name hurt'
