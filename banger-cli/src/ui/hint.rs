@@ -155,7 +155,7 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::AlreadyInUse, "choose another one, or stop what uses it."),
     (
         ErrorName::TooDeep,
-        "fork the sandbox that it was forked from, or make an image of it with `banger vm commit NAME IMAGE`.",
+        "`banger vm commit NAME IMAGE` makes an image of its system disk, which has no such layers and lacks /root.",
     ),
     (ErrorName::Busy, "try again when that has finished."),
     (ErrorName::Internal, "`journalctl -u banger-system` shows more."),

@@ -177,7 +177,7 @@ pub enum Error {
         name: String,
     },
     /// Its disks have too many frozen layers.
-    #[error("its disks have been forked {MAX_DEPTH} times since the image, which is the limit")]
+    #[error("its disks have {MAX_DEPTH} frozen layers, the limit")]
     TooDeep,
     /// Other objects use it.
     #[error("the {} {name} is used by {users}", .kind.noun())]

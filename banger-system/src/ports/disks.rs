@@ -85,7 +85,7 @@ pub enum Error {
         message: String,
     },
     /// A disk has [`MAX_DEPTH`] frozen layers.
-    #[error("its disks have been forked {MAX_DEPTH} times since the image, which is the limit")]
+    #[error("its disks have {MAX_DEPTH} frozen layers, the limit")]
     TooDeep,
     /// The call to the host failed.
     #[error(transparent)]

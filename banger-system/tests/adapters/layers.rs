@@ -1,6 +1,11 @@
 //! Disks that several sandboxes share, on a real file system. QEMU's own tools write to them and read them.
 
-use std::{fs, os::unix::fs::FileExt, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::Path,
+    process::Command,
+};
 
 use banger_domain::{
     id::{ImageId, VmId},
@@ -185,6 +190,87 @@ async fn a_freeze_that_a_crash_has_interrupted_is_as_if_it_had_not_begun_and_may
     assert!(disks.create_child(CHILD, PARENT).await.is_err(), "it was not frozen");
     host.fork(LATER).await;
     assert_eq!(below().await, 1);
+}
+
+#[tokio::test]
+async fn a_disk_stays_writable_if_no_overlay_could_be_put_above_it() {
+    let host = Host::new(OverlayBy::Vmm).await;
+    if !host.has_layers() {
+        return skip::skipped("this test needs a file system that cannot share blocks");
+    }
+    let (disks, paths) = (&host.disks, &host.scratch.paths);
+    let layer = paths.system_layer(PARENT);
+    fs::File::options().write(true).open(&layer).unwrap().write_all_at(&[1], 5 << 16).unwrap();
+    // A directory cannot be replaced by a file.
+    for obstacle in ["work.partial", "system.partial"] {
+        let obstacle = paths.vm_dir(PARENT).join(obstacle);
+        fs::create_dir(&obstacle).unwrap();
+        assert!(disks.freeze(PARENT).await.is_err());
+        fs::remove_dir(&obstacle).unwrap();
+        assert_eq!((mode(&layer), mode(&paths.work_disk(PARENT))), (0o600, 0o600));
+        // The next case freezes the system disk again.
+        fs::File::options().write(true).open(&layer).unwrap().write_all_at(&[1], 5 << 16).unwrap();
+    }
+    disks.freeze(PARENT).await.unwrap();
+    let frozen =
+        ["system.1.qcow2", "system.2.qcow2", "work.ext4"].map(|name| paths.vm_dir(PARENT).join(name));
+    assert_eq!(frozen.map(|layer| mode(&layer)), [0o400; 3]);
+}
+
+#[tokio::test]
+async fn a_disk_that_was_left_read_only_is_writable_before_it_is_used() {
+    for overlay_by in [OverlayBy::Vmm, OverlayBy::Host] {
+        let host = Host::new(overlay_by).await;
+        let (disks, paths) = (&host.disks, &host.scratch.paths);
+        let system = match host.has_layers() {
+            true => paths.system_layer(PARENT),
+            false => paths.system_disk(PARENT),
+        };
+        let written = [system, paths.work_disk(PARENT)];
+        let close = || written.iter().for_each(|file| set_mode(file, 0o400));
+        let modes = || written.each_ref().map(|file| mode(file));
+        close();
+        disks.attach(PARENT, IMAGE).await.unwrap();
+        assert_eq!(modes(), [0o600; 2]);
+        close();
+        disks.grow_system_disk(PARENT, IMAGE, Bytes(2 * SIZE)).await.unwrap();
+        disks.grow_work_disk(PARENT, Bytes(2 * SIZE)).await.unwrap();
+        assert_eq!(modes(), [0o600; 2]);
+    }
+}
+
+fn set_mode(file: &Path, mode: u32) {
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn disks_with_another_file_anywhere_are_other_disks() {
+    for overlay_by in [OverlayBy::Vmm, OverlayBy::Host] {
+        let host = Host::new(overlay_by).await;
+        let (disks, paths) = (&host.disks, &host.scratch.paths);
+        if host.has_layers() {
+            let layer = paths.system_layer(PARENT);
+            fs::File::options().write(true).open(&layer).unwrap().write_all_at(&[1], 5 << 16).unwrap();
+            disks.freeze(PARENT).await.unwrap();
+            assert_eq!(names(&paths.vm_dir(PARENT)).len(), 5);
+        } else {
+            for file in [paths.overlay(PARENT), paths.system_tail(PARENT)] {
+                fs::write(file, "written").unwrap();
+            }
+        }
+        for name in names(&paths.vm_dir(PARENT)) {
+            let file = paths.vm_dir(PARENT).join(&name);
+            let before = disks.identity(PARENT).await.unwrap();
+            assert_eq!(disks.identity(PARENT).await.unwrap(), before);
+            let copy = file.with_extension("copy");
+            fs::copy(&file, &copy).unwrap();
+            fs::rename(&copy, &file).unwrap();
+            let after = disks.identity(PARENT).await.unwrap();
+            let differ: Vec<&String> = before.keys().filter(|disk| before[*disk] != after[*disk]).collect();
+            let expect = if name.starts_with("work") { "the work disk" } else { "the system disk" };
+            assert_eq!(differ, [expect], "{name}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -12,10 +12,7 @@ use crate::{
     client::{bus::Bus, job::Jobs, service::Kind},
     command::batch::{self, Effect, Found},
     error::{Error, Result},
-    ui::{
-        progress::Progress,
-        signals::{Signals, unless_ended},
-    },
+    ui::{progress::Progress, signals::Signals},
 };
 
 /// Make new sandboxes with the disks of a stopped one, and start them
@@ -73,7 +70,8 @@ impl Fork {
         };
         let jobs = Jobs::of(bus);
         let mut listener = Signals::catch()?.listen();
-        let begun = unless_ended(&mut listener, bus.fork_vm(&vm, count, &options)).await;
+        // A signal from here on cancels the job.
+        let begun = bus.fork_vm(&vm, count, &options).await;
         let (children, job) = begun.map_err(|error| hint(error).about(&self.sandbox))?;
         jobs.finish(bus, &job, progress.track(None), &mut listener)
             .await

@@ -77,8 +77,7 @@ impl VmTask {
     async fn begin_to_suspend(&mut self) -> Result<()> {
         let ports = self.shared.ports.clone();
         // A VMM that cannot do this says so before anything is changed.
-        let mut facts = ports.vmm.facts(self.vm.id).await?;
-        facts.extend(ports.disks.identity(self.vm.id).await?);
+        let facts = ports.vmm.facts(self.vm.id).await?;
         let most = most_of(self.vm.spec.memory);
         let at = now(&*ports.clock);
         let suspending = Vm { state: State::Suspending, reason: Reason::UserRequest, ..self.vm.clone() };
@@ -99,7 +98,7 @@ impl VmTask {
         }
         let vm = self.vm.id;
         self.background.spawn(async move {
-            TaskEvent::Captured(Box::new(match capture(&ports, vm, &facts, most, at).await {
+            TaskEvent::Captured(Box::new(match capture(&ports, vm, facts, most, at).await {
                 Ok(stored) => Ok(stored),
                 Err(error) => Err((error, go_on(&ports, vm).await.err())),
             }))
@@ -153,13 +152,21 @@ impl VmTask {
 }
 
 /// Stops a guest, and stores its memory.
-async fn capture(ports: &Ports, vm: VmId, facts: &HostFacts, most: Bytes, at: Timestamp) -> Result<Stored> {
+async fn capture(
+    ports: &Ports,
+    vm: VmId,
+    mut facts: HostFacts,
+    most: Bytes,
+    at: Timestamp,
+) -> Result<Stored> {
     let (from, to) = pipe()?;
     let receive = async { ports.captures.receive(vm, from, most).await.map_err(Error::from) };
     let save = async { ports.vmm.save(vm, to).await.map_err(Error::from) };
     // A full disk closes the pipe, and then the VMM fails, too: the first failure is the cause.
     let (unfinished, ()) = tokio::try_join!(receive, save)?;
-    Ok(unfinished.finish(facts, at).await?)
+    // A layer grows for as long as the guest runs.
+    facts.extend(ports.disks.identity(vm).await?);
+    Ok(unfinished.finish(&facts, at).await?)
 }
 
 /// Makes a guest run on, whatever was the matter with its capture.

@@ -187,11 +187,10 @@ impl Disks for FileDisks {
     async fn identity(&self, vm: VmId) -> Result<HostFacts> {
         let paths = self.paths.clone();
         blocking("look at the disks of a sandbox", move || {
-            let disks = [
-                ("the system disk", vec![paths.system_disk(vm), paths.system_layer(vm), paths.overlay(vm)]),
-                ("the work disk", vec![paths.work_disk(vm)]),
-            ];
-            let stamped = disks.into_iter().map(|(disk, files)| Ok((disk.to_owned(), stamps(&files)?)));
+            let disks = [("the system disk", Disk::System), ("the work disk", Disk::Work)];
+            let stamped = disks
+                .into_iter()
+                .map(|(name, disk)| Ok((name.to_owned(), stamps(&layers::all_files(&paths, vm, disk))?)));
             stamped.collect::<io::Result<_>>().map_err(|error| Error::os("look at the disks", error))
         })
         .await
@@ -233,8 +232,12 @@ pub(super) fn work_drive(paths: &Paths, vm: VmId) -> Drive {
 /// Returns the drive of a disk, which is a layer over others if it has one, else the file.
 fn drive(paths: &Paths, vm: VmId, disk: Disk, file: PathBuf) -> Result<Drive> {
     match Chain::of(paths, vm, disk)? {
-        None => Ok(file_drive(file)),
+        None => {
+            layers::open(&file)?;
+            Ok(file_drive(file))
+        }
         Some(Chain { top, base, frozen }) => {
+            layers::open(&top)?;
             Ok(Drive { path: top, access: Access::ReadWrite, medium: Medium::Layer { base, frozen } })
         }
     }
@@ -275,8 +278,14 @@ pub(super) fn grow(disk: &Path, size: Bytes) -> Result<()> {
 /// Grows a disk: its layer if it has one, else its file.
 fn grow_disk(layer: &Path, disk: &Path, size: Bytes) -> Result<()> {
     match layer.exists() {
-        true => grow_layer(layer, size),
-        false => grow(disk, size),
+        true => {
+            layers::open(layer)?;
+            grow_layer(layer, size)
+        }
+        false => {
+            layers::open(disk)?;
+            grow(disk, size)
+        }
     }
 }
 

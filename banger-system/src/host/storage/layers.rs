@@ -71,6 +71,17 @@ impl Chain {
     }
 }
 
+/// Returns every file that a disk may consist of.
+pub(super) fn all_files(paths: &Paths, vm: VmId, disk: Disk) -> Vec<PathBuf> {
+    let (top, base) = files(paths, vm, disk);
+    let frozen = (1..=MAX_DEPTH).map(|number| paths.frozen_layer(vm, disk, number));
+    let mut all: Vec<PathBuf> = [top, base].into_iter().chain(frozen).collect();
+    if disk == Disk::System {
+        all.extend([paths.system_disk(vm), paths.overlay(vm), paths.system_tail(vm)]);
+    }
+    all
+}
+
 /// Returns the overlay of a disk, and what is at the bottom of it.
 fn files(paths: &Paths, vm: VmId, disk: Disk) -> (PathBuf, PathBuf) {
     match disk {
@@ -80,6 +91,10 @@ fn files(paths: &Paths, vm: VmId, disk: Disk) -> (PathBuf, PathBuf) {
 }
 
 const DISKS: [Disk; 2] = [Disk::System, Disk::Work];
+/// The mode of what a sandbox writes to. The service needs it too: it may not override modes.
+const WRITABLE: u32 = 0o600;
+/// The mode of a frozen layer.
+const FROZEN: u32 = 0o400;
 
 /// What freezing a disk means.
 enum Freeze {
@@ -146,24 +161,43 @@ pub(super) fn freeze(paths: &Paths, vm: VmId) -> Result<()> {
         match plan {
             Freeze::Nothing => {}
             Freeze::Base { base, top, size } => {
-                close(&base)?;
+                sync(&base)?;
                 put_overlay(&top, size)?;
             }
             Freeze::Layer { top, name, size } => {
-                close(&top)?;
+                sync(&top)?;
                 link(&top, &name)?;
                 put_overlay(&top, size)?;
             }
         }
     }
+    sync(&paths.vm_dir(vm))?;
+    close(paths, vm)
+}
+
+/// Makes the frozen layers read-only. This comes last: until there is a new overlay, the sandbox writes to them.
+fn close(paths: &Paths, vm: VmId) -> Result<()> {
+    for disk in DISKS {
+        let Some(chain) = Chain::of(paths, vm, disk)? else { continue };
+        chain.layers(disk).into_iter().try_for_each(|layer| set_mode(layer, FROZEN))?;
+    }
     Ok(())
+}
+
+/// Makes the file that a sandbox writes to writable, if it is not.
+pub(super) fn open(file: &Path) -> Result<()> {
+    match inode(file)? {
+        Some(_) => set_mode(file, WRITABLE),
+        None => Ok(()),
+    }
 }
 
 /// Makes the disks of a child.
 pub(super) fn create_child(paths: &Paths, child: VmId, parent: VmId) -> Result<()> {
     if !is_layered(paths, parent)? {
         let copies = [Paths::overlay, Paths::system_tail, Paths::system_disk, Paths::work_disk];
-        return copies.iter().try_for_each(|file| copy(&file(paths, parent), &file(paths, child)));
+        copies.iter().try_for_each(|file| copy(&file(paths, parent), &file(paths, child)))?;
+        return sync_new(paths, child);
     }
     for disk in DISKS {
         let chain = Chain::of(paths, parent, disk)?;
@@ -177,7 +211,7 @@ pub(super) fn create_child(paths: &Paths, child: VmId, parent: VmId) -> Result<(
         }
         copy(&chain.top, &top)?;
     }
-    Ok(())
+    sync_new(paths, child)
 }
 
 /// Returns the frozen layers of a VM.
@@ -193,18 +227,30 @@ pub(super) fn frozen(paths: &Paths, vm: VmId) -> Result<Vec<FrozenLayer>> {
     Ok(all)
 }
 
-/// Makes a file that will not be written again read-only, and writes it out: sandboxes to come depend on it.
-fn close(path: &Path) -> Result<()> {
-    let os = |source| Error::os(format!("freeze {}", path.display()), source);
-    let file = File::open(path).map_err(os)?;
-    file.sync_all().map_err(os)?;
-    file.set_permissions(Permissions::from_mode(0o400)).map_err(os)
+/// Writes the directory of a new sandbox to the storage. Its row is stored afterwards.
+fn sync_new(paths: &Paths, vm: VmId) -> Result<()> {
+    sync(&paths.vm_dir(vm))?;
+    sync(&paths.vms())
+}
+
+/// Writes a file or a directory to the storage.
+fn sync(path: &Path) -> Result<()> {
+    let written = File::open(path).and_then(|file| file.sync_all());
+    written.map_err(|source| Error::os(format!("write {} to the storage", path.display()), source))
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    if metadata(path)?.mode() & 0o777 == mode {
+        return Ok(());
+    }
+    let set = fs::set_permissions(path, Permissions::from_mode(mode));
+    set.map_err(|source| Error::os(format!("set the mode of {}", path.display()), source))
 }
 
 /// Puts an empty overlay in the place of a file.
 fn put_overlay(top: &Path, size: Bytes) -> Result<()> {
     let os = |source| Error::os(format!("make {}", top.display()), source);
-    let mut overlay = Partial::begin(top, 0o600).map_err(os)?;
+    let mut overlay = Partial::begin(top, WRITABLE).map_err(os)?;
     overlay.file.write_all(&qcow2::empty(size)).map_err(os)?;
     overlay.file.sync_all().map_err(os)?;
     overlay.replace().map_err(os)
@@ -217,8 +263,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(os)?,
     };
-    let copy = Partial::begin(to, 0o600).map_err(os)?;
+    let copy = Partial::begin(to, WRITABLE).map_err(os)?;
     sparse::copy(&original, &copy.file).map_err(os)?;
+    copy.file.sync_all().map_err(os)?;
     copy.add().map_err(os)
 }
 
