@@ -54,6 +54,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
             "events",
             "config",
             "doctor",
+            "mcp",
             "ssh-config",
             "version",
             "schema",

@@ -1,14 +1,14 @@
 //! `banger vm`.
 
 mod agents;
-mod change;
+pub mod change;
 pub mod commands;
 mod commit;
 pub mod cp;
 mod create;
-mod created;
+pub mod created;
 mod delete;
-mod exec;
+pub mod exec;
 mod exec_args;
 mod forward;
 mod health;
@@ -23,11 +23,11 @@ mod port_spec;
 pub mod ports;
 mod proxy;
 mod prune;
-mod publish;
+pub mod publish;
 mod pulls;
 mod restart;
 mod run;
-mod run_detached;
+pub mod run_detached;
 mod set;
 mod shell;
 mod show;
