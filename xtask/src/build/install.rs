@@ -21,6 +21,7 @@ const FILES: &[(&str, &str)] = &[
     ("polkit/dev.banger.Manager1.policy", "usr/share/polkit-1/actions/dev.banger.Manager1.policy"),
     ("polkit/60-banger.rules", "usr/share/polkit-1/rules.d/60-banger.rules"),
     ("packaging/recipes/debian-bookworm.toml", "usr/share/banger/recipes/debian-bookworm.toml"),
+    ("docs/skills/banger/SKILL.md", "usr/share/banger/skills/banger/SKILL.md"),
     ("packaging/recipes/schema.json", "usr/share/doc/banger/schemas/recipe.json"),
     ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
     ("systemd/banger.slice", "usr/lib/systemd/system/banger.slice"),
