@@ -106,6 +106,9 @@ impl Extractor {
             return Ok(());
         };
         let shown = self.shown.join(path);
+        if !self.rules.names.allow(path) {
+            return Err(Error::Git { path: shown });
+        }
         let failed = |source: io::Error| Error::write(&shown, source);
         let holder = self.holder(parent)?;
         let target = match kind(entry) {
