@@ -78,6 +78,9 @@ pub enum Error {
     /// It is not possible in the current state.
     #[error("{0}")]
     Refused(String),
+    /// The arguments of a call of a coding agent are invalid.
+    #[error("{0}")]
+    Arguments(String),
     /// The options of this process forbid it.
     #[error("{0}")]
     NotAllowed(String),

@@ -38,7 +38,7 @@ pub use extract::unpack;
 pub use notes::Notes;
 pub use pack::{Ownership, Packer};
 pub use raw_names::append_entry;
-pub use receive::{Target, receive};
+pub use receive::{Target, receive, receive_in};
 pub use rules::{Access, Names, Owner, Rules};
 
 /// Prefix of the names of unfinished files and directories.

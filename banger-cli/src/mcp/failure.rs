@@ -16,7 +16,7 @@ pub fn not_allowed(what: impl Into<String>) -> Error {
 
 /// Returns the error for invalid arguments.
 pub fn invalid(what: impl Into<String>) -> Error {
-    Error::Usage(what.into())
+    Error::Arguments(what.into())
 }
 
 /// Returns the result of a call that failed.
@@ -42,7 +42,7 @@ pub fn code(error: &Error) -> &str {
         Error::Io { .. } => "io",
         Error::Refused(_) | Error::WithHint { .. } => "refused",
         Error::NotAllowed(_) => "not-allowed",
-        Error::Usage(_) => INVALID_ARGUMENTS,
+        Error::Arguments(_) | Error::Usage { .. } => INVALID_ARGUMENTS,
         Error::Interrupted { .. } | Error::Detached { .. } => "cancelled",
     }
 }

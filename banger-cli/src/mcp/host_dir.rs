@@ -4,13 +4,14 @@
 //! out of it. A path stays resolved until its file is used, because it names an open directory.
 
 use std::{
+    ffi::OsStr,
     os::fd::{AsRawFd, OwnedFd},
     path::{Component, Path, PathBuf},
 };
 
-use banger_copy::Names;
+use banger_copy::{Names, Target};
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, open, openat2, statat},
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, open, openat2, statat},
     io::Errno,
 };
 
@@ -78,9 +79,7 @@ impl HostDir {
     }
 
     fn open_below(&self, path: &Path, text: &str) -> Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        openat2(&self.fd, path, flags, Mode::empty(), resolve).map_err(|errno| match errno {
+        open_directory(&self.fd, path).map_err(|errno| match errno {
             Errno::LOOP => through_link(text),
             Errno::XDEV => self.outside(text),
             errno => Error::io(format!("open the directory of {text}"), errno.into()),
@@ -93,6 +92,13 @@ impl HostDir {
              --host-dir DIR`.",
         )
     }
+}
+
+/// Opens a directory below another one, through no link.
+fn open_directory(from: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    openat2(from, path, flags, Mode::empty(), resolve)
 }
 
 fn through_link(text: &str) -> Error {
@@ -122,6 +128,31 @@ impl HostPath {
         }
     }
 
+    /// Returns the destination of a copy with this name, or of the content of a directory, and the directory to write
+    /// it to: the path itself if it is a directory, and else the one that has it.
+    pub fn destination(self, name: Option<&OsStr>) -> Result<(Target, OwnedFd)> {
+        let failed = |errno: Errno| match errno {
+            Errno::LOOP => through_link(&self.shown.display().to_string()),
+            errno => Error::io(format!("write {}", self.shown.display()), errno.into()),
+        };
+        if name.is_none() {
+            match mkdirat(&self.parent, &self.name, Mode::from_raw_mode(0o777)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        match (open_directory(&self.parent, &self.name), name) {
+            (Ok(directory), _) => {
+                Ok((Target { directory: self.shown, name: name.map(OsStr::to_owned) }, directory))
+            }
+            (Err(Errno::NOENT | Errno::NOTDIR), Some(_)) => {
+                let directory = self.shown.parent().unwrap_or(&self.shown).to_owned();
+                Ok((Target { directory, name: Some(self.name.into_os_string()) }, self.parent))
+            }
+            (Err(errno), _) => Err(failed(errno)),
+        }
+    }
+
     /// Returns a text with the path as the user would write it.
     pub fn readable(&self, text: &str) -> String {
         let ours = Path::new("/proc/self/fd").join(self.parent.as_raw_fd().to_string());
@@ -143,6 +174,8 @@ impl HostPath {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{fs, os::unix::fs::symlink};
+
+    use banger_copy::{Access, Owner, Ownership, Packer, Rules};
 
     use super::*;
 
@@ -197,6 +230,47 @@ mod tests {
         symlink(outer.path(), inner.join("sub")).unwrap();
         fs::write(found.path(), "x").unwrap();
         assert!(inner.join("moved/file").exists() && !outer.path().join("file").exists());
+    }
+
+    #[test]
+    fn a_link_that_is_planted_in_the_meantime_is_not_followed() {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("inner");
+        fs::create_dir_all(inner.join("sub")).unwrap();
+        let dir = HostDir::open(&inner).unwrap();
+        let name = Some(OsStr::new("copied"));
+        for name in [name, None] {
+            let found = dir.resolve("planted").unwrap();
+            found.refuse_link().unwrap();
+            symlink(outer.path(), inner.join("planted")).unwrap();
+            assert!(found.destination(name).is_err(), "{name:?}");
+            fs::remove_file(inner.join("planted")).unwrap();
+        }
+        let (target, held) = dir.resolve("sub").unwrap().destination(name).unwrap();
+        assert_eq!(target.path(), dir.path().join("sub/copied"));
+        fs::rename(inner.join("sub"), inner.join("moved")).unwrap();
+        symlink(outer.path(), inner.join("sub")).unwrap();
+        let rules = Rules {
+            owner: Owner::Caller,
+            access: Access::untrusted(0),
+            through_links: false,
+            names: Names::NoGit,
+        };
+        let mut packer = Packer::new(Vec::new(), Ownership::Root);
+        packer.add_bytes(Path::new("top"), 0o600, b"x").unwrap();
+        let (archive, _) = packer.finish().unwrap();
+        let receive = |target: &Target, held| {
+            banger_copy::receive_in(archive.as_slice(), Some("top".as_ref()), held, target, rules)
+        };
+        let again = held.try_clone().unwrap();
+        receive(&target, held).unwrap();
+        assert!(inner.join("moved/copied").exists() && !outer.path().join("copied").exists());
+        let git = Target { name: Some(".GIT".into()), ..target };
+        assert!(receive(&git, again).is_err() && !inner.join("moved/.GIT").exists());
+        let (target, _) = dir.resolve("moved/new").unwrap().destination(name).unwrap();
+        assert_eq!(target.path(), dir.path().join("moved/new"));
+        let (target, _) = dir.resolve("fresh").unwrap().destination(None).unwrap();
+        assert!(target.name.is_none() && inner.join("fresh").is_dir());
     }
 
     #[test]

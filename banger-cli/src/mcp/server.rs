@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::bus::ErrorName;
+use banger_proto::{bus::ErrorName, count::counted};
 use rmcp::{
     ErrorData, RoleServer, ServerHandler, ServiceExt,
     model::{
@@ -66,7 +66,7 @@ pub struct Server {
     pub bus: Bus,
     pub policy: Policy,
     tools: Vec<Entry>,
-    calls: Semaphore,
+    calls: Arc<Semaphore>,
     waiting: Semaphore,
     made: Mutex<Made>,
     /// Held while sandboxes are counted.
@@ -92,7 +92,7 @@ impl Server {
             bus,
             policy,
             tools,
-            calls: Semaphore::new(MAX_CALLS),
+            calls: Arc::new(Semaphore::new(MAX_CALLS)),
             waiting: Semaphore::new(MAX_WAITING),
             made: Mutex::default(),
             counting: tokio::sync::Mutex::default(),
@@ -105,8 +105,8 @@ impl Server {
         let visible = self.policy.visible(&self.bus).await?;
         let mut made = self.made();
         // With a label, those of earlier servers count, too.
-        let is_counted =
-            |sandbox: &&Object| self.policy.label.is_some() || made.ids.contains(sandbox.text("Id"));
+        let is_ours = |sandbox: &Object| self.policy.label.is_some() || made.ids.contains(sandbox.text("Id"));
+        let is_counted = |sandbox: &&Object| is_ours(sandbox) && sandbox.text("State") != "deleting";
         let count = visible.iter().filter(is_counted).count() + made.pending;
         let max = self.policy.max;
         if count >= max as usize {
@@ -114,7 +114,7 @@ impl Server {
                 "cannot create a sandbox: at most {max} may exist at once"
             ))
             .with_hint(
-                "delete one with the tool `delete`; the user can allow more with `banger mcp --max COUNT`.",
+                "delete one with the tool `delete`; the user can allow more with `banger mcp --max 20`.",
             ));
         }
         made.pending += 1;
@@ -230,20 +230,23 @@ impl Handler {
     ) -> Result<serde_json::Value> {
         let server = &self.0;
         let Ok(_waiting) = server.waiting.try_acquire() else { return Err(too_many()) };
-        let _running = tokio::select! {
+        let permit = tokio::select! {
             // It is never closed.
-            permit = server.calls.acquire() => permit.map_err(|_| too_many())?,
+            permit = Arc::clone(&server.calls).acquire_owned() => permit.map_err(|_| too_many())?,
             () = context.ct.cancelled() => return Err(Error::Interrupted { signal: SIGINT }),
         };
         let (events, listener) = broadcast::channel(MAX_MESSAGES);
         let (messages, reporter) = report(&context);
-        let call = Call { server: Arc::clone(server), listener, messages };
+        let call = Call { server: Arc::clone(server), listener, messages, permit: Arc::new(permit) };
         let done = {
             let mut work = pin!((entry.run)(call, arguments));
             tokio::select! {
                 biased;
                 done = &mut work => done,
                 () = context.ct.cancelled() => cancel(&events, work).await,
+                () = tokio::time::sleep(entry.time_limit) => {
+                    cancel(&events, work).await.map_err(|_| took_too_long(&entry.tool.name, entry.time_limit))
+                }
             }
         };
         if let Some(reporter) = reporter {
@@ -287,6 +290,11 @@ fn report(context: &RequestContext<RoleServer>) -> (Option<mpsc::Sender<String>>
         }
     });
     (Some(sender), Some(reporter))
+}
+
+fn took_too_long(tool: &str, limit: Duration) -> Error {
+    let minutes = counted(usize::try_from(limit.as_secs() / 60).unwrap_or(usize::MAX), "minute");
+    Error::Refused(format!("cannot finish {tool}: it took longer than {minutes}"))
 }
 
 fn too_many() -> Error {

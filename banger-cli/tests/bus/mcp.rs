@@ -148,6 +148,11 @@ fn started(file: &Path) -> PathBuf {
     Path::new("/proc").join(fs::read_to_string(file).unwrap().trim())
 }
 
+/// Returns whether a process still runs. One whose parent has not asked for its status has no command line.
+fn runs(process: &Path) -> bool {
+    fs::read(process.join("cmdline")).is_ok_and(|words| !words.is_empty())
+}
+
 #[test]
 fn an_agent_works_in_a_sandbox_of_its_own() {
     let (host, guest) = host();
@@ -210,7 +215,7 @@ fn a_command_is_bounded_in_time_and_output() {
     let slow = client.done("exec", exec(command, json!({})));
     assert_eq!((&slow["timed_out"], slow.get("exit_code")), (&json!(true), None));
     let process = started(&file);
-    until("the command has ended", || !process.exists());
+    until("the command has ended", || !runs(&process));
     for (more, what) in [
         (json!({"timeout_seconds": 0}), "timeout_seconds"),
         (json!({"timeout_seconds": 3601}), "timeout_seconds"),
@@ -272,7 +277,7 @@ fn a_cancelled_call_ends_what_it_started() {
         "method": "notifications/cancelled",
         "params": {"requestId": id, "reason": "enough"},
     }));
-    until("the command has ended", || !process.exists());
+    until("the command has ended", || !runs(&process));
     let id = client.begin("create", json!({"name": "hanging", "image": "debian"}));
     until("it is being created", || !host.calls("CreateVM").is_empty());
     client.send(&json!({
@@ -316,6 +321,7 @@ fn wrong_input_is_an_error_and_changes_nothing() {
             json!({"sandbox": "web", "path": "/x", "max_bytes": 1 << 30}),
             "max_bytes must be at most ",
         ),
+        ("read_file", json!({"sandbox": "web", "path": "/x", "offset": u64::MAX}), "offset must be at most "),
         (
             "write_file",
             json!({"sandbox": "web", "path": "/x", "content": "0", "encoding": "hex"}),
@@ -334,7 +340,7 @@ fn wrong_input_is_an_error_and_changes_nothing() {
     assert!(absent["remedy"].as_str().unwrap().starts_with("did you mean web?"), "{absent}");
     // What needs a password is refused, and the user is not asked.
     let locked = client.fails("stop", json!({"sandbox": "locked"}));
-    assert_eq!(locked["code"], "dev.banger.Error.InteractiveAuthorizationRequired");
+    assert_eq!(locked["code"], "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired");
     client.input.as_mut().unwrap().write_all(b"no json\n{\"jsonrpc\":\"2.0\"}\n\xff\xfe\n").unwrap();
     assert_eq!(
         client.done("exec", json!({"sandbox": "web", "command": "echo still here"}))["stdout"],
@@ -465,6 +471,83 @@ fn a_directory_inside_a_larger_repository_does_not_open_all_of_it() {
     assert!(!bench.guest.exists());
 }
 
+/// Files of a directory that git would take for a bare repository, with another work tree.
+fn plant_repository(at: &Path, work_tree: &Path) {
+    fs::create_dir_all(at.join("objects")).unwrap();
+    fs::create_dir_all(at.join("refs")).unwrap();
+    fs::write(at.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+    let config = format!("[core]\nrepositoryformatversion = 0\nworktree = {}\n", work_tree.display());
+    fs::write(at.join("config"), config).unwrap();
+}
+
+#[test]
+fn files_of_a_sandbox_are_no_repository() {
+    let bench = Bench::new();
+    let (host, guest) = (&bench.host, bench.guest.with_file_name("planted"));
+    let victim = host.path("victim");
+    fs::create_dir_all(&victim).unwrap();
+    fs::write(victim.join("lines"), "victim").unwrap();
+    let mut client = Client::start_in(host, &[], &bench.repo);
+    client.done("prepare", json!({"sandbox": "box", "guest_path": bench.guest}));
+    client.done("exec", json!({"sandbox": "box", "command": "echo new > lines"}));
+    plant_repository(&guest, &victim);
+    client.done("download", json!({"sandbox": "box", "from": guest, "to": "planted"}));
+    assert!(bench.repo.join("planted/HEAD").exists());
+    let elsewhere = bench.guest.with_file_name("elsewhere");
+    let refused =
+        client.fails("prepare", json!({"sandbox": "box", "path": "planted", "guest_path": elsewhere}));
+    assert!(refused["message"].as_str().unwrap().contains("is a bare repository"), "{refused}");
+    // Without the user's repository, git finds another one.
+    fs::rename(bench.repo.join(".git"), host.path("moved")).unwrap();
+    client.done("download", json!({"sandbox": "box", "from": guest.join("."), "to": "."}));
+    assert!(bench.repo.join("HEAD").exists());
+    client.fails("apply", json!({"sandbox": "box", "merge": true}));
+    assert_eq!(fs::read_to_string(victim.join("lines")).unwrap(), "victim");
+    for name in ["HEAD", "config"] {
+        fs::remove_file(bench.repo.join(name)).unwrap();
+    }
+    fs::write(bench.repo.join(".git"), format!("gitdir: {}\n", host.path("moved").display())).unwrap();
+    let config = host.path("moved/config");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}[core]\nworktree = {}\n", victim.display())).unwrap();
+    client.fails("apply", json!({"sandbox": "box", "merge": true}));
+    assert_eq!(fs::read_to_string(victim.join("lines")).unwrap(), "victim");
+}
+
+#[test]
+fn only_a_repository_that_is_in_the_directory_as_a_whole_is_sent() {
+    let bench = Bench::new();
+    let host = &bench.host;
+    let mut client = Client::start_in(host, &[], &bench.repo);
+    let mut refused = |what: &str| {
+        let refused = client.fails("prepare", json!({"sandbox": "box", "guest_path": bench.guest}));
+        assert_eq!(refused["code"], "not-allowed", "{what}: {refused}");
+        assert!(!bench.guest.exists(), "{what}");
+    };
+    let (git, moved) = (bench.repo.join(".git"), host.path("moved"));
+    let alternates = git.join("objects/info/alternates");
+    fs::create_dir_all(alternates.parent().unwrap()).unwrap();
+    fs::write(&alternates, host.path("").display().to_string()).unwrap();
+    refused("alternates");
+    fs::remove_file(&alternates).unwrap();
+    for inner in ["objects", "index"] {
+        fs::rename(git.join(inner), &moved).unwrap();
+        symlink(&moved, git.join(inner)).unwrap();
+        refused(inner);
+        fs::remove_file(git.join(inner)).unwrap();
+        fs::rename(&moved, git.join(inner)).unwrap();
+    }
+    fs::rename(&git, &moved).unwrap();
+    symlink(&moved, &git).unwrap();
+    refused("a link");
+    fs::remove_file(&git).unwrap();
+    fs::write(&git, format!("gitdir: {}\n", moved.display())).unwrap();
+    refused("a file");
+    fs::remove_file(&git).unwrap();
+    fs::rename(&moved, &git).unwrap();
+    client.done("prepare", json!({"sandbox": "box", "guest_path": bench.guest}));
+}
+
 #[test]
 fn a_client_that_floods_gets_an_answer_to_each_call() {
     const CALLS: usize = 400;
@@ -517,7 +600,7 @@ fn a_client_that_vanishes_leaves_no_command_behind() {
         } else {
             assert_eq!(client.hang_up(), 0);
         }
-        until("the command has ended", || !process.exists());
+        until("the command has ended", || !runs(&process));
     }
     let ended = host.banger(&["mcp"]);
     assert_eq!(
@@ -547,7 +630,7 @@ fn a_run_leaves_nothing() {
         "jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id},
     }));
     until("the sandbox is deleted", || host.calls("Delete").len() == 2);
-    until("the command has ended", || !process.exists());
+    until("the command has ended", || !runs(&process));
 }
 
 /// The official client for Python, which checks every result against the schema of its tool.

@@ -16,7 +16,11 @@ use banger_proto::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::time::{interval, timeout};
+use tokio::{
+    sync::broadcast,
+    task::JoinHandle,
+    time::{interval, timeout},
+};
 use zbus::{OwnedObjectPath, Variant};
 
 use super::{
@@ -24,12 +28,12 @@ use super::{
     sandbox::{Lifetime, Wishes},
 };
 use crate::{
-    client::{bus::Bus, service::id_of},
+    client::{bus::Bus, job::Jobs, service::id_of},
     command::vm::exec::{add_hint, hint_missing_workspace, put_into_workspace},
     error::Result,
     guest::attach::{self, Streams},
     mcp::{capture::Capture, failure::invalid},
-    ui::signals::unless_ended,
+    ui::{progress::Progress, signals::unless_ended},
     user::{defaults::Key, locale, settings::Settings},
     workspace::record::Records,
 };
@@ -40,12 +44,16 @@ const MAX_TIME: u64 = 3600;
 pub const MAX_OUTPUT: usize = 1 << 20;
 /// How long a command may wait for others in the sandbox.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the end of a run waits until its sandbox is deleted.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit on a call: the longest time limit, and as much for the rest, such as pulling the image.
+const CALL_LIMIT: Duration = Duration::from_secs(2 * MAX_TIME);
 /// Interval of messages with new output.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A command.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "command is neither a command line nor an array of words")]
 #[schemars(inline)]
 pub enum CommandLine {
     /// A command line for `/bin/sh -c`.
@@ -152,6 +160,7 @@ impl Tool for Exec {
     const NAME: &'static str = "exec";
     const ABOUT: &'static str = "Runs a command in a running sandbox and returns its exit status and output. Output is \
                                  also sent as progress while it runs.";
+    const TIME_LIMIT: Duration = CALL_LIMIT;
     const EFFECT: Effect = Effect::Changes;
     type Output = Ended;
 
@@ -210,6 +219,7 @@ impl Tool for Run {
     const NAME: &'static str = "run";
     const ABOUT: &'static str = "Runs one command in a new sandbox that is deleted afterwards, and returns its exit status \
                                  and output.";
+    const TIME_LIMIT: Duration = CALL_LIMIT;
     const EFFECT: Effect = Effect::Adds;
     type Output = Ended;
 
@@ -219,25 +229,38 @@ impl Tool for Run {
         let Self { image, vcpus, memory, network, stdin, .. } = self;
         let wishes = Wishes { image, vcpus, memory, network, ..Wishes::default() };
         let vm = wishes.create(&call, None, BTreeMap::new(), Lifetime::Server).await?;
-        let _deletion = Deletion { bus: call.bus().clone(), vm: vm.clone() };
-        attach(&call, &vm, &exec, stdin, limits).await
+        let mut deletion = Deletion(Some((call.bus().clone(), vm.clone())));
+        let ended = attach(&call, &vm, &exec, stdin, limits).await;
+        // The next call may make a sandbox again.
+        if let Some(deleting) = deletion.begin() {
+            let _ = timeout(DELETE_TIMEOUT, deleting).await;
+        }
+        ended
     }
 }
 
 /// Deletes a sandbox when it is dropped, whatever ends the call.
-struct Deletion {
-    bus: Bus,
-    vm: OwnedObjectPath,
+struct Deletion(Option<(Bus, OwnedObjectPath)>);
+
+impl Deletion {
+    /// Begins it, unless it has begun.
+    fn begin(&mut self) -> Option<JoinHandle<()>> {
+        let (bus, vm) = self.0.take()?;
+        Some(tokio::spawn(async move {
+            let options = Options::from([(delete::FORCE, Variant::from(true))]);
+            let jobs = Jobs::of(&bus);
+            // No signal ends it. If it fails, the service deletes the sandbox when this server ends.
+            let (_signals, mut listener) = broadcast::channel(1);
+            if let Ok(job) = bus.change_vm(&vm, "Delete", &options).await {
+                let _ = jobs.finish(&bus, &job, Progress::Quiet.track(None), &mut listener).await;
+            }
+        }))
+    }
 }
 
 impl Drop for Deletion {
     fn drop(&mut self) {
-        let (bus, vm) = (self.bus.clone(), self.vm.clone());
-        tokio::spawn(async move {
-            let options = Options::from([(delete::FORCE, Variant::from(true))]);
-            // If it fails, the service deletes the sandbox when this server ends.
-            let _ = bus.change_vm(&vm, "Delete", &options).await;
-        });
+        drop(self.begin());
     }
 }
 

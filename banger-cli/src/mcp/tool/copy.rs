@@ -1,11 +1,12 @@
 //! Tools that copy between the user's directory on the host and a sandbox.
 
+use std::{ffi::OsStr, sync::Arc, time::Duration};
+
 use banger_copy::Names;
-use rustix::fs::FileType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Effect, Found, Tool};
+use super::{Call, Effect, Found, LONG, Tool};
 use crate::{
     command::vm::cp::{Copying, side::GuestPath},
     error::{Error, Result},
@@ -36,11 +37,12 @@ impl Tool for Upload {
     const NAME: &'static str = "upload";
     const ABOUT: &'static str = "Copies a file or a directory from the host into a sandbox.";
     const EFFECT: Effect = Effect::Changes;
+    const TIME_LIMIT: Duration = LONG;
     const USES_HOST_FILES: bool = true;
     type Output = Copied;
 
     async fn run(self, call: Call) -> Result<Copied> {
-        let from = call.policy().host_dir()?.resolve(&self.from)?;
+        let from = Arc::new(call.policy().host_dir()?.resolve(&self.from)?);
         from.refuse_link()?;
         if from.kind()?.is_none() {
             return Err(Error::Refused(format!("cannot copy {}: it does not exist", from.shown.display())));
@@ -49,7 +51,8 @@ impl Tool for Upload {
         let to = guest_path(&found, &self.to)?;
         let progress = call.progress();
         let copying = Copying { progress: &progress, follow: false, chown: None, names: Names::NoGit };
-        let copied = copying.send_path(&mut call.guest(&found), &from.path(), &to).await;
+        let (mut guest, keep) = (call.guest(&found), Arc::clone(&from));
+        let copied = copying.send_path(&mut guest, &from.path(), &to, keep).await;
         let notes = copied.map_err(|error| found.about(from.explain(error)))?;
         Ok(Copied { notes: notes.iter().map(|note| from.readable(note)).collect() })
     }
@@ -73,6 +76,7 @@ impl Tool for Download {
     const ABOUT: &'static str =
         "Copies a file or a directory out of a sandbox to the host. Replaces files that exist.";
     const EFFECT: Effect = Effect::Changes;
+    const TIME_LIMIT: Duration = LONG;
     const USES_HOST_FILES: bool = true;
     type Output = Copied;
 
@@ -81,17 +85,11 @@ impl Tool for Download {
         to.refuse_link()?;
         let found = call.find_for_use(&self.sandbox).await?;
         let from = guest_path(&found, &self.from)?;
-        if let Some(name) = from.name()?
-            && to.kind()? == Some(FileType::Directory)
-            && !Names::NoGit.allow(name.as_ref())
-        {
-            return Err(invalid(format!("cannot copy {}: it has the files of a git repository", self.from)));
-        }
+        let (target, directory) = to.destination(from.name()?.map(OsStr::new))?;
         let progress = call.progress();
         let copying = Copying { progress: &progress, follow: false, chown: None, names: Names::NoGit };
-        let copied = copying.fetch_path(&mut call.guest(&found), &from, &to.path()).await;
-        let notes = copied.map_err(|error| found.about(to.explain(error)))?;
-        Ok(Copied { notes: notes.iter().map(|note| to.readable(note)).collect() })
+        let copied = copying.fetch_into(&mut call.guest(&found), &from, target, Some(directory)).await;
+        Ok(Copied { notes: copied.map_err(|error| found.about(error))? })
     }
 }
 

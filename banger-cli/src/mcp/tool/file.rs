@@ -30,6 +30,8 @@ const READ_LIMIT: usize = 64 << 10;
 /// How many entries of a directory are returned unless the call says otherwise, and at most.
 const LIST_LIMIT: usize = 1000;
 const MAX_LIST: usize = 10_000;
+/// The highest offset. What is before it is transferred, or is a hole of any size.
+const MAX_OFFSET: u64 = 1 << 30;
 
 /// The form of a content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -70,7 +72,7 @@ pub struct ReadFile {
     sandbox: String,
     /// Its absolute path, or one below the home directory such as `~/notes`.
     path: String,
-    /// The byte to begin at.
+    /// The byte to begin at, 1073741824 at most.
     #[serde(default)]
     offset: u64,
     /// How many bytes to return at most: 65536 if absent.
@@ -104,6 +106,10 @@ impl Tool for ReadFile {
             Some(Ok(bytes)) if bytes <= MAX_OUTPUT => bytes,
             Some(_) => return Err(invalid(format!("max_bytes must be at most {MAX_OUTPUT}"))),
         };
+        if self.offset > MAX_OFFSET {
+            return Err(invalid(format!("offset must be at most {MAX_OFFSET}"))
+                .with_hint("the tool `exec` runs `tail` or `dd` for what is behind it."));
+        }
         let found = call.find_for_use(&self.sandbox).await?;
         let path = file_path(&found, &self.path)?;
         let mut guest = call.guest(&found);
@@ -112,7 +118,11 @@ impl Tool for ReadFile {
         let (shown, offset) = (self.path, self.offset);
         let read = guest.call(request, move |call| {
             let mut archive = Archive::new(BoundedArchive::new(&mut *call));
-            let entry = archive.entries().map_err(from_io)?.next().ok_or_else(protocol_error)?;
+            let Some(entry) = archive.entries().map_err(from_io)?.next() else {
+                // An archive without entries comes before the reason.
+                drop(archive);
+                return Err(call.finish().err().unwrap_or_else(protocol_error));
+            };
             let entry = entry.map_err(from_io)?;
             match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {}

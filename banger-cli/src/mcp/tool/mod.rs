@@ -8,7 +8,7 @@ mod port;
 mod sandbox;
 mod workspace;
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
 use rmcp::{
@@ -18,7 +18,7 @@ use rmcp::{
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use zbus::OwnedObjectPath;
 
 use super::{failure, policy::Policy, server::Server};
@@ -28,6 +28,9 @@ use crate::{
     guest::agent::Guest,
     ui::{progress::Progress, signals::Listener},
 };
+
+/// Time limit of calls that transfer files or wait for a job.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// What a tool does to what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,8 @@ trait Tool: DeserializeOwned + JsonSchema + Send + 'static {
     const ABOUT: &'static str;
     /// What it does to what is there.
     const EFFECT: Effect;
+    /// How long a call may take.
+    const TIME_LIMIT: Duration = Duration::from_secs(120);
     /// Whether it reads or writes files of the host.
     const USES_HOST_FILES: bool = false;
     /// The result, an object.
@@ -65,6 +70,8 @@ pub struct Entry {
     pub tool: Description,
     /// Runs it.
     pub run: fn(Call, JsonObject) -> Running,
+    /// How long a call may take.
+    pub time_limit: Duration,
     uses_host_files: bool,
 }
 
@@ -104,7 +111,7 @@ fn entry<T: Tool>() -> Entry {
     let tool = Description::new(T::NAME, T::ABOUT, portable(&schema_for_type::<T>()))
         .with_raw_output_schema(portable(&schema_for_output::<T::Output>()).into())
         .with_annotations(annotations);
-    Entry { tool, run: run::<T>, uses_host_files: T::USES_HOST_FILES }
+    Entry { tool, run: run::<T>, time_limit: T::TIME_LIMIT, uses_host_files: T::USES_HOST_FILES }
 }
 
 /// Returns a schema that every client reads: without the name of our type, and without the formats of numbers that only some know,
@@ -146,6 +153,8 @@ pub struct Call {
     pub listener: Listener,
     /// Gets messages about progress, if the client wants them.
     pub messages: Option<mpsc::Sender<String>>,
+    /// The share of the limit on calls, which threads keep until they end.
+    pub permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// A sandbox that the agent may use.
@@ -211,9 +220,18 @@ impl Call {
     }
 }
 
-/// Runs blocking work, such as git.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
+/// Runs blocking work, such as git. It counts as a call until it ends, even if the call is cancelled.
+async fn blocking<T: Send + 'static>(
+    call: &Call,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let permit = Arc::clone(&call.permit);
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work();
+        drop(permit);
+        done
+    });
+    let done = done.await;
     done.map_err(|error| Error::io("run a thread", std::io::Error::other(error)))?
 }
 

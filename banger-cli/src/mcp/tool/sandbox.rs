@@ -1,6 +1,6 @@
 //! Tools for sandboxes as a whole.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use banger_proto::{
     bus::{
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zbus::{OwnedObjectPath, Variant};
 
-use super::{Call, Effect, Found, Tool};
+use super::{Call, Effect, Found, LONG, Tool};
 use crate::{
     client::{
         job::Jobs,
@@ -184,6 +184,7 @@ pub struct Create {
 impl Tool for Create {
     const NAME: &'static str = "create";
     const ABOUT: &'static str = "Creates a sandbox and boots it. Returns when commands can run in it.";
+    const TIME_LIMIT: Duration = LONG;
     const EFFECT: Effect = Effect::Adds;
     type Output = Sandbox;
 
@@ -254,6 +255,7 @@ pub struct Start {
 impl Tool for Start {
     const NAME: &'static str = "start";
     const ABOUT: &'static str = "Boots a stopped sandbox. A running one stays as it is.";
+    const TIME_LIMIT: Duration = LONG;
     const EFFECT: Effect = Effect::Adds;
     type Output = Sandbox;
 
@@ -278,6 +280,7 @@ pub struct Stop {
 impl Tool for Stop {
     const NAME: &'static str = "stop";
     const ABOUT: &'static str = "Shuts a sandbox down and keeps its disks. `start` boots it again.";
+    const TIME_LIMIT: Duration = LONG;
     const EFFECT: Effect = Effect::Changes;
     type Output = Sandbox;
 
@@ -310,6 +313,7 @@ pub struct Deleted {
 impl Tool for Delete {
     const NAME: &'static str = "delete";
     const ABOUT: &'static str = "Deletes a sandbox and its disks for good.";
+    const TIME_LIMIT: Duration = LONG;
     const EFFECT: Effect = Effect::Changes;
     type Output = Deleted;
 

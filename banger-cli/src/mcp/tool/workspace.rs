@@ -1,10 +1,12 @@
 //! Tools that send a repository into a sandbox, and bring the work back.
 
+use std::time::Duration;
+
 use banger_proto::{count::counted, guest::message::Placement};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Effect, Found, Tool, blocking};
+use super::{Call, Effect, Found, LONG, Tool, blocking};
 use crate::{
     client::service::id_of,
     command::vm::workspace_args::{WorkspaceArgs, guest_path},
@@ -58,6 +60,7 @@ impl Tool for Prepare {
     const NAME: &'static str = "prepare";
     const ABOUT: &'static str = "Sends the user's git repository into a running sandbox: the tracked files with their \
                                  uncommitted changes.";
+    const TIME_LIMIT: Duration = LONG;
     const EFFECT: Effect = Effect::Adds;
     const USES_HOST_FILES: bool = true;
     type Output = Prepared;
@@ -71,10 +74,11 @@ impl Tool for Prepare {
         let wishes = WorkspaceArgs::wanted(to, self.include_untracked);
         let found = call.find_for_use(&self.sandbox).await?;
         let guest_path = wishes.guest_path(None).to_owned();
-        let plan = blocking(move || wishes.plan(&path.path()).map_err(|error| path.explain(error))).await?;
-        if !directory.contains(&plan.repository.root) {
+        let plan =
+            blocking(&call, move || wishes.plan(&path.path()).map_err(|error| path.explain(error))).await?;
+        if !plan.repository.is_within(directory.path()) {
             return Err(not_allowed(format!(
-                "cannot send {}: it is outside of {}",
+                "cannot send {}: its files, its `.git` directory or its objects are outside of {}",
                 plan.repository.root.display(),
                 directory.path().display()
             )));
@@ -137,6 +141,7 @@ impl Tool for Diff {
     const NAME: &'static str = "diff";
     const ABOUT: &'static str = "Shows what has changed in a sandbox since a repository was sent, commits included, as a \
                                  patch.";
+    const TIME_LIMIT: Duration = LONG;
     const EFFECT: Effect = Effect::Reads;
     type Output = Differences;
 
@@ -144,7 +149,7 @@ impl Tool for Diff {
         let found = call.find_for_use(&self.sandbox).await?;
         let kept = fetch(&call, &found, self.guest_path.as_deref()).await?;
         let limit = call.policy().output_limit;
-        blocking(move || {
+        blocking(&call, move || {
             let range = Range::new(&kept, None)?;
             let mut differences = range.differences()?;
             let (patch, is_whole) = range.patch_up_to(limit)?;
@@ -190,6 +195,7 @@ impl Tool for Apply {
     const NAME: &'static str = "apply";
     const ABOUT: &'static str = "Applies what has changed in a sandbox to the work tree on the host that was sent. Refuses if \
                                  the user has changed it since, unless `merge` is set.";
+    const TIME_LIMIT: Duration = LONG;
     const EFFECT: Effect = Effect::Changes;
     const USES_HOST_FILES: bool = true;
     type Output = Applied;
@@ -199,7 +205,8 @@ impl Tool for Apply {
         let found = call.find_for_use(&self.sandbox).await?;
         let kept = kept(&found, self.guest_path.as_deref())?;
         let source = kept.record.source.clone();
-        if !directory.contains(&source.canonicalize().unwrap_or_else(|_| source.clone())) {
+        // The work tree is changed only if git still finds it at this path, which then has no links.
+        if !directory.contains(&source) {
             return Err(not_allowed(format!(
                 "cannot change {}: it is outside of {}",
                 source.display(),
@@ -208,7 +215,7 @@ impl Tool for Apply {
         }
         let kept = fetch(&call, &found, self.guest_path.as_deref()).await?;
         let dirty = if self.merge { Dirty::Merge } else { Dirty::Refuse };
-        let mut differences = blocking(move || apply::to_work_tree(&kept, dirty)).await?;
+        let mut differences = blocking(&call, move || apply::to_work_tree(&kept, dirty)).await?;
         let count = differences.len();
         call.progress().note(&format!("{} changed in {}.", counted(count, "file"), source.display()));
         differences.truncate(MAX_FILES);

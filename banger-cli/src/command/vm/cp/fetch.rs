@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, IsTerminal, Write},
+    os::fd::OwnedFd,
     path::Path,
 };
 
@@ -37,8 +38,20 @@ impl Copying<'_> {
 
     /// Copies a file or a directory out of a sandbox. Returns the notes.
     pub async fn fetch_path(&self, guest: &mut Guest, from: &GuestPath, to: &Path) -> Result<Vec<String>> {
+        let name = from.name()?.map(OsStr::new);
+        self.fetch_into(guest, from, Target::of(to, name), None).await
+    }
+
+    /// Copies a file or a directory out of a sandbox to this target, in the open directory if there is one. Returns the
+    /// notes.
+    pub async fn fetch_into(
+        &self,
+        guest: &mut Guest,
+        from: &GuestPath,
+        target: Target,
+        directory: Option<OwnedFd>,
+    ) -> Result<Vec<String>> {
         let name = from.name()?.map(str::to_owned);
-        let target = Target::of(to, name.as_ref().map(OsStr::new));
         let request = Request::CopyOut(self.source(guest, from, name.clone())?);
         let track = self.progress.track(None);
         track.stage("copy", &format!("{from} to {}", display(&target.path())));
@@ -48,7 +61,11 @@ impl Copying<'_> {
         guest
             .call(request, move |call| {
                 let archive = BoundedArchive::new(Metered { from: &mut *call, meter: &meter });
-                let notes = banger_copy::receive(archive, name.as_ref().map(OsStr::new), &target, rules);
+                let top = name.as_ref().map(OsStr::new);
+                let notes = match directory {
+                    Some(directory) => banger_copy::receive_in(archive, top, directory, &target, rules),
+                    None => banger_copy::receive(archive, top, &target, rules),
+                };
                 let notes = notes.map_err(from_copy)?;
                 Ok([call.notes(), notes.into_lines(), links(&target)].concat())
             })
