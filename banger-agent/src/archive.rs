@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use banger_copy::{Access, Owner, Rules};
+use banger_copy::{Access, Names, Owner, Rules};
 use banger_proto::{
     causes::with_causes,
     guest::{Frame, STDIN_WINDOW, frame::MAX_DATA, message::Placement},
@@ -98,7 +98,8 @@ fn unpack(port: &mut Port, directory: &str, fresh: bool) -> io::Result<()> {
     if !Path::new(directory).is_absolute() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let rules = Rules { owner: Owner::Archive, access: Access::AS_ARCHIVED, through_links: true };
+    let rules =
+        Rules { owner: Owner::Archive, access: Access::AS_ARCHIVED, through_links: true, names: Names::Any };
     let unpacked = banger_copy::unpack(Input::new(port), Path::new(directory), fresh, rules);
     // The archives of workspaces consist of files and links, so there are no notes.
     unpacked.map(drop).map_err(|error| io::Error::new(error.kind(), error))

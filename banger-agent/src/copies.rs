@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use banger_copy::{Access, Notes, Owner, Ownership, Packer, Rules, Target};
+use banger_copy::{Access, Names, Notes, Owner, Ownership, Packer, Rules, Target};
 use banger_proto::{
     causes::with_causes,
     guest::{
@@ -60,7 +60,7 @@ pub fn receive(port: &mut Port, copy: &CopyIn, login: Option<&str>) -> io::Resul
             CopyOwner::Login => (owner(login.unwrap_or(ROOT))?, Access::WITHOUT_SETUID_BITS),
             CopyOwner::User(user) => (owner(user)?, Access::WITHOUT_SETUID_BITS),
         };
-        let rules = Rules { owner, access, through_links: true };
+        let rules = Rules { owner, access, through_links: true, names: Names::Any };
         let top = copy.top.as_deref().map(OsStr::new);
         let target = Target::of(&to, top);
         Ok(banger_copy::receive(Input::new(port), top, &target, rules)?)

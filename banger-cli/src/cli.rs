@@ -57,6 +57,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
             "events",
             "config",
             "doctor",
+            "mcp",
             "ssh-config",
             "version",
             "schema",

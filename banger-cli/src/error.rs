@@ -78,6 +78,12 @@ pub enum Error {
     /// It is not possible in the current state.
     #[error("{0}")]
     Refused(String),
+    /// The arguments of a call of a coding agent are invalid.
+    #[error("{0}")]
+    Arguments(String),
+    /// The options of this process forbid it.
+    #[error("{0}")]
+    NotAllowed(String),
     /// The command line is invalid.
     #[error("{0}")]
     Usage(String),
@@ -233,16 +239,23 @@ impl Error {
         let _ = io::Write::write_all(&mut io::stderr(), self.text(about).as_bytes());
     }
 
-    /// Formats the sentence, the causes and the hint, one per line.
-    pub fn text(&self, about: Option<&str>) -> String {
-        let about = about.map(|about| format!("{about}: ")).unwrap_or_default();
-        let mut text = format!("error: {about}{}\n", sentence(&self.to_string()));
-        // A hint does not change the causes.
-        let mut bare = self;
-        while let Self::WithHint { error, .. } = bare {
-            bare = error;
+    /// Returns what happened, as one sentence.
+    pub fn sentence(&self) -> String {
+        without_codes(&sentence(&self.to_string()))
+    }
+
+    /// Returns the error without its hint.
+    pub fn bare(&self) -> &Self {
+        match self {
+            Self::WithHint { error, .. } => error.bare(),
+            error => error,
         }
-        let mut cause = bare.source();
+    }
+
+    /// Returns the causes, a sentence each.
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut cause = self.bare().source();
         let mut shown = self.to_string();
         while let Some(error) = cause {
             cause = error.source();
@@ -251,8 +264,16 @@ impl Error {
                 continue;
             }
             shown = error.to_string();
-            text.push_str(&format!("  because: {}\n", sentence(&shown)));
+            causes.push(without_codes(&sentence(&shown)));
         }
+        causes
+    }
+
+    /// Formats the sentence, the causes and the hint, one per line.
+    pub fn text(&self, about: Option<&str>) -> String {
+        let about = about.map(|about| format!("{about}: ")).unwrap_or_default();
+        let mut text = format!("error: {about}{}\n", sentence(&self.to_string()));
+        self.causes().iter().for_each(|cause| text.push_str(&format!("  because: {cause}\n")));
         if let Some(hint) = self.hint() {
             text.push_str(&format!("hint: {hint}\n"));
         }

@@ -6,6 +6,7 @@ mod client;
 mod command;
 mod error;
 mod guest;
+mod mcp;
 mod ssh;
 mod ui;
 mod user;

@@ -36,7 +36,12 @@ pub fn unpack(from: impl Read, directory: &Path, fresh: bool, rules: Rules) -> R
     let failed = |source| Error::write(directory, source);
     std::fs::create_dir_all(directory).map_err(failed)?;
     let root = open_directory(directory).map_err(failed)?;
-    let mut extractor = Extractor::new(root, directory, fresh, rules);
+    unpack_in(from, root, directory, fresh, rules)
+}
+
+/// Extracts an archive into an open directory. `shown` is its path in messages.
+pub fn unpack_in(from: impl Read, root: OwnedFd, shown: &Path, fresh: bool, rules: Rules) -> Result<Notes> {
+    let mut extractor = Extractor::new(root, shown, fresh, rules);
     each(from, |path, entry, failure| extractor.extract(&path, entry, failure))?;
     extractor.finish()
 }
@@ -106,6 +111,9 @@ impl Extractor {
             return Ok(());
         };
         let shown = self.shown.join(path);
+        if !self.rules.names.allow(path) {
+            return Err(Error::Git { path: shown });
+        }
         let failed = |source: io::Error| Error::write(&shown, source);
         let holder = self.holder(parent)?;
         let target = match kind(entry) {

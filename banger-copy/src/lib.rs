@@ -38,8 +38,8 @@ pub use extract::unpack;
 pub use notes::Notes;
 pub use pack::{Ownership, Packer};
 pub use raw_names::append_entry;
-pub use receive::{Target, receive};
-pub use rules::{Access, Owner, Rules};
+pub use receive::{Target, receive, receive_in};
+pub use rules::{Access, Names, Owner, Rules};
 
 /// Prefix of the names of unfinished files and directories.
 pub const UNFINISHED: &str = ".banger-";
@@ -73,6 +73,12 @@ pub enum Error {
         /// Its kind.
         kind: &'static str,
     },
+    /// A file may not have this name.
+    #[error("cannot copy {}: a copy from there may not contain the files of a git repository", path.display())]
+    Git {
+        /// Its path.
+        path: PathBuf,
+    },
     /// A file is in the way of a directory, or vice versa.
     #[error("{} is {kind}", path.display())]
     InTheWay {
@@ -105,7 +111,7 @@ impl Error {
     pub fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Read { source, .. } | Self::Write { source, .. } | Self::Stream(source) => source.kind(),
-            Self::Special { .. } | Self::InTheWay { .. } => io::ErrorKind::InvalidInput,
+            Self::Special { .. } | Self::InTheWay { .. } | Self::Git { .. } => io::ErrorKind::InvalidInput,
             Self::Damaged(_) => io::ErrorKind::InvalidData,
         }
     }

@@ -19,7 +19,7 @@ use rustix::{
 use crate::{
     Error, Notes, Result,
     entries::{Kind, below, each, kind},
-    extract::{Extractor, open_directory, temporary_name, unpack},
+    extract::{Extractor, open_directory, temporary_name, unpack_in},
     rules::Rules,
     write::{blocked, write_one},
 };
@@ -61,12 +61,27 @@ impl Target {
 /// Receives an archive of one file or directory, which is called `top` in it, or, if `top` is `None`, of the content
 /// of a directory. Reads the stream to its end before anything new gets its name.
 pub fn receive(from: impl Read, top: Option<&OsStr>, target: &Target, rules: Rules) -> Result<Notes> {
-    let (Some(top), Some(name)) = (top, &target.name) else {
-        return unpack(from, &target.directory, false, rules);
-    };
     let failed = |source| Error::write(&target.directory, source);
     fs::create_dir_all(&target.directory).map_err(failed)?;
     let holder = open_directory(&target.directory).map_err(failed)?;
+    receive_in(from, top, holder, target, rules)
+}
+
+/// Receives an archive into an open directory, as [`receive`] does. The directory of the target is its path in messages
+/// only.
+pub fn receive_in(
+    from: impl Read,
+    top: Option<&OsStr>,
+    holder: OwnedFd,
+    target: &Target,
+    rules: Rules,
+) -> Result<Notes> {
+    let (Some(top), Some(name)) = (top, &target.name) else {
+        return unpack_in(from, holder, &target.directory, false, rules);
+    };
+    if !rules.names.allow(name.as_ref()) {
+        return Err(Error::Git { path: target.path() });
+    }
     let (shown, mut notes) = (target.path(), Notes::default());
     let mut copy = PendingCopy { holder, name, temporary_name: temporary_name(), state: State::Nothing };
     each(from, |path, entry, failure| {

@@ -1,6 +1,6 @@
 //! Rules for writing files: owner, permissions and times.
 
-use std::os::fd::AsFd;
+use std::{ffi::OsStr, os::fd::AsFd, path::Path};
 
 use rustix::{
     fs::{Gid, Timespec, Timestamps, Uid, fchown},
@@ -42,6 +42,23 @@ impl Access {
     }
 }
 
+/// The names that files may get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// All.
+    Any,
+    /// None below a `.git`, in any case of letters: git would run the programs that such files name.
+    NoGit,
+}
+
+impl Names {
+    /// Returns whether a file may have this path.
+    pub fn allow(self, path: &Path) -> bool {
+        let is_git = |name: &OsStr| name.eq_ignore_ascii_case(".git");
+        self == Self::Any || !path.iter().any(is_git)
+    }
+}
+
 /// Rules for writing files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
@@ -51,6 +68,8 @@ pub struct Rules {
     pub access: Access,
     /// Whether to follow symbolic links to directories in the destination, as long as they stay inside it.
     pub through_links: bool,
+    /// The names that files may get; an archive with others is refused.
+    pub names: Names,
 }
 
 /// Attributes from the header of an entry.

@@ -14,14 +14,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use banger_copy::{Access, Error, Notes, Owner, Ownership, Packer, Result, Rules, Target, receive, unpack};
+use banger_copy::{
+    Access, Error, Names, Notes, Owner, Ownership, Packer, Result, Rules, Target, receive, unpack,
+};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tar::{EntryType, Header};
 
-const OURS: Rules = Rules { owner: Owner::Caller, access: Access::WITHOUT_SETUID_BITS, through_links: false };
+const OURS: Rules = Rules {
+    owner: Owner::Caller,
+    access: Access::WITHOUT_SETUID_BITS,
+    through_links: false,
+    names: Names::Any,
+};
 
 fn untrusted(umask: u32) -> Rules {
-    Rules { owner: Owner::Caller, access: Access::untrusted(umask), through_links: false }
+    Rules { owner: Owner::Caller, access: Access::untrusted(umask), through_links: false, names: Names::Any }
 }
 
 /// What a copy preserves of an entry: its mode, its time, its content or target, whether it is sparse, and the first
@@ -350,6 +357,27 @@ fn existing_links_are_followed_only_if_trusted_and_never_out() {
         assert_eq!(unpacked.is_ok(), expect.is_some(), "{to}: {unpacked:?}");
         assert_eq!(expect.is_some_and(|path| inner.join(path).exists()), expect.is_some());
         assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn files_of_a_repository_are_refused_where_git_would_trust_them() {
+    let rules = Rules { names: Names::NoGit, ..OURS };
+    for (name, fits) in [
+        ("t/x", true),
+        ("t/.gitignore", true),
+        ("t/x.git", true),
+        ("t/.git", false),
+        ("t/.git/hooks/pre-commit", false),
+        ("t/sub/.GIT/config", false),
+    ] {
+        for (names, fits) in [(Names::NoGit, fits), (Names::Any, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let lines: &[Line<'_>] = &[(b'5', "t", 0o755, "", b""), (b'0', name, 0o755, "", b"x")];
+            let received = received(dir.path(), lines, Rules { names, ..rules });
+            assert_eq!(received.is_ok(), fits, "{name} {names:?}: {received:?}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), usize::from(fits), "{name}");
+        }
     }
 }
 

@@ -28,6 +28,7 @@ const PACKAGES: &[&str] = &[
     "e2fsprogs",
     "zstd",
     "python3-gi",
+    "python3-venv",
     "gir1.2-glib-2.0",
     "binutils",
     "gcc",
@@ -60,6 +61,9 @@ const PACKAGES: &[&str] = &[
 /// Other clients of the D-Bus API, and a desktop around them.
 const DESKTOP: &[&str] = &["gjs", "python3-dbus-fast", "cockpit-ws", "cockpit-system", "chromium"];
 
+/// The official client of MCP for Python, and its version.
+const MCP_CLIENT: &str = "mcp==2.3.0";
+
 /// What reads the scripts of this repository in `cargo xtask tidy`.
 const LINTERS: &[&str] = &["shellcheck", "pyflakes3"];
 
@@ -77,6 +81,24 @@ pub fn ensure() -> Result<()> {
 /// Installs the programs of a desktop that are missing.
 pub fn ensure_desktop() -> Result<()> {
     install(DESKTOP)
+}
+
+/// Installs the client of MCP for Python. Returns its interpreter; none if it cannot be installed, which the tests that
+/// need it then report.
+pub fn mcp_client() -> Result<Option<PathBuf>> {
+    let environment = cache().join(MCP_CLIENT);
+    let python = environment.join("bin/python");
+    let has_client = || {
+        let check = Command::new(&python).args(["-c", "import mcp"]).output();
+        check.is_ok_and(|output| output.status.success())
+    };
+    if !has_client() {
+        say("installing the client of MCP for Python");
+        run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+        // Without a network, only its tests are skipped.
+        let _ = run(Command::new(&python).args(["-m", "pip", "install", "--quiet", MCP_CLIENT]));
+    }
+    Ok(has_client().then_some(python))
 }
 
 /// Installs the linters that are missing.

@@ -15,6 +15,7 @@ mod image;
 mod kernel;
 mod list;
 mod manual;
+mod mcp;
 mod prune;
 mod rename;
 mod schema;
@@ -105,6 +106,7 @@ Example:
     )]
     Config(config::ConfigCommand),
     Doctor(doctor::Doctor),
+    Mcp(mcp::Mcp),
     Version(version::Version),
     Schema(schema::Schema),
     Completion(completion::Completion),
@@ -129,6 +131,7 @@ impl Command {
             Command::Events(events) => events.run().await,
             Command::Config(config) => config.run().await,
             Command::Doctor(doctor) => doctor.run().await,
+            Command::Mcp(mcp) => mcp.run().await,
             Command::Version(version) => version.run().await,
             Command::Schema(schema) => schema.run(),
             Command::Completion(completion) => completion.run(),

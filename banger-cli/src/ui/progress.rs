@@ -9,6 +9,7 @@ use std::{
 
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use tokio::sync::mpsc;
 
 use crate::ui::{
     progress_line::{self, Amount},
@@ -42,6 +43,8 @@ pub enum Progress {
     Spinners(MultiProgress),
     /// A line for each stage.
     Lines,
+    /// A message for each stage, to another task.
+    Messages(mpsc::Sender<String>),
     /// Not at all.
     Quiet,
 }
@@ -64,23 +67,29 @@ impl Progress {
         let stage = Arc::<Mutex<Stage>>::default();
         let bar = match self {
             Self::Spinners(bars) => Some(bars.add(spinner(label.clone(), Arc::clone(&stage)))),
-            Self::Lines | Self::Quiet => None,
+            Self::Lines | Self::Messages(_) | Self::Quiet => None,
+        };
+        let messages = match self {
+            Self::Messages(to) => Some(to.clone()),
+            _ => None,
         };
         let lines = matches!(self, Self::Lines);
-        Track(Arc::new(Display { label, bar, lines, stage }))
+        Track(Arc::new(Display { label, bar, lines, messages, stage }))
     }
 
     /// Runs `act` without a spinner on the screen.
     pub fn suspend<T>(&self, act: impl FnOnce() -> T) -> T {
         match self {
             Self::Spinners(bars) => bars.suspend(act),
-            Self::Lines | Self::Quiet => act(),
+            Self::Lines | Self::Messages(_) | Self::Quiet => act(),
         }
     }
 
     /// Prints a message that is not an error.
     pub fn note(&self, line: &str) {
-        if !matches!(self, Self::Quiet) {
+        if let Self::Messages(to) = self {
+            send_message(to, sanitize::line(line));
+        } else if !matches!(self, Self::Quiet) {
             // Parts of it may come from a guest or a repository.
             let line = sanitize::Filter::default().pass(line.as_bytes());
             self.suspend(|| print_line(&String::from_utf8_lossy(&line)));
@@ -89,7 +98,7 @@ impl Progress {
 
     /// Prints a message while a command may have put the terminal into raw mode.
     pub fn note_in_raw_mode(&self, line: &str) {
-        if !matches!(self, Self::Quiet) {
+        if !matches!(self, Self::Messages(_) | Self::Quiet) {
             let line = sanitize::line(line);
             self.suspend(|| eprint!("\r\n{line}\r\n"));
         }
@@ -106,6 +115,7 @@ struct Display {
     label: String,
     bar: Option<ProgressBar>,
     lines: bool,
+    messages: Option<mpsc::Sender<String>>,
     stage: Arc<Mutex<Stage>>,
 }
 
@@ -157,8 +167,11 @@ impl Stage {
 impl Track {
     /// Prints a message that is not an error.
     pub fn note(&self, line: &str) {
-        let Display { label, bar, lines, .. } = &*self.0;
+        let Display { label, bar, lines, messages, .. } = &*self.0;
         let line = format!("{label}note: {}", sanitize::line(line));
+        if let Some(to) = messages {
+            send_message(to, line.clone());
+        }
         match bar {
             Some(bar) => bar.suspend(|| print_line(&line)),
             None if *lines => print_line(&line),
@@ -168,8 +181,11 @@ impl Track {
 
     /// Starts a stage.
     pub fn stage(&self, stage: &str, message: &str) {
-        let Display { label, bar, lines, .. } = &*self.0;
+        let Display { label, bar, lines, messages, .. } = &*self.0;
         let message = sanitize::line(message);
+        if let Some(to) = messages {
+            send_message(to, format!("{stage}: {message}"));
+        }
         *lock(&self.0.stage) = Stage { name: stage.to_owned(), message: message.clone(), ..Stage::default() };
         if let Some(bar) = bar {
             bar.enable_steady_tick(TICK);
@@ -269,6 +285,11 @@ fn spinner(label: String, stage: Arc<Mutex<Stage>>) -> ProgressBar {
     };
     let style = ProgressStyle::with_template("{spinner} {line}").map(|style| style.with_key("line", line));
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+/// Sends a message, unless its reader has fallen behind.
+fn send_message(to: &mpsc::Sender<String>, message: String) {
+    let _ = to.try_send(message);
 }
 
 /// Prints a line. A failure does not matter.

@@ -58,7 +58,7 @@ enum Step {
 ///
 /// Changes that were sent are part of what came back, so they do not conflict, whether they are committed or not.
 pub fn to_work_tree(kept: &StoredWorkspace, dirty: Dirty) -> Result<Vec<Difference>> {
-    let repository = Repository::open(&kept.record.source)?;
+    let repository = sent_from(kept)?;
     let differences = drop_unsafe_names(Range::new(kept, None)?.differences()?)?;
     if dirty == Dirty::Refuse
         && let Some(path) = ChangedFiles::find(kept)?.first_uncommitted(&repository)?
@@ -85,6 +85,20 @@ pub fn to_work_tree(kept: &StoredWorkspace, dirty: Dirty) -> Result<Vec<Differen
     Ok(differences)
 }
 
+/// Opens the repository that was sent. Another one that git finds at its path now is refused.
+fn sent_from(kept: &StoredWorkspace) -> Result<Repository> {
+    let source = &kept.record.source;
+    let repository = Repository::open(source)?;
+    match repository.root == *source {
+        true => Ok(repository),
+        false => Err(Error::Refused(format!(
+            "cannot apply the work to {}: its work tree is now {}",
+            source.display(),
+            repository.root.display()
+        ))),
+    }
+}
+
 /// Returns a directory for temporary files, on the same file system as the work tree.
 fn staging_directory(repository: &Repository) -> &Path {
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
@@ -99,7 +113,7 @@ fn advance(snapshot: &Snapshot) -> Result<()> {
 
 /// Creates a branch with one commit: the changes, on top of the commit that was sent.
 pub fn to_branch(kept: &StoredWorkspace, branch: &str, message: &str) -> Result<Vec<Difference>> {
-    let repository = Repository::open(&kept.record.source)?;
+    let repository = sent_from(kept)?;
     let git = repository.git();
     let name = format!("refs/heads/{branch}");
     if branch.starts_with('-') || git.line(&["check-ref-format", "--branch", branch])?.is_none() {

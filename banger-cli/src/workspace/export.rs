@@ -38,6 +38,9 @@ const MAX_FETCHED: u64 = 8 << 30;
 /// Bytes of an archive for a file besides its content: headers, and the longest names.
 const HEADERS: u64 = 16 << 10;
 
+/// Options of `git diff-tree` for a patch.
+const PATCH: [&str; 5] = ["-p", "--binary", "--full-index", "--src-prefix=a/", "--dst-prefix=b/"];
+
 /// A file that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
@@ -291,18 +294,36 @@ impl Range {
         })
     }
 
-    fn run(&self, how: &[&str]) -> Result<Vec<u8>> {
+    fn arguments(&self, how: &[&str]) -> Vec<String> {
         let options = ["diff-tree", "-r", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color"];
-        self.git.run(
-            &[&options[..], how, &[&format!("{}^{{tree}}", self.base), &format!("{FETCHED}^{{tree}}")]]
-                .concat(),
-            b"",
-        )
+        let trees = [format!("{}^{{tree}}", self.base), format!("{FETCHED}^{{tree}}")];
+        options.iter().chain(how).map(ToString::to_string).chain(trees).collect()
+    }
+
+    fn run(&self, how: &[&str]) -> Result<Vec<u8>> {
+        self.git.run(&self.arguments(how), b"")
     }
 
     /// Returns a patch for `git apply`.
     pub fn patch(&self) -> Result<Vec<u8>> {
-        self.run(&["-p", "--binary", "--full-index", "--src-prefix=a/", "--dst-prefix=b/"])
+        self.run(&PATCH)
+    }
+
+    /// Returns the beginning of the patch, and whether that is all of it.
+    pub fn patch_up_to(&self, limit: usize) -> Result<(Vec<u8>, bool)> {
+        let mut git = self.git.start(&self.arguments(&PATCH))?;
+        let output = git.child()?.stdout.take();
+        let mut patch = Vec::new();
+        if let Some(output) = output {
+            let read = output.take(limit as u64 + 1).read_to_end(&mut patch);
+            read.map_err(|source| Error::io("run git", source))?;
+        }
+        let is_whole = patch.len() <= limit;
+        patch.truncate(limit);
+        if is_whole {
+            git.finish()?;
+        }
+        Ok((patch, is_whole))
     }
 
     /// Returns a diffstat.

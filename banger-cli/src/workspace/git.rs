@@ -21,7 +21,9 @@ const VARIABLES: [(&str, &str); 4] =
     [("LC_ALL", "C"), ("GIT_TERMINAL_PROMPT", "0"), ("GIT_OPTIONAL_LOCKS", "0"), ("GIT_NO_LAZY_FETCH", "1")];
 /// Settings of a repository that could run programs or ask questions (git-config(1)). The command line overrides
 /// them.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
+    // Files of any directory would make it a repository.
+    "safe.bareRepository=explicit",
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
     "core.untrackedCache=false",

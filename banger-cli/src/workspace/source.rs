@@ -101,8 +101,7 @@ impl Repository {
         match (kind.status.success(), kind.stdout.as_slice()) {
             (true, b"false\ntrue\n") => {}
             (true, b"true\nfalse\n") => {
-                return Err(Error::Refused(format!("{shown} is a bare repository: it has no files"))
-                    .with_hint("clone it, and give the clone."));
+                return Err(bare(&path));
             }
             (true, _) => {
                 return Err(Error::Refused(format!(
@@ -132,6 +131,19 @@ impl Repository {
                 commit: text(git.line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?),
             },
         })
+    }
+
+    /// Returns whether its files, its settings and its objects are all in this directory, which has no links in its
+    /// path. Objects of another repository are outside.
+    pub fn is_within(&self, directory: &Path) -> bool {
+        let is_inside = |path: &Path| path.canonicalize().is_ok_and(|path| path.starts_with(directory));
+        let (packs, alternates) = (self.objects.join("pack"), self.objects.join("info/alternates"));
+        // A repository without packs need not have the directory.
+        let has_own_packs = is_inside(&packs) || packs.symlink_metadata().is_err();
+        let common = self.objects.parent().is_some_and(is_inside);
+        let is_inside = [&self.root, &self.git_dir, &self.index(), &self.objects]
+            .map(|path| is_inside(path) || (*path == self.index() && path.symlink_metadata().is_err()));
+        !is_inside.contains(&false) && common && has_own_packs && alternates.symlink_metadata().is_err()
     }
 
     /// Returns the path of its index.
@@ -189,12 +201,20 @@ impl Repository {
     }
 }
 
+fn bare(path: &Path) -> Error {
+    Error::Refused(format!("{} is a bare repository: it has no files", path.display()))
+        .with_hint("clone it, and give the clone.")
+}
+
 /// Explains why git does not accept a directory as a repository.
 fn refused(path: &Path, said: &str) -> Error {
     let shown = path.display();
     if said.contains("dubious ownership") {
         return Error::Refused(format!("git refuses to read {shown}: it belongs to another user"))
             .with_hint(format!("if you trust it: `git config --global --add safe.directory {shown}`."));
+    }
+    if said.contains("cannot use bare repository") {
+        return bare(path);
     }
     if said.contains("not a git repository") {
         return Error::Refused(format!("{shown} is not in a git repository"))

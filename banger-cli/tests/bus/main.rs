@@ -8,6 +8,7 @@ mod documented;
 mod host;
 mod inspect;
 mod interrupts;
+mod mcp;
 mod real;
 mod schemas;
 mod service;

@@ -137,7 +137,7 @@ impl Service {
         let body = message.body();
         match member {
             "CreateVM" => {
-                let (name, _): (String, Options) = body.deserialize().unwrap();
+                let (name, options): (String, Options) = body.deserialize().unwrap();
                 if call.options.get("image").is_none_or(|image| image != "\"debian\"") {
                     return Err((
                         "dev.banger.Error.NoSuchImage",
@@ -147,6 +147,17 @@ impl Service {
                 let name = if name.is_empty() { "calm-otter".to_owned() } else { name };
                 let at_rest = call.options.get("start").is_some_and(|start| start == "false");
                 let vm = self.add_vm(&name, if at_rest { "created" } else { "running" });
+                if let Some(labels) = options.get("labels") {
+                    let labels = labels.clone().into();
+                    self.state
+                        .lock()
+                        .unwrap()
+                        .objects
+                        .get_mut(vm.as_str())
+                        .unwrap()
+                        .1
+                        .insert("Labels", labels);
+                }
                 let job = self.add_job();
                 self.stage(message, &job, "disk", "cloning debian").await;
                 self.reply(message, &(&vm, &job)).await?;

@@ -20,6 +20,7 @@ pub fn all() -> Vec<Documented> {
     let mut pages = vec![repository.join("README.md"), repository.join("CONTRIBUTING.md")];
     let docs = fs::read_dir(repository.join("docs")).unwrap().map(|entry| entry.unwrap().path());
     pages.extend(docs.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    pages.push(repository.join("docs/skills/banger/SKILL.md"));
     pages.sort();
     let commands = pages.iter().flat_map(|page| {
         let name = page.file_name().unwrap().to_string_lossy().into_owned();

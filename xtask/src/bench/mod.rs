@@ -12,6 +12,7 @@ mod guest;
 mod idle;
 mod import;
 mod instant;
+mod mcp;
 mod net;
 mod size;
 mod start;
@@ -70,6 +71,8 @@ enum Bench {
     Idle,
     /// Compare a command in a sandbox that starts from a kernel template with one in a sandbox that boots
     Instant,
+    /// Compare a command in a guest over MCP with the command line
+    Mcp,
     /// Compare a workspace of 5,000 files, into a guest and back, with git and scp by hand
     Workspace,
 }
@@ -165,6 +168,7 @@ fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
         Bench::Crowd => show(arguments, &crowd::run(effort)?, Report::print),
         Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
         Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),
+        Bench::Mcp => show(arguments, &mcp::run(effort)?, Report::print),
         Bench::Import => show(arguments, &import::run(effort)?, import::Report::print),
         Bench::Idle => show(arguments, &[idle::run(effort)?], idle::Report::print),
         Bench::Instant => show(arguments, &[instant::run(effort)?], instant::Report::print),

@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] = &[
     ("polkit/60-banger.rules", "usr/share/polkit-1/rules.d/60-banger.rules"),
     ("packaging/recipes/debian-bookworm.toml", "usr/share/banger/recipes/debian-bookworm.toml"),
     ("packaging/remove.sh", "usr/share/banger/remove.sh"),
+    ("docs/skills/banger/SKILL.md", "usr/share/banger/skills/banger/SKILL.md"),
     ("packaging/recipes/schema.json", "usr/share/doc/banger/schemas/recipe.json"),
     ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
     ("systemd/banger-notify.service", "usr/lib/systemd/user/banger-notify.service"),

@@ -55,6 +55,8 @@ pub struct Tally {
 
 /// Environment variable with the file to which tests that cannot run on this host add the reason.
 const SKIPS: &str = "BANGER_TEST_SKIPS";
+/// Names a Python interpreter with the client of MCP.
+const MCP_PYTHON: &str = "BANGER_TEST_MCP_PYTHON";
 
 /// Environment variable with the unpacked kernel package that tests may read.
 const KERNELS: &str = "BANGER_TEST_KERNELS";
@@ -125,6 +127,9 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     let mut nextest: Command = cargo(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
     nextest.args(["-E", filter]).env(SKIPS, &skips).env(KERNELS, kernel::ensure()?.root);
     nextest.env(REGISTRY, packages::docker_registry()?);
+    if let Some(python) = packages::mcp_client()? {
+        nextest.env(MCP_PYTHON, python);
+    }
     nextest.current_dir(repository());
     let output = nextest.output().context("cannot run cargo nextest")?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

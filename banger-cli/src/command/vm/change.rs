@@ -181,7 +181,7 @@ fn explain_signal(error: Error, sandbox: Result<&Object, &Error>) -> Error {
 }
 
 /// Suggests `--force` for deleting a running sandbox.
-fn add_hint(error: Error, method: &str) -> Error {
+pub fn add_hint(error: Error, method: &str) -> Error {
     match (error.name(), method) {
         (Some(ErrorName::InvalidState), "Delete") => error
             .with_hint("stop it first, or kill and delete it at once with `banger vm delete --force NAME`."),

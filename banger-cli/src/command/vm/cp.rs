@@ -6,6 +6,7 @@ mod send;
 pub mod side;
 mod stream;
 
+use banger_copy::Names;
 use clap::Args;
 
 use self::side::Side;
@@ -62,16 +63,23 @@ pub struct Cp {
 }
 
 /// How to copy.
-struct Copying<'a> {
-    progress: &'a Progress,
-    follow: bool,
-    chown: Option<&'a str>,
+pub struct Copying<'a> {
+    pub progress: &'a Progress,
+    pub follow: bool,
+    pub chown: Option<&'a str>,
+    /// Names of files on the host that a copy may have.
+    pub names: Names,
 }
 
 impl Cp {
     pub async fn run(&self) -> Result<u8> {
         let progress = Progress::new(self.progress);
-        let copying = Copying { progress: &progress, follow: self.follow_link, chown: self.chown.as_deref() };
+        let copying = Copying {
+            progress: &progress,
+            follow: self.follow_link,
+            chown: self.chown.as_deref(),
+            names: Names::Any,
+        };
         let (to, sources) = (Side::parse(&self.to), self.from.as_slice());
         if sources.len() > 1 && (to == Side::Stream || sources.iter().any(|source| source == "-")) {
             return Err(Error::Usage("cannot copy an archive together with other paths".to_owned())

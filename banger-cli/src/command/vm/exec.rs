@@ -18,7 +18,7 @@ use zbus::OwnedObjectPath;
 use super::{
     attach::{finish, session_name},
     created::reminder,
-    exec_args::ExecArgs,
+    exec_args::{ExecArgs, is_owner},
     lookups::Lookups,
     numbers::whole,
     proxy::ProxyRelays,
@@ -40,7 +40,7 @@ use crate::{
     workspace::{
         changed::ChangedFiles,
         devcontainer::lifecycle::Lifecycle,
-        record::{Records, StoredWorkspace, reference},
+        record::{Record, Records, StoredWorkspace, reference},
         source::Repository,
         sync::{self, Changes},
         tooling,
@@ -195,15 +195,7 @@ impl Target {
         let proxies = unless_ended(listener, starting).await.map_err(about)?;
         proxies.add_to(&mut exec);
         if let Some(kept) = kept {
-            let owner = kept.record.owner().to_owned();
-            let is_owners = self.exec.is_of(&owner);
-            let directory = Some(kept.record.directory().to_owned()).filter(|_| is_owners);
-            exec.user.get_or_insert(owner);
-            exec.cwd = exec.cwd.or(directory);
-            tooling::put_env(&mut exec, &kept.record);
-            if kept.record.mise && !exec.argv.is_empty() && is_owners {
-                exec.argv = tooling::with_mise(&exec.argv);
-            }
+            put_into_workspace(&mut exec, &kept.record);
             let is_shell = exec.argv.is_empty() && !exec.of_image;
             self.sync_workspace(&bus, &vm, kept.clone(), listener.resubscribe()).await?;
             set_up(&bus, &vm, &kept, &proxies, (is_shell, &*listener)).await?;
@@ -290,6 +282,19 @@ impl Target {
     }
 }
 
+/// Makes a command run in a workspace: as its owner, in its directory, and with its variables and tools.
+pub fn put_into_workspace(exec: &mut Exec, record: &Record) {
+    let is_owners = is_owner(exec.user.as_deref(), record.owner());
+    if is_owners {
+        exec.cwd.get_or_insert_with(|| record.directory().to_owned());
+    }
+    exec.user.get_or_insert_with(|| record.owner().to_owned());
+    tooling::put_env(exec, record);
+    if record.mise && !exec.argv.is_empty() && is_owners {
+        exec.argv = tooling::with_mise(&exec.argv);
+    }
+}
+
 /// Runs what the repository's devcontainer.json asks for after a boot, and before a shell.
 async fn set_up(
     bus: &Bus,
@@ -310,7 +315,7 @@ async fn set_up(
 }
 
 /// Adds a hint for a workspace that was removed in the sandbox.
-fn hint_missing_workspace(error: Error) -> Error {
+pub fn hint_missing_workspace(error: Error) -> Error {
     match &error {
         Error::Guest(failure) if failure.kind == FailureKind::NoDirectory => {
             error.with_hint("`--workdir /` runs it in another directory.")
@@ -320,7 +325,7 @@ fn hint_missing_workspace(error: Error) -> Error {
 }
 
 /// Adds a hint for a sandbox that is stopped or busy.
-fn add_hint(error: Error) -> Error {
+pub fn add_hint(error: Error) -> Error {
     match error.name() {
         Some(ErrorName::InvalidState) => error.with_hint("`banger vm start NAME` boots it."),
         Some(ErrorName::TooManyRequests) => {

@@ -109,6 +109,11 @@ fn variables(text: &str) -> Result<EnvFile, String> {
     parsed.collect::<Result<_, _>>().map(EnvFile)
 }
 
+/// Returns whether a command for this user runs as the owner of a workspace.
+pub fn is_owner(user: Option<&str>, owner: &str) -> bool {
+    user.is_none_or(|user| user == owner || (owner == "root" && user == "0"))
+}
+
 impl ExecArgs {
     /// Returns the request for this command; a login shell if it is empty.
     pub fn exec(&self, command: &[String]) -> Exec {
@@ -168,8 +173,7 @@ impl ExecArgs {
 
     /// Returns whether it runs as the owner of a workspace.
     pub fn is_of(&self, owner: &str) -> bool {
-        let is_owner = |user: &str| user == owner || (owner == "root" && user == "0");
-        self.user.as_deref().is_none_or(is_owner)
+        is_owner(self.user.as_deref(), owner)
     }
 
     fn without_terminal(&self, command: &[String]) -> Exec {

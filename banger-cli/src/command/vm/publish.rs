@@ -152,7 +152,7 @@ impl Unpublish {
 }
 
 /// Adds a hint for a port of the host that is in use.
-fn add_hint(error: Error) -> Error {
+pub fn add_hint(error: Error) -> Error {
     match error.name() {
         Some(ErrorName::AlreadyInUse) => {
             error.with_hint("choose another port of the host, or give only the guest's to get a free one.")

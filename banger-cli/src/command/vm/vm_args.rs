@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// The options of a command that creates a sandbox.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "The sandbox", mut_args = with_default)]
 pub struct VmArgs {
     /// Name [default: a generated one such as calm-otter]
@@ -89,6 +89,21 @@ pub struct VmArgs {
     /// Whether nobody logs in with ssh.
     #[arg(skip)]
     without_keys: bool,
+}
+
+/// What a program asks for a new sandbox.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Its name; a generated one if absent.
+    pub name: Option<String>,
+    /// The image; the user's or the service's default if absent.
+    pub image: Option<String>,
+    /// Its sizes.
+    pub sizes: SizeArgs,
+    /// Whether it reaches the internet; as the user's settings say if absent.
+    pub network: Option<bool>,
+    /// Its labels.
+    pub labels: Vec<(String, String)>,
 }
 
 /// Returns the user's public keys. Without any, only ssh does not work.
@@ -247,22 +262,22 @@ impl VmArgs {
     /// into it.
     pub fn throw_away(image: String, kernel: Option<String>, sizes: SizeArgs) -> Self {
         Self {
-            name: None,
             image: Some(image),
             pull: Some(PullPolicy::Missing),
             kernel,
             sizes,
-            given: None,
             nat: true,
-            no_nat: false,
-            publish: Vec::new(),
-            label: Vec::new(),
-            vmm: None,
             timezone: Some(timezone::IMAGE.to_owned()),
-            ready_timeout: None,
-            profile: None,
             without_keys: true,
+            ..Self::default()
         }
+    }
+
+    /// Returns the options that a program gives instead of a command line.
+    pub fn wanted(wanted: Wanted) -> Self {
+        let Wanted { name, image, sizes, network, labels } = wanted;
+        let (nat, no_nat) = (network == Some(true), network == Some(false));
+        Self { name, image, sizes, nat, no_nat, label: labels, ..Self::default() }
     }
 
     /// Returns the same options with this image, if none was given.

@@ -21,7 +21,7 @@ use crate::{
 pub const DEFAULT: &str = "/root/repo";
 
 /// The options of a command that sends a repository.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "The repository")]
 pub struct WorkspaceArgs {
     /// Check out a new branch, in the sandbox only
@@ -58,6 +58,11 @@ pub fn guest_path(text: &str) -> Result<String, String> {
 }
 
 impl WorkspaceArgs {
+    /// Returns the options that a program gives instead of a command line.
+    pub fn wanted(guest_path: Option<String>, include_untracked: bool) -> Self {
+        Self { guest_path, include_untracked, ..Self::default() }
+    }
+
     /// Plans how to send the repository at this path.
     pub fn plan(&self, path: &Path) -> Result<Plan> {
         let repository = Repository::open(path)?;

@@ -17,12 +17,16 @@ use banger_proto::guest::{
     message::{Attach, WindowSize},
 };
 use rustix::termios::tcgetwinsize;
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::broadcast,
+};
 
 pub use input::Input;
 use raw_mode::RawMode;
-pub use session::{Ended, Error};
-use session::{Session, Streams};
+use session::Session;
+pub use session::{Ended, Error, Streams};
 
 use crate::{error::Result, ui::signals::Listener};
 
@@ -129,6 +133,20 @@ async fn attach(
         let _ = io::stdout().write_all(RESET.as_bytes());
     }
     ended
+}
+
+/// Runs a command without a terminal on other streams than the caller's. Returns its exit status as a shell would.
+/// Dropping the future hangs up, and the agent ends the command.
+pub async fn run_on<I, O, E>(stream: OwnedFd, exec: &Exec, ends: Streams<I, O, E>) -> Result<u8>
+where
+    I: AsyncRead + Unpin,
+    O: AsyncWrite + Unpin,
+    E: AsyncWrite + Unpin,
+{
+    let session = Session::new(connect(stream)?, exec)?;
+    // No signal of this process is for the command.
+    let (_signals, mut listener) = broadcast::channel(1);
+    session.run(ends, &mut listener, window_size).await.map(Ended::status)
 }
 
 /// Starts a detached command. Returns its number, or `None` if the agent is older than that.

@@ -15,6 +15,7 @@ mod host_kernel;
 mod images;
 mod limits;
 mod lists;
+mod mcp;
 mod modules;
 mod names;
 mod network;
@@ -66,6 +67,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     images::CHECKS,
     limits::CHECKS,
     lists::CHECKS,
+    mcp::CHECKS,
     modules::CHECKS,
     names::CHECKS,
     network::CHECKS,

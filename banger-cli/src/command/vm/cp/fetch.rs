@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, IsTerminal, Write},
+    os::fd::OwnedFd,
     path::Path,
 };
 
@@ -29,25 +30,42 @@ impl Copying<'_> {
     /// Copies out of a sandbox. Returns the notes.
     pub async fn fetch(&self, from: &GuestPath, to: &Side) -> Result<Vec<String>> {
         let fetched = match to {
-            Side::Host(to) => self.fetch_path(from, to).await,
+            Side::Host(to) => self.fetch_path(&mut Guest::of(&from.sandbox).await?, from, to).await,
             _ => self.fetch_stream(from).await,
         };
         fetched.map_err(|error| error.about(&from.sandbox))
     }
 
-    async fn fetch_path(&self, from: &GuestPath, to: &Path) -> Result<Vec<String>> {
+    /// Copies a file or a directory out of a sandbox. Returns the notes.
+    pub async fn fetch_path(&self, guest: &mut Guest, from: &GuestPath, to: &Path) -> Result<Vec<String>> {
+        let name = from.name()?.map(OsStr::new);
+        self.fetch_into(guest, from, Target::of(to, name), None).await
+    }
+
+    /// Copies a file or a directory out of a sandbox to this target, in the open directory if there is one. Returns the
+    /// notes.
+    pub async fn fetch_into(
+        &self,
+        guest: &mut Guest,
+        from: &GuestPath,
+        target: Target,
+        directory: Option<OwnedFd>,
+    ) -> Result<Vec<String>> {
         let name = from.name()?.map(str::to_owned);
-        let target = Target::of(to, name.as_ref().map(OsStr::new));
-        let mut guest = Guest::of(&from.sandbox).await?;
-        let request = Request::CopyOut(self.source(&guest, from, name.clone())?);
+        let request = Request::CopyOut(self.source(guest, from, name.clone())?);
         let track = self.progress.track(None);
         track.stage("copy", &format!("{from} to {}", display(&target.path())));
         let meter = track.meter(0);
-        let rules = Rules { owner: Owner::Caller, access: Access::untrusted(umask()), through_links: false };
+        let access = Access::untrusted(umask());
+        let rules = Rules { owner: Owner::Caller, access, through_links: false, names: self.names };
         guest
             .call(request, move |call| {
                 let archive = BoundedArchive::new(Metered { from: &mut *call, meter: &meter });
-                let notes = banger_copy::receive(archive, name.as_ref().map(OsStr::new), &target, rules);
+                let top = name.as_ref().map(OsStr::new);
+                let notes = match directory {
+                    Some(directory) => banger_copy::receive_in(archive, top, directory, &target, rules),
+                    None => banger_copy::receive(archive, top, &target, rules),
+                };
                 let notes = notes.map_err(from_copy)?;
                 Ok([call.notes(), notes.into_lines(), links(&target)].concat())
             })

@@ -28,13 +28,20 @@ impl Copying<'_> {
     /// Copies into a sandbox. Returns the notes.
     pub async fn send(&self, from: &Side, to: &GuestPath) -> Result<Vec<String>> {
         let sent = match from {
-            Side::Host(from) => self.send_path(from, to).await,
+            Side::Host(from) => self.send_path(&mut Guest::of(&to.sandbox).await?, from, to, ()).await,
             _ => self.send_stream(to).await,
         };
         sent.map_err(|error| error.about(&to.sandbox))
     }
 
-    async fn send_path(&self, from: &Path, to: &GuestPath) -> Result<Vec<String>> {
+    /// Copies a file or a directory into a sandbox. `keep` is dropped when the path is no longer used. Returns the notes.
+    pub async fn send_path(
+        &self,
+        guest: &mut Guest,
+        from: &Path,
+        to: &GuestPath,
+        keep: impl Send + 'static,
+    ) -> Result<Vec<String>> {
         let failed = |source| Error::io(format!("read {}", display(from)), source);
         let metadata = fs::symlink_metadata(from).map_err(failed)?;
         let name = own_name(from).map(|name| {
@@ -42,16 +49,17 @@ impl Copying<'_> {
             text.ok_or_else(|| Error::Refused(format!("the name of {} is not UTF-8", display(from))))
         });
         let name = name.transpose()?;
-        let mut guest = Guest::of(&to.sandbox).await?;
-        let request = Request::CopyIn(self.request(&guest, to, name.clone())?);
+        let request = Request::CopyIn(self.request(guest, to, name.clone())?);
         let track = self.progress.track(None);
         track.stage("copy", &format!("{} to {to}", display(from)));
-        let meter = track.meter(measure(from, &metadata));
-        let (from, follow) = (from.to_owned(), self.follow);
+        let (from, follow, names) = (from.to_owned(), self.follow, self.names);
         guest
             .call(request, move |call| {
+                let _keep = keep;
+                let meter = track.meter(measure(&from, &metadata));
                 let output = io::BufWriter::with_capacity(MAX_DATA, &mut *call);
                 let packer = Packer::new(output, Ownership::Root).follow_links(follow);
+                let packer = packer.leave_out(move |path| !names.allow(path));
                 let mut packer = packer.on_progress(move |count| meter.add(count));
                 packer.add(&from, name.as_ref().map(|name| name.as_ref())).map_err(from_copy)?;
                 let (output, notes) = packer.finish().map_err(from_copy)?;
