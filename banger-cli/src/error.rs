@@ -254,7 +254,7 @@ impl Error {
             text.push_str(&format!("  because: {}\n", sentence(&shown)));
         }
         if let Some(hint) = self.hint() {
-            text.push_str(&format!("hint: {hint}\n"));
+            text.push_str(&format!("hint: {}\n", sanitize::line(&hint)));
         }
         without_codes(&text)
     }
@@ -312,6 +312,12 @@ mod tests {
             "the operation was canceled",
             "error: the operation was canceled.\n",
         );
+    }
+
+    #[test]
+    fn a_hint_has_no_control_sequences() {
+        let error = Error::Refused("no".to_owned()).with_hint("`banger vm attach web x\u{1b}[2J\n`");
+        assert_eq!(error.text(None), "error: no.\nhint: `banger vm attach web x `\n");
     }
 
     #[test]
