@@ -13,11 +13,12 @@ const at = id => document.getElementById(id);
 let opener = null;
 let screen = null;
 let isDrawing = false;
-const service = new Service(draw, unreachable);
+const service = new Service(draw, job => jobs.ended(job), unreachable);
 const jobs = new Jobs(service, at("jobs"), (what, error) => alerts.show(at("alerts"), what, error));
 const table = new Table(at("sandboxes"), {
     start: path => ask(path, "Start", "a{sv}", {}),
     stop: path => ask(path, "Stop", "a{sv}", {}),
+    resume: path => ask(path, "Resume", "a{sv}", {}),
     unpause: path => ask(path, "Unpause", ""),
     shell: path => openPanel(path, true),
     log: path => openPanel(path, false),

@@ -7,6 +7,8 @@ const WORDS = {
     "vm-start": "start",
     "vm-stop": "stop",
     "vm-restart": "restart",
+    "vm-suspend": "suspend",
+    "vm-resume": "resume",
     "vm-delete": "delete",
     "image-import": "import",
     "image-pull": "pull",
@@ -25,7 +27,13 @@ export class Jobs {
         this.names = new Map();
     }
 
-    /** Shows these jobs, and reports each one that has failed since it was last seen. */
+    /** Reports a job that has ended, if it failed. */
+    ended(job) {
+        if (job.Result === "failed")
+            this.failed(`cannot ${this.label(job)}`, { name: job.ErrorName, message: job.ErrorMessage });
+    }
+
+    /** Shows the jobs under way. */
     show(jobs) {
         const running = jobs.filter(job => job.Result === "");
         const still = new Set(running.map(job => job.path));
@@ -39,9 +47,6 @@ export class Jobs {
                 continue;
             item.line.remove();
             this.items.delete(path);
-            const job = jobs.find(ended => ended.path === path);
-            if (job?.Result === "failed")
-                this.failed(`cannot ${this.label(job)}`, { name: job.ErrorName, message: job.ErrorMessage });
         }
     }
 

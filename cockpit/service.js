@@ -3,6 +3,7 @@
 const SERVICE = "dev.banger.Manager1";
 const MANAGER = "/dev/banger/Manager1";
 const OBJECTS = "org.freedesktop.DBus.ObjectManager";
+const JOB = `${SERVICE}.Job`;
 const RETRY_MS = 2000;
 
 const cockpit = window.cockpit;
@@ -18,10 +19,12 @@ function plain(value) {
     return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, plain(inner)]));
 }
 
-/** A connection to the service, and what it last said. `changed` is called after each change, `failed` when it ends. */
+/** A connection to the service, and what it last said. `changed` is called after each change, `ended` with
+ * each job that ends, and `failed` when the connection ends. */
 export class Service {
-    constructor(changed, failed) {
+    constructor(changed, ended, failed) {
         this.changed = changed;
+        this.ended = ended;
         this.failed = failed;
         this.connect();
     }
@@ -69,14 +72,21 @@ export class Service {
 
     heard(path, face, signal, values) {
         if (face === OBJECTS && signal === "InterfacesAdded") {
-            this.objects.set(values[0], plain(values[1]));
+            const added = plain(values[1]);
+            this.objects.set(values[0], added);
+            if (added[JOB]?.Result)
+                this.ended({ path: values[0], ...added[JOB] });
         } else if (face === OBJECTS && signal === "InterfacesRemoved") {
             this.objects.delete(values[0]);
         } else if (signal === "PropertiesChanged") {
             const known = this.objects.get(path)?.[values[0]];
             if (!known)
                 return;
+            const wasRunning = known.Result === "";
             Object.assign(known, plain(values[1]));
+            // The page draws later, or not at all in a hidden tab, and the job may be gone by then.
+            if (values[0] === JOB && wasRunning && known.Result !== "")
+                this.ended({ path, ...known });
         } else {
             return;
         }

@@ -19,7 +19,7 @@ function write(place, text) {
         place.textContent = text;
 }
 
-const UP = ["starting", "running", "paused", "stopping"];
+const UP = ["starting", "running", "paused", "suspending", "resuming", "stopping"];
 
 export function isUp(vm) {
     return UP.includes(vm.State);
@@ -81,6 +81,7 @@ export class Table {
             start: add("secondary", "Start", "start"),
             stop: add("secondary", "Stop", "stop"),
             unpause: add("secondary", "Unpause", "unpause"),
+            resume: add("secondary", "Resume", "resume"),
             shell: add("secondary", "Terminal", "shell"),
             log: add("secondary", "Log", "log"),
             delete: add("link-danger", "Delete", "delete"),
@@ -94,11 +95,12 @@ export class Table {
             write(vcpus, String(now.Vcpus));
             write(memory, size(now.Memory));
             write(address, isUp(now) ? now.Address : "–");
-            buttons.start.hidden = isUp(now);
+            buttons.start.hidden = isUp(now) || now.State === "suspended";
             buttons.stop.hidden = !isUp(now);
             buttons.start.disabled = now.State === "deleting";
             buttons.stop.disabled = now.State === "stopping";
             buttons.unpause.hidden = now.State !== "paused";
+            buttons.resume.hidden = now.State !== "suspended";
             buttons.shell.hidden = now.State === "paused";
             buttons.shell.disabled = !now.Ready;
             buttons.delete.disabled = now.State === "deleting";

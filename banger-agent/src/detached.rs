@@ -20,7 +20,7 @@ use banger_proto::{
     count::counted,
     guest::{Exec, FailureKind, Frame, message::DetachedLog},
 };
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 
 pub use self::store::facts;
 use self::{
@@ -34,7 +34,8 @@ use crate::{
     conversation::{kind_of, refuse},
     exec,
     port::{Port, Received},
-    power, spawn,
+    power,
+    spawn::{self, Running},
 };
 
 /// Limit on commands that run at the same time. Each takes a thread of the agent and a pipe.
@@ -103,46 +104,78 @@ fn begin_command(
         return Err(spawn::Error::Refused { kind: FailureKind::BadRequest, message });
     }
     let entry = store::create()?;
-    let begun = spawn::spawn(command).and_then(|mut running| {
-        let pid = running.child.id();
-        let metadata = Metadata {
-            command: truncated(&command.argv.join(" ")),
-            user: command.user.clone().unwrap_or_else(|| "root".to_owned()),
-            pid,
-            start_ticks: store::start_ticks(pid).unwrap_or_default(),
-            boot_id: store::boot_id(),
-            group: running.group.as_ref().map(|group| group.name().to_owned()),
-            started_usec: now(),
-            ended_usec: 0,
-            exit: None,
-            power_off: command.power_off,
-            session: session.map(str::to_owned),
-            terminal: running.terminal.is_some(),
-        };
-        entry.save(&metadata)?;
-        let id = entry.id;
-        let kept = entry.clone();
-        let session = session.map(|name| Session::begin(id, name, &mut running)).transpose()?;
-        let recorded = session.clone();
-        let recorder = thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
-            if let Err(error) = recorder::record(running, recorded.as_deref(), &kept, metadata, init) {
-                crate::log::error(&format!("the output of the detached command {id} is lost: {error}"));
-            }
-            session::forget(id);
-        });
-        if recorder.is_err() {
-            session::forget(id);
-        }
-        let recorder = recorder?;
-        let mut keepers = RECORDERS.lock().unwrap_or_else(PoisonError::into_inner);
-        keepers.retain(|recorder| !recorder.is_finished());
-        keepers.push(recorder);
-        Ok((id, session))
-    });
+    let begun =
+        spawn::spawn(command).and_then(|running| Ok(keep_or_end(running, &entry, command, session, init)?));
     if begun.is_err() {
         let _ = entry.remove();
     }
     begun
+}
+
+/// Keeps a started command, or ends it with everything that it started if that fails.
+fn keep_or_end(
+    running: Running,
+    entry: &Entry,
+    command: &Exec,
+    session: Option<&str>,
+    init: InitKind,
+) -> io::Result<(u64, Option<Arc<Session>>)> {
+    let pid = Pid::from_child(&running.child);
+    let group = running.group.as_ref().map(|group| group.name().to_owned());
+    let kept = keep(running, entry, command, session, init);
+    if kept.is_err() {
+        session::forget(entry.id);
+        // It may have ended just now.
+        let _ = kill_process_group(pid, Signal::KILL);
+        if let Some(group) = group {
+            cgroups::kill(&group);
+        }
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+    }
+    kept
+}
+
+/// Records a command in a thread of its own.
+fn keep(
+    mut running: Running,
+    entry: &Entry,
+    command: &Exec,
+    session: Option<&str>,
+    init: InitKind,
+) -> io::Result<(u64, Option<Arc<Session>>)> {
+    let pid = running.child.id();
+    let metadata = Metadata {
+        command: truncated(&command.argv.join(" ")),
+        user: command.user.clone().unwrap_or_else(|| "root".to_owned()),
+        pid,
+        start_ticks: store::start_ticks(pid).unwrap_or_default(),
+        boot_id: store::boot_id(),
+        group: running.group.as_ref().map(|group| group.name().to_owned()),
+        started_usec: now(),
+        ended_usec: 0,
+        exit: None,
+        power_off: command.power_off,
+        session: session.map(str::to_owned),
+        terminal: running.terminal.is_some(),
+    };
+    entry.save(&metadata)?;
+    let id = entry.id;
+    let kept = entry.clone();
+    let session = session.map(|name| Session::begin(id, name, &mut running)).transpose()?;
+    let recorded = session.clone();
+    let recorder = thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
+        if let Err(error) = recorder::record(running, recorded.as_deref(), &kept, metadata, init) {
+            crate::log::error(&format!("the output of the detached command {id} is lost: {error}"));
+        }
+        if let Some(session) = recorded {
+            session.drop_host();
+        }
+        session::forget(id);
+    })?;
+    let mut keepers = RECORDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    keepers.retain(|recorder| !recorder.is_finished());
+    keepers.push(recorder);
+    Ok((id, session))
 }
 
 /// Waits until every started command has ended and closed its output.
@@ -389,5 +422,15 @@ mod tests {
         let Frame::Failed(failure) = Host::ask(Request::Exec(exec)).bytes().1 else { panic!() };
         assert_eq!(failure.kind, FailureKind::NotFound);
         assert!(failure.message.starts_with("cannot run /nonexistent"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_kept_is_ended() {
+        let exec = Exec { detach: true, ..command(&["sleep", "600"]) };
+        let running = spawn::spawn(&exec).unwrap();
+        let pid = running.child.id();
+        let entry = Entry { id: u64::MAX, directory: "/nonexistent".into(), max_size: 1 };
+        assert!(keep_or_end(running, &entry, &exec, None, InitKind::Agent).is_err());
+        assert_eq!(store::start_ticks(pid), None);
     }
 }

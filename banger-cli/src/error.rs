@@ -275,7 +275,7 @@ impl Error {
         let mut text = format!("error: {about}{}\n", sentence(&self.to_string()));
         self.causes().iter().for_each(|cause| text.push_str(&format!("  because: {cause}\n")));
         if let Some(hint) = self.hint() {
-            text.push_str(&format!("hint: {hint}\n"));
+            text.push_str(&format!("hint: {}\n", sanitize::line(&hint)));
         }
         without_codes(&text)
     }
@@ -333,6 +333,12 @@ mod tests {
             "the operation was canceled",
             "error: the operation was canceled.\n",
         );
+    }
+
+    #[test]
+    fn a_hint_has_no_control_sequences() {
+        let error = Error::Refused("no".to_owned()).with_hint("`banger vm attach web x\u{1b}[2J\n`");
+        assert_eq!(error.text(None), "error: no.\nhint: `banger vm attach web x `\n");
     }
 
     #[test]

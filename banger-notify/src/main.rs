@@ -46,22 +46,22 @@ async fn run() -> anyhow::Result<()> {
     // Created before the subscription, so that nothing is missed.
     let mut messages = MessageStream::from(&system);
     let mut owners = service::owners(&system).await.context("cannot watch the service")?;
-    follow(&system, &mut news).await;
+    let mut owner = follow(&system, &mut news).await;
     loop {
         let wait = pace.due(Instant::now()).unwrap_or(IDLE);
         tokio::select! {
             message = messages.next() => {
                 let message = message.context("the system bus ended")?.context("cannot read from the system bus")?;
-                if let Some(change) = service::change(&message)
+                if let Some(change) = service::change(&message, owner.as_deref())
                     && let Some(note) = news.hear(change, Instant::now())
                 {
                     pace.add(note);
                 }
             }
-            owner = owners.next() => {
-                owner.context("the system bus ended")?;
+            change = owners.next() => {
+                change.context("the system bus ended")?;
                 // A service that starts again knows none of its subscribers.
-                follow(&system, &mut news).await;
+                owner = follow(&system, &mut news).await;
             }
             () = session.closed() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
@@ -72,13 +72,12 @@ async fn run() -> anyhow::Result<()> {
     }
 }
 
-/// Subscribes to the service, if it runs.
-async fn follow(system: &Connection, news: &mut News) {
-    if !service::is_running(system).await {
-        return;
-    }
+/// Subscribes to the service, if it runs. Returns its unique name.
+async fn follow(system: &Connection, news: &mut News) -> Option<String> {
+    let owner = service::owner(system).await?;
     match service::subscribe(system).await {
         Ok(objects) => news.reset(objects),
         Err(error) => eprintln!("banger-notify: cannot follow the service: {error}"),
     }
+    Some(owner)
 }

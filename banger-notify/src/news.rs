@@ -11,6 +11,8 @@ use crate::service::{Change, Properties, What, first_path, text};
 const LONG_JOB: Duration = Duration::from_secs(10);
 /// The most characters of a message from the service: it may have words of registries.
 const LONGEST: usize = 300;
+/// The most objects of each kind that are remembered.
+const MAX_OBJECTS: usize = 4096;
 /// How a state's reason begins if the job that started the sandbox reports it as well.
 const REPORTED_BY_JOB: &str = "start-failed";
 
@@ -58,7 +60,7 @@ impl News {
         match what {
             What::Vm(properties) => {
                 if let Some(name) = text(&properties, "Name") {
-                    self.names.insert(path, name.to_owned());
+                    put(&mut self.names, path, shortened(name));
                 }
                 None
             }
@@ -89,7 +91,7 @@ impl News {
             }
             let object = first_path(properties, "Objects");
             let job = Job { kind: kind.to_owned(), object, began: now, error: String::new() };
-            self.jobs.insert(path, job);
+            put(&mut self.jobs, path, job);
             return None;
         }
         let job = self.jobs.get_mut(&path)?;
@@ -97,7 +99,7 @@ impl News {
             job.object = Some(object);
         }
         if let Some(error) = text(properties, "ErrorMessage") {
-            job.error = error.to_owned();
+            job.error = shortened(error);
         }
         let result = text(properties, "Result").filter(|result| !result.is_empty())?.to_owned();
         let job = self.jobs.remove(&path)?;
@@ -122,6 +124,13 @@ impl News {
             }
             _ => None,
         }
+    }
+}
+
+/// Remembers an object, unless there are too many.
+fn put<T>(objects: &mut HashMap<String, T>, path: String, object: T) {
+    if objects.len() < MAX_OBJECTS || objects.contains_key(&path) {
+        objects.insert(path, object);
     }
 }
 
@@ -229,6 +238,20 @@ mod tests {
         check("failed", "vmm-exit:killed:9", &["vmm-exit:killed:9. See: banger vm logs web"]);
         check("failed", "start-failed: no memory", &[]);
         check("stopped", "guest-shutdown", &[]);
+    }
+
+    #[test]
+    fn names_and_numbers_of_objects_are_bounded() {
+        let mut news = News::default();
+        for number in 0..MAX_OBJECTS + 9 {
+            let name = format!("a\u{1b}[2J{}", "x".repeat(LONGEST));
+            let vm = What::Vm(properties(&[("Name", &name)]));
+            news.hear(Change { path: format!("{VM}{number}"), what: vm }, Instant::now());
+            news.hear(Change { path: format!("{JOB}{number}"), what: begun("vm-start") }, Instant::now());
+        }
+        assert_eq!((news.names.len(), news.jobs.len()), (MAX_OBJECTS, MAX_OBJECTS));
+        let is_safe = |name: &String| name.len() <= LONGEST && !name.contains('\u{1b}');
+        assert!(news.names.values().all(is_safe));
     }
 
     #[test]

@@ -41,12 +41,11 @@ pub async fn owners(system: &Connection) -> zbus::Result<NameOwnerChangedStream>
     DBusProxy::new(system).await?.receive_name_owner_changed_with_args(&[(0, SERVICE)]).await
 }
 
-/// Returns whether the service runs, without starting it.
-pub async fn is_running(system: &Connection) -> bool {
-    let (Ok(bus), Ok(name)) = (DBusProxy::new(system).await, BusName::from_static_str(SERVICE)) else {
-        return false;
-    };
-    bus.name_has_owner(name).await.unwrap_or_default()
+/// Returns the unique name of the service, if it runs. Does not start it.
+pub async fn owner(system: &Connection) -> Option<String> {
+    let bus = DBusProxy::new(system).await.ok()?;
+    let name = BusName::from_static_str(SERVICE).ok()?;
+    Some(bus.get_name_owner(name).await.ok()?.to_string())
 }
 
 /// Subscribes to the user's objects, and returns them as changes.
@@ -63,9 +62,13 @@ pub async fn subscribe(system: &Connection) -> zbus::Result<Vec<Change>> {
         .collect())
 }
 
-/// Returns the change that a message reports, if it does.
-pub fn change(message: &Message) -> Option<Change> {
+/// Returns the change that a message reports, if it does. Every local user can send such messages: only those of the
+/// service with this unique name count.
+pub fn change(message: &Message, owner: Option<&str>) -> Option<Change> {
     let header = message.header();
+    if header.sender()?.as_str() != owner? {
+        return None;
+    }
     let (interface, member) = (header.interface()?.as_str(), header.member()?.as_str());
     let (path, body) = (header.path()?.to_string(), message.body());
     match (interface, member) {
@@ -112,4 +115,22 @@ pub fn text<'a>(properties: &'a Properties, name: &str) -> Option<&'a str> {
 pub fn first_path(properties: &Properties, name: &str) -> Option<String> {
     let paths = Vec::<OwnedObjectPath>::try_from(properties.get(name)?.try_clone().ok()?).ok()?;
     paths.first().map(ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_the_service_is_heard() {
+        let change_by = |sender: &str, owner: Option<&str>| {
+            let signal = Message::signal(MANAGER_PATH, VM_INTERFACE, "StateChanged");
+            let message = signal.sender(sender).build(&("running", "failed", "guest-panic")).unwrap();
+            change(&message, owner)
+        };
+        assert!(change_by(":1.5", Some(":1.5")).is_some());
+        assert!(change_by(":1.6", Some(":1.5")).is_none());
+        assert!(change_by(":1.5", None).is_none());
+    }
 }

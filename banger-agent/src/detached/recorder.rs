@@ -45,14 +45,18 @@ pub fn record(
             let exit = exec::exit_of(status);
             metadata.exit = Some(exit);
             metadata.ended_usec = now();
-            let saved = entry.save(&metadata);
+            if let Err(error) = entry.save_end(&metadata) {
+                crate::log::error(&format!(
+                    "cannot save how the detached command {} ended: {error}",
+                    entry.id
+                ));
+            }
             if let Some(session) = session {
                 session.end(entry.id, exit);
             }
             if metadata.power_off {
                 power_off(init);
             }
-            saved?;
             running.group = None;
         }
     }

@@ -238,6 +238,9 @@ impl Session {
         let state = self.state();
         match state.exit {
             Some(exit) if state.last_host == number => Outcome::Exit(exit),
+            None if state.last_host == number => {
+                Outcome::Refused(format!("the output of the session {} is lost", self.name))
+            }
             _ => Outcome::Refused(format!("another client has attached to the session {}", self.name)),
         }
     }
@@ -298,6 +301,11 @@ impl Session {
         state.flush();
         drop(state);
         all().remove(&id);
+    }
+
+    /// Drops the host: nothing passes output on to it any more.
+    pub fn drop_host(&self) {
+        self.state().host = None;
     }
 
     /// Returns whether the host has not got everything yet.

@@ -2,10 +2,11 @@
 //! guest's disk, so that they survive a reboot; if the disk is not writable, smaller ones are in memory.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use banger_proto::guest::{facts::Detached, message::Exit};
@@ -22,6 +23,13 @@ const MAX_ENDED: usize = 64;
 const MAX_BYTES: u64 = 256 << 20;
 /// Attempts to find an unused number.
 const MAX_ATTEMPTS: u64 = 100;
+
+/// Metadata that could not be saved, by the directory of its record. Removed with the record.
+static UNSAVED: Mutex<BTreeMap<PathBuf, Metadata>> = Mutex::new(BTreeMap::new());
+
+fn unsaved() -> MutexGuard<'static, BTreeMap<PathBuf, Metadata>> {
+    UNSAVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Set if this process serves a guest, so that the disk is its own.
 static IN_GUEST: OnceLock<()> = OnceLock::new();
@@ -90,7 +98,15 @@ pub struct Entry {
 
 impl Entry {
     pub fn metadata(&self) -> io::Result<Metadata> {
-        Ok(serde_json::from_slice(&fs::read(self.directory.join(METADATA))?)?)
+        let saved = serde_json::from_slice(&fs::read(self.directory.join(METADATA))?)?;
+        Ok(unsaved().get(&self.directory).cloned().unwrap_or(saved))
+    }
+
+    /// Saves the metadata of a command that has ended; in memory, if the disk is full.
+    pub fn save_end(&self, metadata: &Metadata) -> io::Result<()> {
+        self.save(metadata).inspect_err(|_| {
+            unsaved().insert(self.directory.clone(), metadata.clone());
+        })
     }
 
     /// Saves the metadata, completely or not at all.
@@ -101,6 +117,7 @@ impl Entry {
     }
 
     pub fn remove(&self) -> io::Result<()> {
+        unsaved().remove(&self.directory);
         fs::remove_dir_all(&self.directory)
     }
 }
@@ -251,6 +268,20 @@ mod tests {
         ] {
             assert!(!ended.is_running(), "{ended:?}");
         }
+    }
+
+    #[test]
+    fn the_exit_of_a_command_is_known_although_the_disk_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = create_below(dir.path(), 1, 100).unwrap();
+        entry.save(&metadata(None)).unwrap();
+        // Where the new file goes.
+        fs::create_dir(entry.directory.join("about.new")).unwrap();
+        let ended = metadata(Some(Exit::Code(7)));
+        assert!(entry.save_end(&ended).is_err());
+        assert_eq!(entry.metadata().unwrap(), ended);
+        entry.remove().unwrap();
+        assert!(unsaved().get(&entry.directory).is_none());
     }
 
     #[test]

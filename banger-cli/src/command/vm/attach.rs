@@ -20,7 +20,7 @@ use crate::{
 ///
 /// `banger vm exec --session NAME` and `banger vm shell --session NAME` start a session. It continues when your terminal or
 /// the connection is gone. This shows the last 64 KiB of its output and passes on what you type. Ctrl-P Ctrl-Q leaves it
-/// running. One client is attached at a time: the next one takes over.
+/// running, and so does Ctrl-C with `--no-stdin`. One client is attached at a time: the next one takes over.
 ///
 /// A session that has ended shows the end of its output, and its exit status is that of this command.
 #[derive(Debug, Args)]
@@ -33,7 +33,7 @@ Examples:
 
 Exit status:
   that of the session's command, or 128 plus the number of the signal that ended it
-  0    you left the session with Ctrl-P Ctrl-Q
+  0    you left the session with Ctrl-P Ctrl-Q, or with Ctrl-C and `--no-stdin`
   125  banger itself failed
   126  another client has taken over")]
 pub struct AttachCommand {
@@ -43,7 +43,7 @@ pub struct AttachCommand {
     /// Name of the session [default: the running one that was started last]
     #[arg(value_name = "SESSION", value_parser = session_name)]
     session: Option<String>,
-    /// Only watch: pass on no input
+    /// Only watch: pass on neither input nor signals
     #[arg(short = 'n', long)]
     no_stdin: bool,
 }

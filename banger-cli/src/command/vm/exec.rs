@@ -126,7 +126,7 @@ impl ExecCommand {
         if self.detach {
             let mut listener = Signals::catch()?.listen();
             let ready = target.prepare(exec.detached(&self.command), &mut listener).await?;
-            ready.proxies.check_detached()?;
+            ready.proxies.check_detached("--detach")?;
             let detached = unless_ended(&mut listener, attach::detach(ready.stream, &ready.exec)).await;
             match detached.map_err(hint_missing_workspace)? {
                 Some(id) if self.json => output::json(&json!({ "id": id }))?,
@@ -163,6 +163,9 @@ impl Target {
         // One listener for everything, because another one would miss the signals before it.
         let mut listener = Signals::catch()?.listen();
         let Ready { bus, vm, stream, exec, proxies } = self.prepare(exec, &mut listener).await?;
+        if self.session.is_some() {
+            proxies.check_detached("--session")?;
+        }
         let is_shell = exec.argv.is_empty();
         let beginning = async { Ok(Lookups::begin(&bus, &vm).await) };
         let lookups = unless_ended(&mut listener, beginning).await?;

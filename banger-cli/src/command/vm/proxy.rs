@@ -72,19 +72,34 @@ impl ProxyRelays {
         tooling::put_variables(exec, &self.variables);
     }
 
-    /// Refuses to leave a command that needs a relay.
-    pub fn check_detached(&self) -> Result<()> {
+    /// Refuses to leave a command that needs a relay. The option is the one that lets the command continue.
+    pub fn check_detached(&self, option: &str) -> Result<()> {
         if self.relays.is_empty() {
             return Ok(());
         }
-        Err(not_detached())
+        Err(not_detached(option))
     }
 }
 
-/// Returns the error for a detached command that needs a relay.
-pub fn not_detached() -> Error {
+/// Returns the error for a command that would outlive its relay, because of this option.
+pub fn not_detached(option: &str) -> Error {
     let message =
-        "the sandbox reaches the proxy through this command, which would end before the detached one";
+        "the sandbox reaches the proxy through this command, which may end before the one in the sandbox";
     Error::Refused(message.to_owned())
-        .with_hint("leave out `--detach`, or run it without a proxy: `--no-proxy`.")
+        .with_hint(format!("leave out `{option}`, or run it without a proxy: `--no-proxy`."))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_command_that_continues_may_not_need_a_relay() {
+        let mut proxies = ProxyRelays::default();
+        assert!(proxies.check_detached("--session").is_ok());
+        proxies.relays.push(JoinSet::new());
+        let error = proxies.check_detached("--session").unwrap_err();
+        assert!(error.hint().unwrap().starts_with("leave out `--session`"));
+    }
 }

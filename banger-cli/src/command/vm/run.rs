@@ -187,7 +187,7 @@ impl Run {
             let proxies = Proxies::of_caller()?;
             let leaves_command = self.detach && !self.command.is_empty();
             if leaves_command && !proxies.unreachable(self.vm_args.nat()).is_empty() {
-                return Err(proxy::not_detached());
+                return Err(proxy::not_detached("--detach"));
             }
         }
         let progress = Progress::new(self.progress);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use banger_proto::guest::{Request, facts::Detached};
+use banger_proto::guest::{Request, facts::Detached, message::is_session_name};
 use clap::Args;
 
 use super::{attach::session_name, commands};
@@ -76,11 +76,11 @@ pub fn unknown(sandbox: &str, session: &str) -> Error {
         .with_hint(format!("`banger vm sessions {sandbox}` lists its sessions."))
 }
 
-/// Returns the last session of each name, by name.
+/// Returns the last session of each name, by name. Leaves out names that no client has given: the guest wrote them.
 pub fn latest(commands: Vec<Detached>) -> Vec<Detached> {
     let mut sessions = BTreeMap::new();
     for command in commands {
-        if let Some(name) = command.session.clone() {
+        if let Some(name) = command.session.clone().filter(|name| is_session_name(name)) {
             sessions.insert(name, command);
         }
     }
@@ -107,7 +107,9 @@ mod tests {
             attached: false,
             terminal: true,
         };
-        let all = [(1, Some("b")), (2, None), (3, Some("a")), (4, Some("b"))];
+        let invalid = "x`; rm -rf ~ #\u{1b}]0;owned\u{7}";
+        let all =
+            [(1, Some("b")), (2, None), (3, Some("a")), (4, Some("b")), (5, Some(invalid)), (6, Some(""))];
         let found = latest(all.map(|(id, session)| command(id, session)).to_vec());
         let found: Vec<_> = found.iter().map(|found| (found.id, found.session.as_deref())).collect();
         assert_eq!(found, [(3, Some("a")), (4, Some("b"))]);

@@ -25,8 +25,8 @@ use tokio::{
 
 pub use input::Input;
 use raw_mode::RawMode;
-use session::Session;
 pub use session::{Ended, Error, Streams};
+use session::{Part, Session};
 
 use crate::{error::Result, ui::signals::Listener};
 
@@ -110,7 +110,8 @@ pub async fn resume(
     let ours = io::stdin().is_terminal() && io::stdout().is_terminal();
     let size = (has_terminal && ours).then(window_size);
     let wanted = Attach { session: session.to_owned(), size };
-    attach(Session::resume(connect(stream)?, wanted, has_terminal), has_terminal, stdin, listener).await
+    let part = if stdin == Stdin::Null { Part::Watch } else { Part::Use };
+    attach(Session::resume(connect(stream)?, wanted, has_terminal, part), has_terminal, stdin, listener).await
 }
 
 async fn attach(
@@ -124,6 +125,7 @@ async fn attach(
         true if stdin == Stdin::Ours && io::stdin().is_terminal() => Some(enter_raw_mode()?),
         _ => None,
     };
+    let session = if raw.is_some() { session.with_raw_input() } else { session };
     let input = stdin.open().map_err(|source| crate::error::Error::io("read standard input", source))?;
     let ends = Streams { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
     let ended = session.run(ends, listener, window_size).await;

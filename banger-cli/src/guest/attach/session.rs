@@ -30,6 +30,7 @@ const PIPE_GRACE: Duration = Duration::from_secs(2);
 /// How long the agent may be silent after the user has asked to end.
 const END_TIMEOUT: Duration = Duration::from_secs(12);
 const SIGHUP: u8 = 1;
+const SIGINT: u8 = 2;
 const SIGPIPE: u8 = 13;
 
 /// Why a stream to the agent was lost.
@@ -70,6 +71,28 @@ pub struct Session {
     request: Vec<u8>,
     attachment: Attachment,
     lifetime: Lifetime,
+    part: Part,
+    end_of_input: EndOfInput,
+}
+
+/// What a client does with a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Passes on input and signals.
+    Use,
+    /// Only shows the output.
+    Watch,
+}
+
+/// What happens at the end of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EndOfInput {
+    /// The input of the command ends, too.
+    Passed,
+    /// The same, if there was any input.
+    PassedAfterInput,
+    /// The input of the command stays open.
+    Dropped,
 }
 
 /// How long a command runs.
@@ -122,14 +145,27 @@ impl Session {
         }
         let attachment = if exec.terminal.is_some() { Attachment::Terminal } else { Attachment::Pipes };
         let lifetime = if exec.session.is_some() { Lifetime::Session } else { Lifetime::Client };
-        Ok(Self { stream, request, attachment, lifetime })
+        let end_of_input = EndOfInput::Passed;
+        Ok(Self { stream, request, attachment, lifetime, part: Part::Use, end_of_input })
     }
 
-    /// Attaches to a session that has started.
-    pub fn resume(stream: UnixStream, wanted: Attach, has_terminal: bool) -> Self {
+    /// Attaches to a session that has started. A client without input does not end the input of the session.
+    pub fn resume(stream: UnixStream, wanted: Attach, has_terminal: bool, part: Part) -> Self {
         let request = Frame::Request(Request::Attach(wanted)).encode();
         let attachment = if has_terminal { Attachment::Terminal } else { Attachment::Pipes };
-        Self { stream, request, attachment, lifetime: Lifetime::Session }
+        let end_of_input = match part {
+            Part::Use => EndOfInput::PassedAfterInput,
+            Part::Watch => EndOfInput::Dropped,
+        };
+        Self { stream, request, attachment, lifetime: Lifetime::Session, part, end_of_input }
+    }
+
+    /// Takes the input from a terminal in raw mode. It ends only when the terminal is gone, and a session outlives that.
+    pub fn with_raw_input(self) -> Self {
+        match self.lifetime {
+            Lifetime::Session => Self { end_of_input: EndOfInput::Dropped, ..self },
+            Lifetime::Client => self,
+        }
     }
 
     /// Returns whether the command continues without its client.
@@ -171,19 +207,27 @@ impl Session {
         let (reader, writer) = self.stream.into_split();
         let (outbox, queue) = mpsc::channel(QUEUE);
         let credit = Semaphore::new(STDIN_WINDOW as usize);
-        let output = Output { output: ends.output, errors: ends.errors, outbox: outbox.clone() };
+        let signals = (!is_session).then(|| outbox.clone());
+        let output = Output { output: ends.output, errors: ends.errors, signals };
         let heard = watch::Sender::new(Liveness::Nothing);
         let keys = (is_session && self.attachment == Attachment::Terminal).then(DetachKeys::default);
+        let passed_on = async {
+            match self.part {
+                Part::Use => forward(self.attachment, listener, &outbox, &heard, window_size).await,
+                Part::Watch => next_end(listener).await,
+            }
+        };
         let ended = tokio::select! {
             // Received output comes before signals that arrived meanwhile.
             biased;
             ended = receive(Frames::new(reader), output, &credit, &heard) => {
                 ended.map(|exit| Ended::Exit(exit.status()))
             }
-            signal = forward(self.attachment, listener, &outbox, &heard, window_size) => {
-                Err(left_error(self.attachment, self.lifetime, signal))
-            }
-            () = feed(ends.input, &outbox, &credit, keys) => Ok(Ended::Left),
+            signal = passed_on => match (self.part, signal) {
+                (Part::Watch, SIGINT) => Ok(Ended::Left),
+                _ => Err(left_error(self.attachment, self.lifetime, signal)),
+            },
+            () = feed(ends.input, &outbox, &credit, keys, self.end_of_input) => Ok(Ended::Left),
             never = send(writer, self.request, queue) => match never {},
         };
         match ended {
@@ -296,6 +340,9 @@ where
             Frame::Failed(failure) => return Err(error::Error::Guest(failure)),
             _ => return Err(lost(Error::Unexpected)),
         };
+        if written == Written::SessionIsLeft {
+            return Ok(Exit::Signal(SIGPIPE));
+        }
         if written == Written::NobodyReads && give_up.is_none() {
             give_up = Some(Instant::now() + PIPE_GRACE);
         }
@@ -313,13 +360,17 @@ async fn until(deadline: Option<Instant>) {
 struct Output<O, E> {
     output: O,
     errors: E,
-    outbox: mpsc::Sender<Frame>,
+    /// Where signals to the command go. A session gets none.
+    signals: Option<mpsc::Sender<Frame>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Written {
     Taken,
+    /// The output has no reader, and the command got the signal for that.
     NobodyReads,
+    /// The output of a session has no reader. The session continues.
+    SessionIsLeft,
 }
 
 impl<O, E> Output<O, E>
@@ -337,13 +388,14 @@ where
         self.check_write(written, "error").await
     }
 
-    /// Sends the command the signal that it would have got for writing there itself.
+    /// Sends the command the signal that it would have got for writing there itself. A session continues.
     async fn check_write(&self, written: io::Result<()>, what: &str) -> Result<Written> {
         match written {
             Ok(()) => Ok(Written::Taken),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                let Some(signals) = &self.signals else { return Ok(Written::SessionIsLeft) };
                 // If it cannot be sent, the stream is at its end, which `receive` notices.
-                let _ = self.outbox.send(Frame::Signal(SIGPIPE)).await;
+                let _ = signals.send(Frame::Signal(SIGPIPE)).await;
                 Ok(Written::NobodyReads)
             }
             Err(source) => Err(error::Error::io(format!("write to standard {what}"), source)),
@@ -391,6 +443,15 @@ async fn forward(
     }
 }
 
+/// Waits for a signal to end.
+async fn next_end(listener: &mut Listener) -> u8 {
+    loop {
+        if let Some(signal) = next_event(listener).await.ends() {
+            return signal;
+        }
+    }
+}
+
 /// Returns the error for leaving a command.
 fn left_error(attachment: Attachment, lifetime: Lifetime, signal: u8) -> error::Error {
     let error = error::Error::Interrupted { signal };
@@ -416,8 +477,10 @@ async fn feed(
     outbox: &mpsc::Sender<Frame>,
     credit: &Semaphore,
     mut keys: Option<DetachKeys>,
+    end_of_input: EndOfInput,
 ) {
     let mut buffer = vec![0; MAX_DATA];
+    let mut passes_end = end_of_input == EndOfInput::Passed;
     loop {
         let Ok(first) = credit.acquire().await else { break };
         first.forget();
@@ -436,8 +499,9 @@ async fn feed(
             None => (buffer[..count].to_vec(), false),
         };
         credit.add_permits(allowed.saturating_sub(typed.len()));
+        passes_end |= count > 0 && end_of_input == EndOfInput::PassedAfterInput;
         let frame = match count {
-            0 => Some(Frame::InputEnd),
+            0 => passes_end.then_some(Frame::InputEnd),
             _ => (!typed.is_empty()).then_some(Frame::Input(typed)),
         };
         if let Some(frame) = frame

@@ -86,6 +86,21 @@ mod tests {
     }
 
     #[test]
+    fn the_page_knows_every_state() {
+        let documented = fs::read_to_string(repository().join("docs/lifecycle.md")).unwrap();
+        let table = documented.lines().skip_while(|line| !line.starts_with("| state | Start |")).skip(2);
+        let rows = table.map_while(|line| line.strip_prefix("| ")?.split(' ').next());
+        let ended = ["created", "suspended", "stopped", "failed", "deleting"];
+        let up: Vec<&str> = rows.filter(|state| !ended.contains(state)).collect();
+        assert_eq!(up.len(), 6);
+        let script = fs::read_to_string(repository().join("cockpit/table.js")).unwrap();
+        let known = script.lines().find(|line| line.starts_with("const UP = ")).unwrap();
+        for state in up {
+            assert!(known.contains(&format!("{state:?}")), "{state}");
+        }
+    }
+
+    #[test]
     fn what_others_wrote_is_unchanged() {
         for (name, digest) in [
             ("xterm.js", "7a88e46a58847d3f17109e3d48cc8aa056a01997d00ceb76035f63370712d858"),

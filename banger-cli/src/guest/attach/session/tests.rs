@@ -60,6 +60,16 @@ struct User {
 
 impl User {
     fn run(exec: Exec) -> (Self, Agent) {
+        Self::run_with(|stream| Session::new(stream, &exec).unwrap())
+    }
+
+    /// Attaches to a session.
+    fn attach(part: Part) -> (Self, Agent) {
+        let wanted = Attach { session: "work".to_owned(), size: None };
+        Self::run_with(|stream| Session::resume(stream, wanted, true, part))
+    }
+
+    fn run_with(session: impl FnOnce(UnixStream) -> Session) -> (Self, Agent) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (reader, writer) = theirs.into_split();
         let agent = Agent { reader: Frames::new(reader), writer };
@@ -67,7 +77,7 @@ impl User {
         let (output, their_output) = duplex(1 << 20);
         let (errors, their_errors) = duplex(1 << 20);
         let (events, mut listener) = broadcast::channel(8);
-        let session = Session::new(ours, &exec).unwrap();
+        let session = session(ours);
         let ends = Streams { input: their_input, output: their_output, errors: their_errors };
         let session =
             tokio::spawn(async move { session.run(ends, &mut listener, || SIZE).await.map(Ended::status) });
@@ -394,4 +404,52 @@ async fn an_agent_without_sessions_is_recognized() {
     agent.send(Frame::Started(Started::new(7))).await;
     drop(agent);
     assert!(matches!(user.status().await, Err(error::Error::Attach(Error::HungUp))));
+}
+
+#[tokio::test]
+async fn a_client_without_input_does_not_end_the_session() {
+    for part in [Part::Use, Part::Watch] {
+        let (mut user, mut agent) = User::attach(part);
+        assert!(matches!(agent.next().await, Frame::Request(Request::Attach(_))));
+        user.input = None;
+        // The end of the input would be sent before a signal.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        user.events.send(Event::Signal(10)).unwrap();
+        if part == Part::Use {
+            assert_eq!(agent.next().await, Frame::Signal(10));
+        } else {
+            user.events.send(Event::Signal(2)).unwrap();
+            assert!(matches!(agent.reader.next().await, Err(error::Error::Attach(Error::HungUp))));
+            assert_eq!(user.session.await.unwrap().unwrap(), 0);
+        }
+    }
+    let (mut user, mut agent) = User::attach(Part::Use);
+    agent.next().await;
+    user.type_in(b"x").await;
+    user.input = None;
+    assert_eq!(agent.next().await, Frame::Input(b"x".to_vec()));
+    assert_eq!(agent.next().await, Frame::InputEnd);
+}
+
+#[tokio::test]
+async fn a_terminal_that_is_gone_does_not_end_the_session() {
+    let (mut user, mut agent) =
+        User::run_with(|stream| Session::new(stream, &session(true)).unwrap().with_raw_input());
+    agent.request().await;
+    user.type_in(b"x").await;
+    assert_eq!(agent.next().await, Frame::Input(b"x".to_vec()));
+    user.input = None;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    user.events.send(Event::Signal(10)).unwrap();
+    assert_eq!(agent.next().await, Frame::Signal(10));
+}
+
+#[tokio::test]
+async fn a_session_whose_output_is_closed_continues() {
+    let (user, mut agent) = User::attach(Part::Watch);
+    agent.next().await;
+    drop(user.output);
+    agent.send(Frame::Output(b"y\n".to_vec())).await;
+    assert!(matches!(agent.reader.next().await, Err(error::Error::Attach(Error::HungUp))));
+    assert_eq!(user.session.await.unwrap().unwrap(), 128 + SIGPIPE);
 }
