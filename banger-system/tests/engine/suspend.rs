@@ -111,6 +111,21 @@ async fn a_suspended_sandbox_has_no_vmm_and_continues_with_its_memory() {
 }
 
 #[tokio::test]
+async fn a_canceled_wait_leaves_a_resumed_guest_running() {
+    let lab = EngineLab::new().await;
+    let vm = lab.suspended().await;
+    lab.sim.silence_guests(true);
+    let job = lab.engine.resume_vm(vm, Start::default()).await.unwrap();
+    lab.engine.cancel_job(job).unwrap();
+    let canceled = lab.outcome(job).await;
+    assert!(matches!(canceled, Outcome::Canceled), "{canceled:?}");
+    lab.sim.silence_guests(false);
+    // A request that the task handles after the cancellation.
+    lab.engine.rename_vm(vm, "other".parse().unwrap()).await.unwrap();
+    lab.check(vm, "its memory is kept");
+}
+
+#[tokio::test]
 async fn a_request_to_a_suspended_guest_resumes_it() {
     let lab = EngineLab::new().await;
     lab.sim.enable_agents();
