@@ -140,6 +140,26 @@ async fn a_request_to_a_suspended_guest_resumes_it() {
 }
 
 #[tokio::test]
+async fn a_request_waits_while_the_memory_is_loaded_but_no_longer_than_its_own_time() {
+    let lab = EngineLab::new().await;
+    lab.sim.enable_agents();
+    let vm = lab.suspended().await;
+    lab.sim.slow_captures(true);
+    let open = |timeout| lab.engine.open_agent(vm, ALICE, Purpose::default(), timeout);
+    for _ in 0..2 {
+        let late = open(Duration::from_millis(20)).await;
+        assert!(matches!(late, Err(Error::Suspended { .. })), "{late:?}");
+        assert_eq!(lab.state(vm), State::Resuming);
+    }
+    let loaded = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        lab.sim.slow_captures(false);
+    };
+    let (opened, ()) = tokio::join!(open(TIMEOUT), loaded);
+    assert!(opened.is_ok(), "{opened:?}");
+}
+
+#[tokio::test]
 async fn a_guest_that_cannot_be_resumed_says_why_to_each_request() {
     let lab = EngineLab::new().await;
     let vm = lab.suspended().await;
