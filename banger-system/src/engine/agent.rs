@@ -73,6 +73,7 @@ impl Engine {
         purpose: Purpose,
         timeout: Duration,
     ) -> Result<OwnedFd> {
+        let deadline = Instant::now() + timeout;
         self.wake(id, timeout).await?;
         let queue = self.shared.stream_queues.of(id, purpose);
         let Ok(_place) = queue.places.try_acquire() else {
@@ -83,7 +84,7 @@ impl Engine {
             Ok((_, name)) => Error::NoFreeStream { name, seconds: timeout.as_secs() },
             Err(error) => error,
         };
-        let (deadline, mut pause) = (Instant::now() + timeout, MIN_PAUSE);
+        let mut pause = MIN_PAUSE;
         let ports = &self.shared.ports;
         loop {
             let first = timeout_at(deadline, queue.first.lock()).await.map_err(|_| late())?;
@@ -118,14 +119,16 @@ impl Engine {
         }
     }
 
-    /// Resumes a VM that is suspended, and waits until its guest answers.
+    /// Resumes a VM that is suspended, and waits until its guest answers, but at most for this time.
     pub(super) async fn wake(&self, id: VmId, timeout: Duration) -> Result<()> {
-        let is_suspended = self.vm(id).is_some_and(|view| view.vm.state == State::Suspended);
-        if !is_suspended {
+        let is_asleep = |state| matches!(state, State::Suspended | State::Resuming);
+        if !self.vm(id).is_some_and(|view| is_asleep(view.vm.state)) {
             return Ok(());
         }
-        let job = self.resume_vm(id, Start::default()).await?;
-        match &self.wait_job(job, Some(timeout)).await?.outcome {
+        let resumed = async { self.wait_job(self.resume_vm(id, Start::default()).await?, None).await };
+        // Without an answer in time, the state says why there is no guest.
+        let Ok(job) = tokio::time::timeout(timeout, resumed).await else { return Ok(()) };
+        match &job?.outcome {
             Some(Outcome::Failed(why)) => Err(Error::Dependency { why: Arc::clone(why) }),
             Some(Outcome::Canceled) => Err(Error::Canceled),
             Some(Outcome::Done) | None => Ok(()),
@@ -138,7 +141,7 @@ impl Engine {
         let name = view.vm.name.to_string();
         match view.vm.state {
             State::Paused => Err(Error::Paused { name }),
-            State::Suspending | State::Suspended => Err(Error::Suspended { name }),
+            State::Suspending | State::Suspended | State::Resuming => Err(Error::Suspended { name }),
             state if state.is_up() => Ok((view.vm.token.clone(), name)),
             _ => Err(Error::NotRunning { name }),
         }

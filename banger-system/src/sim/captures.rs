@@ -53,7 +53,7 @@ impl Sim {
         self.lock().captures.damaged = true;
     }
 
-    /// Makes saving a guest take until this is called again, or lets it end.
+    /// Makes saving and loading a guest take until this is called again, or lets it end.
     pub fn slow_captures(&self, slow: bool) {
         self.lock().captures.slow = slow;
     }
@@ -87,14 +87,18 @@ impl Sim {
         Ok([("the VMM".to_owned(), version.to_owned())].into())
     }
 
+    pub(super) async fn until_fast(&self) {
+        while self.lock().captures.slow {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
     pub(super) async fn save_guest(&self, vm: VmId) -> vmm::Result<()> {
         {
             let mut state = self.step("stop a guest")?;
             state.captures.standing.insert(vm);
         }
-        while self.lock().captures.slow {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
+        self.until_fast().await;
         let mut state = self.step("save a guest")?;
         let Some(guest) = state.configured.get(&vm).cloned() else {
             return Err(vmm::Error::Failed { message: "the guest has no memory".to_owned() });

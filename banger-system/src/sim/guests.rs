@@ -114,6 +114,7 @@ impl Vmm for Sim {
     }
 
     async fn load(&self, vm: VmId, _from: OwnedFd) -> vmm::Result<()> {
+        self.until_fast().await;
         self.load_guest(vm)
     }
 

@@ -9,7 +9,7 @@ use banger_domain::{
 use banger_image::record::Kernel;
 use banger_system::{
     engine::{
-        request::{CreateVm, Start, Stop, StopMode},
+        request::{CreateVm, KeepMemory, Start, Stop, StopMode},
         view::Outcome,
     },
     ports::Status,
@@ -121,6 +121,23 @@ async fn after_an_upgrade_each_start_takes_the_new_kernel_and_the_last_one_remov
     assert_eq!(imports(&lab), [("host".to_owned(), NEW.to_owned())]);
     assert!(!lab.sim.kernel_files().contains(&old));
     assert_eq!(lab.sim.host_imports(), 2);
+}
+
+#[tokio::test]
+async fn a_suspended_sandbox_keeps_the_kernel_of_its_memory() {
+    let lab = lab().await;
+    let vm = lab.running().await;
+    lab.done(lab.engine.suspend_vm(vm).await.unwrap()).await;
+    lab.sim.install_kernel(Some(NEW));
+    start(&lab, vm).await;
+    assert_eq!(release_of(&lab, vm), OLD);
+    lab.done(lab.engine.suspend_vm(vm).await.unwrap()).await;
+    let cold = Start { memory: KeepMemory::No, ..Start::default() };
+    lab.done(lab.engine.start_vm(vm, cold).await.unwrap()).await;
+    assert_eq!(release_of(&lab, vm), OLD);
+    stop(&lab, vm).await;
+    start(&lab, vm).await;
+    assert_eq!(release_of(&lab, vm), NEW);
 }
 
 #[tokio::test]

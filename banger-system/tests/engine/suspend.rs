@@ -111,6 +111,21 @@ async fn a_suspended_sandbox_has_no_vmm_and_continues_with_its_memory() {
 }
 
 #[tokio::test]
+async fn a_canceled_wait_leaves_a_resumed_guest_running() {
+    let lab = EngineLab::new().await;
+    let vm = lab.suspended().await;
+    lab.sim.silence_guests(true);
+    let job = lab.engine.resume_vm(vm, Start::default()).await.unwrap();
+    lab.engine.cancel_job(job).unwrap();
+    let canceled = lab.outcome(job).await;
+    assert!(matches!(canceled, Outcome::Canceled), "{canceled:?}");
+    lab.sim.silence_guests(false);
+    // A request that the task handles after the cancellation.
+    lab.engine.rename_vm(vm, "other".parse().unwrap()).await.unwrap();
+    lab.check(vm, "its memory is kept");
+}
+
+#[tokio::test]
 async fn a_request_to_a_suspended_guest_resumes_it() {
     let lab = EngineLab::new().await;
     lab.sim.enable_agents();
@@ -122,6 +137,26 @@ async fn a_request_to_a_suspended_guest_resumes_it() {
     let open = || lab.engine.open_agent(vm, ALICE, Purpose::default(), TIMEOUT);
     let (one, other) = tokio::join!(open(), open());
     assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
+}
+
+#[tokio::test]
+async fn a_request_waits_while_the_memory_is_loaded_but_no_longer_than_its_own_time() {
+    let lab = EngineLab::new().await;
+    lab.sim.enable_agents();
+    let vm = lab.suspended().await;
+    lab.sim.slow_captures(true);
+    let open = |timeout| lab.engine.open_agent(vm, ALICE, Purpose::default(), timeout);
+    for _ in 0..2 {
+        let late = open(Duration::from_millis(20)).await;
+        assert!(matches!(late, Err(Error::Suspended { .. })), "{late:?}");
+        assert_eq!(lab.state(vm), State::Resuming);
+    }
+    let loaded = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        lab.sim.slow_captures(false);
+    };
+    let (opened, ()) = tokio::join!(open(TIMEOUT), loaded);
+    assert!(opened.is_ok(), "{opened:?}");
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use crate::{
         job::JobHandle,
         lease::not_released,
         now,
+        view::BootedFrom,
     },
     ports::{
         captures::Stored,
@@ -250,6 +251,10 @@ impl VmTask {
         }
         if self.is_new {
             return self.delete_automatically(Reason::UserRequest).await;
+        }
+        if self.booted_from == Some(BootedFrom::Suspension) {
+            // Its memory is nowhere else.
+            return Next::Continue;
         }
         if let Err(error) = self.stop_vmm(FORCED, Reason::UserRequest).await {
             tracing::error!(vm = %self.vm.id, %error, "cannot stop after a cancellation");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use banger_domain::id::KernelId;
+use banger_domain::{id::KernelId, lifecycle::State};
 use tracing::Instrument;
 
 use super::{Goal, TaskEvent, VmTask};
@@ -43,6 +43,10 @@ impl VmTask {
     /// Starts a VM that is down for a job. If its kernel is that of the host, which has changed, the start waits for
     /// the import in the background.
     pub(super) async fn start_for(&mut self, job: JobHandle, start: Start) {
+        if self.vm.state == State::Suspended {
+            // If this start is refused, the memory still needs the kernel that it was saved with.
+            return self.boot_for(job, start).await;
+        }
         match self.shared.freshness(self.vm.kernel).await {
             Freshness::Fresh => {}
             Freshness::Switch(kernel) => self.switch_kernel(kernel).await,
@@ -61,7 +65,7 @@ impl VmTask {
     pub(super) async fn kernel_imported(&mut self, imported: Result<KernelId>) {
         match imported {
             // It may have started meanwhile, with the kernel that it had.
-            Ok(_) if self.vm.state.is_up() => {}
+            Ok(_) if self.vm.state.is_up() || self.vm.state == State::Suspended => {}
             Ok(kernel) => self.switch_kernel(kernel).await,
             Err(error) => {
                 tracing::warn!(vm = %self.vm.id, error = %one_line(&error), "keeping the old kernel");
