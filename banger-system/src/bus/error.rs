@@ -210,7 +210,7 @@ mod tests {
         check(catalogs::Error::Fetch(unreachable), Name::RegistryUnreachable, "why");
 
         check(disks::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");
-        let message = "its disks have been forked 8 times since the image, which is the limit";
+        let message = "its disks have 8 frozen layers, the limit";
         check(disks::Error::TooDeep, Name::TooDeep, message);
 
         check(guest_link::Error::Unavailable { message: why() }, Name::AgentUnavailable, "why");

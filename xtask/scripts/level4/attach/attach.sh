@@ -27,6 +27,7 @@ ended() {
     await 60 'the end of tmux' no_tmux
 }
 killed() { [ ! -e /tmp/kill-now ]; }
+is_listed() { banger vm sessions keys 2> /dev/null | grep -q '^work *running'; }
 
 banger vm create --quiet --vcpu 1 --name keys
 # shellcheck disable=SC2016 # for the shell in tmux
@@ -40,7 +41,7 @@ kill -KILL "$(cat client)"
 await 60 'the end of tmux' no_tmux
 touch /tmp/kill-now
 await 60 'the end of the service' killed
-banger vm sessions keys | grep -q '^work *running' && echo listed
+await 60 'the session in the list' is_listed && echo listed
 
 again='banger vm attach keys work; echo ended $? > ended'
 show "$again"
