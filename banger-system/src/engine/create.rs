@@ -76,7 +76,7 @@ impl Engine {
         let (sender, inbox) = mpsc::channel(INBOX);
         let view = self.shared.view(vm, String::new(), 0);
         let subnet = self.shared.subnet.get();
-        let admission = Admission { view, names, inbox: sender };
+        let admission = Admission { view, names: names.into(), inbox: sender };
         let view = self.shared.inventory.admit(admission, subnet, &settings.limits)?;
         let mut vm = view.vm.clone();
         if hostname.is_none() {

@@ -3,7 +3,8 @@
 //! The guest is the counter of `template.rs`: its output has neither a gap nor a repetition if its memory is right.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    io::Write,
     os::{fd::OwnedFd, unix::fs::FileExt},
 };
 
@@ -15,6 +16,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::captures::LocalCaptures,
     ports::{
+        HostError,
         captures::{Captures, Error, HostFacts, Stored},
         supervisor::Supervisor,
         vmm::{self, Vmm},
@@ -23,7 +25,7 @@ use banger_system::{
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::{
-    scratch::{names, require},
+    scratch::{Scratch, is_root, names, require},
     template::{Host, has_qemu},
 };
 
@@ -145,4 +147,21 @@ async fn a_damaged_capture_is_noticed_before_its_guest_runs() {
     host.supervisor.remove(VM).await.unwrap();
     assert_eq!(host.said(VM), b"");
     host.remove(VM).await;
+}
+
+#[test]
+fn a_capture_leaves_room_for_the_disks_of_others() {
+    require!(is_root(), "root, to mount a small file system");
+    let scratch = Scratch::on_small_file_system(260 << 20);
+    fs::create_dir_all(scratch.paths.captures()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let captures = LocalCaptures::new(scratch.paths.captures());
+        let (from, to) = pipe();
+        let writer = std::thread::spawn(move || File::from(to).write_all(&vec![7; 32 << 20]));
+        let Err(error) = captures.receive(VM, from, MOST).await else { panic!("the reserve was used") };
+        assert!(matches!(error, Error::Host(HostError::NoSpace { .. })), "{error}");
+        assert!(writer.join().unwrap().is_err());
+        assert_eq!(captures.found().await.unwrap(), []);
+    });
 }

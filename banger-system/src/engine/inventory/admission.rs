@@ -22,7 +22,7 @@ pub(in crate::engine) struct Admission {
     /// The VM, without either.
     pub(in crate::engine) view: VmView,
     /// The acceptable names, the best first.
-    pub(in crate::engine) names: Vec<Name>,
+    pub(in crate::engine) names: Arc<[Name]>,
     /// The channel to its task.
     pub(in crate::engine) inbox: mpsc::Sender<Command>,
 }

@@ -92,7 +92,8 @@ impl VmTask {
     /// Gives every child a name and an address, if the owner's quota allows all of them and what freezing adds.
     fn admit_children(&self, request: ForkVm, frozen: Bytes) -> Result<Vec<Child>> {
         let limits = &self.shared.settings.limits;
-        let names = candidates(&self.vm.name, request, limits.vms)?;
+        let owned = self.shared.inventory.usage(self.vm.owner).vms;
+        let names = candidates(&self.vm.name, request, owned)?;
         let (mut admissions, mut inboxes) = (Vec::new(), Vec::new());
         for names in names {
             let (sender, inbox) = mpsc::channel(INBOX);
@@ -200,22 +201,25 @@ async fn undo(shared: &Shared, mut child: Child) {
     shared.inventory.remove_vm(child.vm.id);
 }
 
-/// Returns the acceptable names of each child: the requested one, else the parent's with a number.
-fn candidates(parent: &Name, request: ForkVm, limit: u32) -> Result<Vec<Vec<Name>>> {
+/// Returns the acceptable names of each child: the requested one, else the parent's with a number. The owner has this many
+/// sandboxes.
+fn candidates(parent: &Name, request: ForkVm, owned: u32) -> Result<Vec<Arc<[Name]>>> {
     let ForkVm { count, names } = request;
     check_fork(count)?;
     if names.is_empty() {
-        // The first that are free. A sandbox more than the limit is refused, so this many are enough.
-        let numbered = (1..=limit.saturating_add(count)).map(|number| format!("{parent}-{number}").parse());
-        let numbered: Vec<Name> = numbered.collect::<Result<_, _>>()?;
-        return Ok(vec![numbered; count as usize]);
+        let numbered = |number| format!("{parent}-{number}").parse::<Name>();
+        let first = numbered(1)?;
+        // The first that are free: so many that not all can be taken. Names end where they would be too long.
+        let others = (2..=owned.saturating_add(count)).map_while(|number| numbered(number).ok());
+        let all: Arc<[Name]> = [first].into_iter().chain(others).collect();
+        return Ok(vec![all; count as usize]);
     }
     let distinct: BTreeSet<&Name> = names.iter().collect();
     if names.len() != count as usize || distinct.len() != names.len() {
         let why = format!("{count} sandboxes need {count} different names");
         return Err(Error::InvalidOption { why });
     }
-    Ok(names.into_iter().map(|name| vec![name]).collect())
+    Ok(names.into_iter().map(|name| [name].into()).collect())
 }
 
 #[cfg(test)]
@@ -235,6 +239,12 @@ mod tests {
         for (count, names) in [(0, &[][..]), (101, &[]), (2, &["a"]), (1, &["a", "b"]), (2, &["a", "a"])] {
             assert!(first(count, names).is_err(), "{count} {names:?}");
         }
+        let many = |parent: String, count| {
+            let request = ForkVm { count, names: Vec::new() };
+            candidates(&parent.parse().unwrap(), request, 9).map(|children| children[0].len())
+        };
+        assert_eq!(many("web".to_owned(), 2).unwrap(), 11);
+        assert_eq!(many("x".repeat(61), 2).unwrap(), 9, "a name with two digits is too long");
         let long: Name = "x".repeat(62).parse().unwrap();
         assert!(matches!(candidates(&long, ForkVm { count: 1, names: Vec::new() }, 3), Err(Error::Name(_))));
     }

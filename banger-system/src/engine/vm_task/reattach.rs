@@ -10,7 +10,7 @@ use banger_domain::{
     vm::Lifetime,
 };
 
-use super::{Next, VmTask};
+use super::{Next, VmTask, suspend::go_on};
 use crate::{
     engine::error::{Error, one_line},
     ports::supervisor::{Ended, Started},
@@ -71,8 +71,8 @@ impl VmTask {
             State::Suspending if is_running => {
                 self.discard_capture().await;
                 self.apply(Event::SuspendFailed);
-                if let Err(error) = self.shared.ports.vmm.go_on(self.vm.id).await {
-                    tracing::error!(vm = %self.vm.id, %error, "a guest does not go on");
+                if let Err(error) = go_on(&self.shared.ports, self.vm.id).await {
+                    tracing::error!(vm = %self.vm.id, error = %one_line(&error), "a guest does not go on");
                 }
                 self.save_or_log().await;
             }

@@ -24,7 +24,7 @@ use banger_domain::{
 use super::{
     VmTask,
     start::{GuestWait, SetUp},
-    suspend::pipe,
+    suspend::{go_on, pipe},
 };
 use crate::{
     engine::{
@@ -109,11 +109,14 @@ impl VmTask {
         loaded?;
 
         ports.store.put_vm(&Vm { state: State::Running, ..self.vm.clone() }).await?;
-        if let Err(error) = ports.vmm.go_on(vm).await {
-            if ports.vmm.has_begun(vm).await.unwrap_or(true) {
-                self.discard_capture().await;
+        if let Err(error) = go_on(&ports, vm).await {
+            match ports.vmm.has_begun(vm).await {
+                // A crash before the boot is released must not find a VM that runs.
+                Ok(false) => ports.store.put_vm(&self.vm).await?,
+                // Its disks may have changed, so its memory does not fit to them.
+                _ => self.discard_capture().await,
             }
-            return Err(error.into());
+            return Err(error);
         }
         self.discard_capture().await;
         Ok(started)

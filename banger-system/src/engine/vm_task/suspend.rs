@@ -170,7 +170,7 @@ async fn capture(
 }
 
 /// Makes a guest run on, whatever was the matter with its capture.
-async fn go_on(ports: &Ports, vm: VmId) -> Result<()> {
+pub(super) async fn go_on(ports: &Ports, vm: VmId) -> Result<()> {
     for _ in 1..GO_ON_TRIES {
         match ports.vmm.go_on(vm).await {
             Ok(()) => return Ok(()),

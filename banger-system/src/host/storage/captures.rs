@@ -42,6 +42,8 @@ const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 /// How much is read and written at a time.
 const CHUNK: usize = 1 << 20;
+/// What a capture leaves free: the disks of sandboxes grow on the same file system, and their guests fail on a full one.
+const RESERVE: u64 = 256 << 20;
 /// The longest manifest: the flags of a processor are the most of it.
 const MAX_MANIFEST: u64 = 1 << 20;
 
@@ -122,6 +124,7 @@ impl Captures for LocalCaptures {
                 return Err(HostError::other(doing, format!("it is more than {most}")).into());
             }
             let write = move || {
+                require_room(&file).map_err(|error| os(doing, error))?;
                 sha256.update(&chunk);
                 file.write_all(&chunk).map_err(|error| os(doing, error))?;
                 Ok::<_, Error>((sha256, file, chunk))
@@ -212,6 +215,15 @@ impl Unfinished for Staged {
 fn size_of(directory: &Path) -> io::Result<Bytes> {
     let file = fs::metadata(directory.join(STATE))?;
     Ok(Bytes(file.blocks() * 512))
+}
+
+/// Fails as a write to a full file system does if only the reserve is left.
+fn require_room(file: &File) -> io::Result<()> {
+    let stat = rustix::fs::fstatvfs(file)?;
+    match stat.f_bavail.saturating_mul(stat.f_frsize) < RESERVE {
+        true => Err(io::ErrorKind::StorageFull.into()),
+        false => Ok(()),
+    }
 }
 
 fn text_of(sha256: Sha256) -> String {
