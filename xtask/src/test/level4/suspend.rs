@@ -34,8 +34,7 @@ fn continues(host: &Host) -> Result<()> {
 
 fn damaged(host: &Host) -> Result<()> {
     let out = run_as_root(host, &script!("level4/suspend/damaged.sh" uses "wait.sh"))?;
-    for expected in
-        ["then suspended", "cold cold kept", "no memory on disk", "forced stopped", "nothing is left"]
+    for expected in ["then suspended", "cold kept", "no memory on disk", "forced stopped", "nothing is left"]
     {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
     }
