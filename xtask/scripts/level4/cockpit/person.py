@@ -214,8 +214,10 @@ def use(browser):
     browser.shoot("dark")
     browser.look("light", 800)
 
+    # A guest that continued from a template has said nothing yet.
+    banger("vm", "exec", "web", "--", "sh", "-c", "echo said on the console > /dev/console")
     click(browser, "Log web")
-    browser.until("the log", f"{find('.xterm-rows')}.innerText.trim().length > 0")
+    browser.until("the log", f"{find('.xterm-rows')}.innerText.includes('said on the console')")
     print("shows the log")
 
     click(browser, "Stop web")
