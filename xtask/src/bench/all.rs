@@ -45,12 +45,14 @@ const IN_TEST_HOST: &str = "disk";
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut reports = Vec::new();
     let mut failed = Vec::new();
+    // A benchmark may build this program again, and then its name is another file's.
+    let program = std::env::current_exe().context("cannot find this program")?;
     let names = ALL.iter().filter(|name| !arguments.smoke || **name != IN_TEST_HOST);
     // Stopping the host resets the default image.
     host::down()?;
     for name in names.clone() {
         let begin = Instant::now();
-        match one(name, arguments) {
+        match one(&program, name, arguments) {
             Ok(of_this) => reports.extend(of_this),
             Err(error) => {
                 say(&format!("FAIL bench {name}: {error:#}"));
@@ -77,8 +79,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Runs a benchmark, and returns its reports.
-fn one(name: &str, arguments: &Arguments) -> Result<Vec<Value>> {
-    let mut bench = Command::new(std::env::current_exe().context("cannot find this program")?);
+fn one(program: &Path, name: &str, arguments: &Arguments) -> Result<Vec<Value>> {
+    let mut bench = Command::new(program);
     bench.args(["bench", name, "--json"]).stdin(Stdio::null()).stderr(Stdio::inherit());
     match arguments.smoke {
         true => bench.arg("--smoke"),
