@@ -26,7 +26,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("two sandboxes share their image, and nothing looks into it", shared_image),
     ("a system disk grows behind its snapshot", grown_disk),
     ("a system disk on device-mapper becomes an image", committed),
-    ("snapshots of device-mapper are forked", forked),
+    ("a fork on device-mapper has disks of its own", forked),
     ("a reboot leaks nothing, and sandboxes start again", reboot),
     ("nothing is left behind", nothing_left),
     ("an upgrade of the packages keeps a guest and its command running", packages::upgrade),
