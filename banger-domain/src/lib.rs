@@ -13,6 +13,7 @@
 pub mod clock;
 pub mod digest;
 pub mod dns;
+pub mod egress;
 pub mod fair_queue;
 pub mod guest_end;
 pub mod id;

@@ -1,0 +1,103 @@
+//! Addresses that no name on the internet may lead a guest to.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Returns whether an address is not one of the internet: private, of this host or its link, of a cloud's metadata
+/// service, or of many hosts at once. An IPv6 address that carries such an IPv4 address is one, too.
+pub fn is_internal(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_internal4(v4),
+        IpAddr::V6(v6) => is_internal6(v6) || carried(v6).is_some_and(is_internal4),
+    }
+}
+
+/// Returns whether no policy can allow an address: it is this host's own, of its link, or of many hosts at once.
+pub fn is_never_allowed(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            v4.octets()[0] == 0
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unspecified()
+                || v6.is_loopback()
+                || v6.is_unicast_link_local()
+                || v6.is_multicast()
+                || carried(v6).is_some()
+        }
+    }
+}
+
+fn is_internal4(v4: Ipv4Addr) -> bool {
+    let [a, b, ..] = v4.octets();
+    a == 0
+        || a >= 224
+        || v4.is_private()
+        || v4.is_loopback()
+        || v4.is_link_local()
+        // Behind a provider's NAT (RFC 6598).
+        || (a == 100 && (64..128).contains(&b))
+}
+
+fn is_internal6(v6: Ipv6Addr) -> bool {
+    v6.is_unspecified()
+        || v6.is_loopback()
+        || v6.is_unique_local()
+        || v6.is_unicast_link_local()
+        || v6.is_multicast()
+        // Site-local, which some networks still use (RFC 3879).
+        || v6.segments()[0] & 0xffc0 == 0xfec0
+}
+
+/// Returns the IPv4 address that an IPv6 address carries: mapped or compatible (RFC 4291), of NAT64 (RFC 6052), or of
+/// 6to4 (RFC 3056).
+fn carried(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let joined = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] => Some(joined(high, low)),
+        [0, 0, 0, 0, 0, 0, high, low] if (high, low) > (0, 1) => Some(joined(high, low)),
+        [0x64, 0xff9b, 0 | 1, _, _, _, high, low] => Some(joined(high, low)),
+        [0x2002, high, low, ..] => Some(joined(high, low)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_of_the_internet_are_told_from_others() {
+        let check = |address: &str, internal, never| {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!((is_internal(address), is_never_allowed(address)), (internal, never), "{address}");
+        };
+        for public in ["93.184.216.34", "203.0.113.2", "100.63.0.1", "172.32.0.1", "2606:4700::1111"] {
+            check(public, false, false);
+        }
+        for private in ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "fec0::1"] {
+            check(private, true, false);
+        }
+        for never in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "127.8.8.8", "169.254.169.254", "224.0.0.1"] {
+            check(never, true, true);
+        }
+        for never in ["::", "::1", "fe80::1", "ff02::1", "255.255.255.255"] {
+            check(never, true, true);
+        }
+        for carrier in [
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:0.0.0.0",
+            "::10.0.0.1",
+            "64:ff9b::169.254.169.254",
+        ] {
+            check(carrier, true, true);
+        }
+        check("2002:a00:1::1", true, true);
+        check("64:ff9b::93.184.216.34", false, true);
+    }
+}

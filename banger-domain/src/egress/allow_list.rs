@@ -1,0 +1,172 @@
+//! A policy without presets, as the name server and the packet filter use it.
+
+use core::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{
+    EVERYTHING, Egress,
+    entry::{Entry, Ports},
+    host_name::{HostName, Pattern},
+    preset::Presets,
+};
+
+/// The most rules of a list: those beyond it allow nothing. A guest's look-up goes through all of them.
+const MAX_RULES: usize = 2048;
+
+/// What a guest may reach beyond the host if it may not reach everything. An empty list allows nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AllowList {
+    hosts: Vec<(Pattern, Ports)>,
+    /// None of them is within another one.
+    nets: Vec<(IpNet, Ports)>,
+}
+
+impl AllowList {
+    /// Returns the list of a policy.
+    pub fn of(policy: &Egress, presets: &Presets) -> Self {
+        let mut entries = presets.expand(policy);
+        entries.sort();
+        entries.dedup();
+        let mut list = Self::default();
+        for entry in entries.into_iter().take(MAX_RULES) {
+            match entry {
+                Entry::Host(pattern, ports) => list.hosts.push((pattern, ports)),
+                Entry::Net(net, ports) => list.nets.push((net, ports)),
+                Entry::Preset(_) => {}
+            }
+        }
+        let all = list.nets.clone();
+        let covers = |(wide, ports): &(IpNet, Ports), (net, other): &(IpNet, Ports)| {
+            wide.contains(net) && ports.cover(*other)
+        };
+        list.nets.retain(|net| !all.iter().any(|wide| wide != net && covers(wide, net)));
+        list
+    }
+
+    /// Returns whether it allows nothing.
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty() && self.nets.is_empty()
+    }
+
+    /// Returns the networks.
+    pub fn nets(&self) -> &[(IpNet, Ports)] {
+        &self.nets
+    }
+
+    /// Returns the allowed ports of a name; none if the name is not allowed.
+    pub fn ports_of(&self, name: &HostName) -> Vec<Ports> {
+        let allowed = self.hosts.iter().filter(|(pattern, _)| pattern.allows(name)).map(|(_, ports)| *ports);
+        let mut ports: Vec<Ports> = allowed.collect();
+        if ports.contains(&Ports::Any) {
+            return vec![Ports::Any];
+        }
+        ports.sort();
+        ports.dedup();
+        ports
+    }
+
+    /// Returns whether an address is allowed by itself, with any port.
+    pub fn names_address(&self, address: IpAddr) -> bool {
+        self.nets.iter().any(|(net, _)| net.contains(&address))
+    }
+
+    /// Returns the first rule of `other` that allows more than this list.
+    fn first_beyond(&self, other: &Self) -> Option<String> {
+        let host = other.hosts.iter().find(|(pattern, ports)| {
+            !self.hosts.iter().any(|(mine, allowed)| mine.covers(pattern) && allowed.cover(*ports))
+        });
+        let net = other.nets.iter().find(|(net, ports)| {
+            !self.nets.iter().any(|(mine, allowed)| mine.contains(net) && allowed.cover(*ports))
+        });
+        let host = host.map(|(pattern, ports)| Entry::Host(pattern.clone(), *ports));
+        let net = net.map(|(net, ports)| Entry::Net(*net, *ports));
+        host.or(net).map(|entry| entry.to_string())
+    }
+}
+
+/// Returns what a policy allows beyond a ceiling: an entry, or `all`. `None` if it stays within it.
+pub fn beyond(policy: &Egress, ceiling: &Egress, presets: &Presets) -> Option<String> {
+    match (policy, ceiling) {
+        (Egress::Nothing, _) | (_, Egress::Everything) => None,
+        (Egress::Everything, _) => Some(EVERYTHING.to_owned()),
+        (Egress::Only(_), _) => AllowList::of(ceiling, presets).first_beyond(&AllowList::of(policy, presets)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{name::Name, net::port::Protocol};
+
+    fn policy(words: &str) -> Egress {
+        Egress::parse(&words.split_whitespace().collect::<Vec<_>>()).unwrap()
+    }
+
+    fn presets() -> Presets {
+        let mut presets = Presets::default();
+        let mut add = |name: &str, words: &str| {
+            presets.add(name.parse().unwrap(), words.split(' ').map(|word| word.parse().unwrap()).collect());
+        };
+        add("git", "github.com *.github.com:443");
+        add("both", "git example.org:443 both");
+        presets
+    }
+
+    fn list(words: &str) -> AllowList {
+        AllowList::of(&policy(words), &presets())
+    }
+
+    #[test]
+    fn presets_are_replaced_by_their_entries() {
+        assert_eq!(list("both"), list("github.com *.github.com:443 example.org:443"));
+        assert_eq!(presets().missing_in(&policy("git nope")).map(Name::as_str), Some("nope"));
+        assert!(list("nope").is_empty(), "a preset that is gone allows nothing");
+        assert!(list("all").is_empty() && list("none").is_empty());
+    }
+
+    #[test]
+    fn a_name_has_the_ports_of_all_its_entries() {
+        let list =
+            list("a.example:80 *.example.com:443 *.example.com:22 a.example:80/udp b.example b.example:1");
+        let check = |name: &str, expect: &[Ports]| {
+            assert_eq!(list.ports_of(&name.parse().unwrap()), expect, "{name}");
+        };
+        let tcp = |port| Ports::One(Protocol::Tcp, port);
+        check("a.example", &[tcp(80), Ports::One(Protocol::Udp, 80)]);
+        check("x.example.com", &[tcp(22), tcp(443)]);
+        check("b.example", &[Ports::Any]);
+        check("example.com", &[]);
+    }
+
+    #[test]
+    fn a_network_within_another_is_left_out() {
+        let nets = |words: &str| list(words).nets().len();
+        assert_eq!(nets("10.0.0.0/8 10.1.0.0/16 10.1.2.3 10.1.2.3:80"), 1);
+        assert_eq!(nets("10.0.0.0/8:80 10.1.0.0/16 10.1.2.3:80"), 2);
+        assert_eq!(nets("10.0.0.0/8:80 10.0.0.0/8:81 2001:db8::/32"), 3);
+        assert!(list("10.0.0.0/8:80").names_address("10.2.3.4".parse().unwrap()));
+        assert!(!list("10.0.0.0/8:80").names_address("11.2.3.4".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_ceiling_names_what_goes_beyond_it() {
+        let check = |words: &str, ceiling: &str, expect: Option<&str>| {
+            let found = beyond(&policy(words), &policy(ceiling), &presets());
+            assert_eq!(found.as_deref(), expect, "{words} under {ceiling}");
+        };
+        check("all", "all", None);
+        check("git 10.0.0.0/8", "all", None);
+        check("none", "none", None);
+        check("all", "git", Some("all"));
+        check("git", "none", Some("github.com"));
+        check("git", "both", None);
+        check("github.com:443 api.github.com:443", "git", None);
+        check("api.github.com", "git", Some("api.github.com"));
+        check("*.github.com:22", "git", Some("*.github.com:22"));
+        check("10.1.0.0/16:80", "10.0.0.0/8", None);
+        check("10.0.0.0/8", "10.1.0.0/16", Some("10.0.0.0/8"));
+        check("10.0.0.1", "10.0.0.1:80", Some("10.0.0.1"));
+    }
+}
