@@ -8,10 +8,11 @@ use std::{
 use banger_proto::size::Bytes;
 
 use super::{
+    egress::Egress,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
     lifecycle::{Reason, State},
     name::Name,
-    net::{nic::Nat, port::Port, subnet::Slot},
+    net::{port::Port, subnet::Slot},
     ssh::{AuthorizedKey, HostKey},
     timezone::Timezone,
     vmm::VmmChoice,
@@ -71,8 +72,8 @@ pub struct VmSpec {
     pub init: Init,
     /// Which VMM to use.
     pub vmm: VmmChoice,
-    /// Whether the guest reaches networks beyond the host.
-    pub nat: Nat,
+    /// What the guest reaches beyond the host.
+    pub egress: Egress,
     /// The guest's time zone; `None` keeps the image's.
     pub timezone: Option<Timezone>,
     /// The SSH keys that it accepts.

@@ -16,8 +16,8 @@ use zbus::Connection;
 
 use crate::{
     bus,
-    config::{CATALOG_KEYS, Config, Host},
-    engine::Engine,
+    config::{CATALOG_KEYS, Config, Host, presets},
+    engine::{Engine, Settings},
     host::{
         authority::Polkit,
         catalogs::SignedCatalogs,
@@ -79,7 +79,8 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     if mode == Mode::Host {
         privileges::check()?;
     }
-    let settings = config.settings(this_host()?)?;
+    let presets = presets::read(&presets::DIRECTORIES);
+    let settings = Settings { presets: presets.into(), ..config.settings(this_host()?)? };
     let connection = Connection::system().await.context("cannot reach the system bus")?;
     // First of all: two services would treat each other's sandboxes as orphans.
     let _lock = (mode == Mode::Host).then(|| Lock::take(&paths())).transpose()?;
@@ -166,7 +167,7 @@ async fn host_ports(connection: &Connection, config: &Config, tasks: &Tasks) -> 
         image_files: Arc::new(LocalImages::new(paths.clone(), Arc::clone(&workers), config.image_size()?)),
         kernel_files: Arc::new(LocalKernels::new(paths.clone(), workers)),
         logs: Arc::new(RingLogs::new(paths.clone(), tasks.clone())),
-        names: Arc::new(NameServer::new(connection.clone(), tasks)),
+        names: Arc::new(NameServer::new(connection.clone(), network.clone(), tasks)),
         network,
         registry: Arc::new(registries),
         store: Arc::new(SqliteStore::open(&paths).await.context("cannot open the database")?),

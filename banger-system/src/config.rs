@@ -1,15 +1,18 @@
 //! The configuration file, and defaults that fit the host.
 
+pub mod presets;
 mod reach;
 
 use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use banger_domain::{
+    egress::Egress,
     limits::Limits,
     name::Name,
     net::{nic::SameOwner, prefix::Prefix4, subnet::Subnet},
@@ -69,6 +72,8 @@ pub struct Config {
     pub stop_timeout: Option<u64>,
     /// What happens when a guest reboots: `boot` or `stop`.
     pub on_guest_reboot: Option<String>,
+    /// The most that a sandbox may reach beyond the host; everything if absent.
+    pub egress: Option<Vec<String>>,
     /// The VMM of a sandbox that names none: `auto`, `firecracker` or `qemu`.
     pub vmm: Option<String>,
     /// Path of Firecracker; the packages' path if absent.
@@ -322,6 +327,12 @@ impl Config {
         Ok(sources)
     }
 
+    /// Returns the most that a sandbox may reach.
+    fn egress_ceiling(&self) -> Result<Egress, Error> {
+        let Some(words) = &self.egress else { return Ok(Egress::Everything) };
+        Egress::parse(words).map_err(|_| Error::Value { key: "egress", value: words.join(" ") })
+    }
+
     fn subnet(&self) -> Result<Option<Prefix4>, Error> {
         let Some(text) = &self.network.subnet else { return Ok(None) };
         let wrong = || Error::Value { key: "network.subnet", value: text.clone() };
@@ -376,6 +387,8 @@ impl Config {
                 None | Some(true) => SameOwner::Connected,
             },
             templates: self.templates_disk()? > Bytes(0),
+            presets: Arc::default(),
+            egress_ceiling: self.egress_ceiling()?,
             limits,
         })
     }

@@ -34,6 +34,8 @@ use tokio::{
 pub enum Task {
     /// Notices callers that disconnect.
     Connections,
+    /// Announces what restricted guests were denied.
+    Egress,
     /// Keeps the clocks of guests right.
     GuestClocks,
     /// Watches the host's network for changes by others.
@@ -58,6 +60,7 @@ impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
             Task::Connections => "connections",
+            Task::Egress => "egress",
             Task::GuestClocks => "guest clocks",
             Task::HostNetwork => "host network",
             Task::LogChanges => "log changes",

@@ -38,6 +38,21 @@ impl Object {
         matches!(self.0.get(property).map(|value| &**value), Some(Variant::Bool(true)))
     }
 
+    /// Returns a list of texts; empty if the object does not have it.
+    pub fn strings(&self, property: &str) -> Vec<String> {
+        match self.0.get(property).map(|value| json(value)) {
+            Some(Value::Array(items)) => {
+                items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Returns whether a sandbox reaches anything beyond the host.
+    pub fn has_egress(&self) -> bool {
+        self.flag("Nat") || !self.strings("Egress").is_empty()
+    }
+
     /// Returns the name.
     pub fn name(&self) -> &str {
         self.text("Name")
@@ -51,7 +66,12 @@ impl Object {
 }
 
 /// Names for the members of structures, which have only positions on the bus.
-const MEMBERS: [(&str, &[&str]); 2] = [("PublishedPorts", PORT), ("BlockedPorts", PORT)];
+const MEMBERS: [(&str, &[&str]); 4] = [
+    ("PublishedPorts", PORT),
+    ("BlockedPorts", PORT),
+    ("EgressAllowed", &["name", "count", "last_at"]),
+    ("EgressDenials", &["destination", "port", "protocol", "count", "last_at"]),
+];
 const PORT: &[&str] = &["protocol", "guest_port", "host_port", "host_address"];
 
 /// Converts an array of structures to objects, if their members have names.

@@ -212,6 +212,11 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Configure", &(options,)).await
     }
 
+    /// Changes what a sandbox may reach beyond the host.
+    pub async fn set_egress(&self, vm: &ObjectPath<'_>, entries: &[String]) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "SetEgress", &(entries,)).await
+    }
+
     /// Makes an image of a sandbox's system disk. Returns the job.
     pub async fn commit_vm(
         &self,

@@ -33,7 +33,8 @@ const VM: &str = "vm";
 const KINDS: [(&str, &str, Kind); 3] =
     [("SANDBOX", VM, Kind::Vm), ("IMAGE", "image", Kind::Image), ("KERNEL", "kernel", Kind::Kernel)];
 /// The value name of other arguments, and what is offered for them.
-const SOURCES: [(&str, Source); 6] = [
+const SOURCES: [(&str, Source); 7] = [
+    ("EGRESS", Source::Presets),
     ("REFERENCE", Source::Entries(catalog::IMAGE)),
     ("ENTRY", Source::Entries(catalog::KERNEL_KIND)),
     ("FROM", Source::Copies),
@@ -130,14 +131,14 @@ mod tests {
     #[test]
     fn names_are_completed_in_every_command() {
         for (verb, expect) in [
-            ("vm run", &["image", "kernel", "profile"][..]),
+            ("vm run", &["image", "kernel", "egress", "profile"][..]),
             ("vm stop", &["sandboxes"]),
             ("vm exec", &["sandbox"]),
             ("vm show", &["reference"]),
             ("vm rename", &["reference"]),
             ("stop", &["sandboxes"]),
             ("show", &["reference"]),
-            ("run", &["image", "kernel", "profile"]),
+            ("run", &["image", "kernel", "egress", "profile"]),
             ("pull", &["reference", "kernel"]),
             ("image rename", &["reference"]),
             ("vm workspace export", &["sandbox"]),
@@ -154,6 +155,8 @@ mod tests {
             ("vm cp", &["from", "to"]),
             ("vm kill", &["sandboxes", "signal"]),
             ("vm publish", &["sandbox"]),
+            ("vm egress", &["sandbox"]),
+            ("vm egress allow", &["sandbox", "hosts"]),
             ("vm unpublish", &["sandbox", "ports"]),
             ("vm list", &["filter", "columns", "sort", "format"]),
             ("ps", &["filter", "columns", "sort", "format"]),

@@ -49,6 +49,7 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm commit", Form::One, of!("image")),
     ("vm create", Form::One, of!("sandbox")),
     ("vm delete", Form::Array, of!("outcome")),
+    ("vm egress", Form::One, of!("egress")),
     ("vm exec", Form::One, of!("detached")),
     ("vm fork", Form::Array, of!("outcome")),
     ("vm forward", Form::Array, of!("forward")),

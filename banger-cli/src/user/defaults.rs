@@ -24,6 +24,7 @@ pub enum Key {
     RootSize,
     DiskSize,
     Nat,
+    Egress,
     Vmm,
     ReadyTimeout,
     Timezone,
@@ -49,7 +50,7 @@ enum Kind {
 }
 
 /// The keys, with their names in the file. The variable of the environment is the name in capitals after `BANGER_`.
-const KEYS: [(Key, &str, Kind); 16] = [
+const KEYS: [(Key, &str, Kind); 17] = [
     (Key::Image, "image", Kind::Text),
     (Key::Kernel, "kernel", Kind::Text),
     (Key::Pull, "pull", Kind::Word(&["missing", "never", "always"])),
@@ -58,6 +59,7 @@ const KEYS: [(Key, &str, Kind); 16] = [
     (Key::RootSize, "root_size", Kind::Size),
     (Key::DiskSize, "disk_size", Kind::Size),
     (Key::Nat, "nat", Kind::Switch),
+    (Key::Egress, "egress", Kind::Text),
     (Key::Vmm, "vmm", Kind::Word(&[vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])),
     (Key::ReadyTimeout, "ready_timeout", Kind::Count),
     (Key::Timezone, "timezone", Kind::Text),

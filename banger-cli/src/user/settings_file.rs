@@ -117,7 +117,15 @@ impl Reader<'_> {
     }
 
     fn option(&self, key: Key, value: &Entry<'_>) -> Result<Value, String> {
+        let list;
         let text = match value.get_ref() {
+            DeValue::Array(entries) if key == Key::Egress => {
+                let words: Option<Vec<&str>> = entries.iter().map(|entry| entry.get_ref().as_str()).collect();
+                let words = words.ok_or_else(|| self.at(value.span(), "egress must be a list of strings"))?;
+                // Nothing is a choice, too.
+                list = if words.is_empty() { "none".to_owned() } else { words.join(" ") };
+                list.as_str()
+            }
             DeValue::Integer(number) if key.is_unquoted() && number.radix() == 10 => number.as_str(),
             DeValue::Boolean(on) if key.is_unquoted() => ["false", "true"][usize::from(*on)],
             DeValue::String(text) if !key.is_unquoted() => text.as_ref(),
@@ -176,6 +184,13 @@ mod tests {
             BTreeMap::from([(Key::Memory, Key::Memory.parse("512M").unwrap())])
         );
         assert!(file.profiles["odd name"].is_empty());
+        let egress = |value: &str| {
+            let file = SettingsFile::parse(&format!("[defaults]\negress = {value}")).unwrap();
+            file.defaults[&Key::Egress].clone()
+        };
+        assert_eq!(egress("['git', 'a.example:443']"), Value::Text("git a.example:443".to_owned()));
+        assert_eq!(egress("[]"), Value::Text("none".to_owned()));
+        assert_eq!(egress("'packages'"), Value::Text("packages".to_owned()));
         assert_eq!(SettingsFile::parse("").unwrap(), SettingsFile::default());
     }
 
@@ -194,6 +209,7 @@ mod tests {
             "[defaults]\nvcpus = '4'",
             "[defaults]\nvcpus = 0",
             "[defaults]\nnat = 'yes'",
+            "[defaults]\negress = [1]",
             "[defaults]\nimage = ''",
             "[defaults]\npull = 'sometimes'",
             "wait = 'soon'",

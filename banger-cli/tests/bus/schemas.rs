@@ -99,6 +99,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm run", &["-d", "--name", "db"]),
         ("vm publish", &["web", "8080:80", "5353:53/udp"]),
         ("vm publish", &["web"]),
+        ("vm egress", &["web"]),
         ("vm forward", &["--list"]),
         ("vm set", &["--nat", "web", "nope"]),
         ("vm list", &[]),

@@ -10,6 +10,8 @@ pub mod table;
 pub const DOMAIN: &str = "vm";
 /// How long an answer may be cached, in seconds: a sandbox that is gone is soon forgotten.
 pub const TTL: u32 = 5;
+/// How long an answer for a restricted guest may be cached, in seconds: the packet filter forgets its addresses later.
+pub const RESTRICTED_TTL: u32 = 60;
 /// How long a negative answer may be cached, in seconds: somebody may be waiting for the sandbox to start.
 pub const NEGATIVE_TTL: u32 = 1;
 /// The port of DNS.

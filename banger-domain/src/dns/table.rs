@@ -2,7 +2,7 @@
 //! whole table.
 
 use core::net::IpAddr;
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     DOMAIN,
@@ -11,6 +11,7 @@ use super::{
     reverse::{self, ReverseName},
 };
 use crate::{
+    egress::allow_list::AllowList,
     id::{Timestamp, VmId},
     name::Name,
     net::{
@@ -32,6 +33,8 @@ pub struct NamedVm {
     pub slot: Slot,
     /// Whether the guest reaches other networks through the host, and so may ask for names there.
     pub nat: Nat,
+    /// What it reaches there without NAT for everything.
+    pub allowed: Arc<AllowList>,
     /// When it started.
     pub since: Timestamp,
 }
@@ -264,6 +267,7 @@ mod tests {
             user: UserLabel::of(user, Uid(1000)),
             slot: Slot(u32::try_from(id).unwrap()),
             nat: Nat::Off,
+            allowed: Arc::default(),
             since: Timestamp(since),
         }
     }

@@ -4,14 +4,19 @@
 
 use core::{
     mem,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use ipnet::IpNet;
 
 use super::{
     nic::{Nat, Nic, SameOwner, TapName},
-    port::{Port, Scope},
+    port::{Port, Protocol, Scope},
 };
-use crate::id::Uid;
+use crate::{
+    egress::{entry::Ports, grants::Grant},
+    id::Uid,
+};
 
 /// The length of a link's name in a key: `IFNAMSIZ`.
 const NAME: usize = 16;
@@ -31,6 +36,32 @@ pub enum Set {
     Nat4,
     /// TAPs of guests that have NAT for IPv6.
     Nat6,
+    /// TAPs of guests that reach only what they are allowed.
+    Restricted4,
+    /// TAPs of guests that reach only what they are allowed by IPv6.
+    Restricted6,
+    /// TAP and IPv4 address of an allowed name. Elements end by themselves.
+    Hosts4,
+    /// TAP and IPv6 address of an allowed name. Elements end by themselves.
+    Hosts6,
+    /// TAP, IPv4 address, protocol and port of an allowed name. Elements end by themselves.
+    Services4,
+    /// TAP, IPv6 address, protocol and port of an allowed name. Elements end by themselves.
+    Services6,
+    /// TAP and allowed IPv4 network.
+    Nets4,
+    /// TAP and allowed IPv6 network.
+    Nets6,
+    /// TAP, allowed IPv4 network, protocol and port.
+    NetServices4,
+    /// TAP, allowed IPv6 network, protocol and port.
+    NetServices6,
+    /// TAP, IPv4 address, protocol and port that were denied. The kernel adds them.
+    Denied4,
+    /// TAP, IPv6 address, protocol and port that were denied. The kernel adds them.
+    Denied6,
+    /// TAPs of guests that were denied something. The kernel adds them.
+    Denials,
     /// TAP, protocol and the port of a guest that is published.
     Published,
     /// Protocol and port of 127.0.0.1, to the address and port of a guest.
@@ -49,18 +80,31 @@ pub enum Set {
 
 impl Set {
     /// All sets with elements that the service adds for guests.
-    pub const ALL: [Set; 10] = [
+    pub const ALL: [Set; 20] = [
         Set::Source4,
         Set::Source6,
         Set::Peers,
         Set::Reach,
         Set::Nat4,
         Set::Nat6,
+        Set::Restricted4,
+        Set::Restricted6,
+        Set::Hosts4,
+        Set::Hosts6,
+        Set::Services4,
+        Set::Services6,
+        Set::Nets4,
+        Set::Nets6,
+        Set::NetServices4,
+        Set::NetServices6,
         Set::Published,
         Set::Loopback4,
         Set::Public4,
         Set::Public6,
     ];
+
+    /// The sets in which the kernel counts denied destinations.
+    pub const DENIED: [Set; 2] = [Set::Denied4, Set::Denied6];
 
     /// The sets and maps of published ports.
     pub const OF_PORTS: [Set; 4] = [Set::Published, Set::Loopback4, Set::Public4, Set::Public6];
@@ -74,6 +118,19 @@ impl Set {
             Set::Reach => "reach",
             Set::Nat4 => "nat4",
             Set::Nat6 => "nat6",
+            Set::Restricted4 => "restricted4",
+            Set::Restricted6 => "restricted6",
+            Set::Hosts4 => "hosts4",
+            Set::Hosts6 => "hosts6",
+            Set::Services4 => "services4",
+            Set::Services6 => "services6",
+            Set::Nets4 => "nets4",
+            Set::Nets6 => "nets6",
+            Set::NetServices4 => "netservices4",
+            Set::NetServices6 => "netservices6",
+            Set::Denied4 => "denied4",
+            Set::Denied6 => "denied6",
+            Set::Denials => "denials",
             Set::Published => "published",
             Set::Loopback4 => "loopback4",
             Set::Public4 => "public4",
@@ -92,6 +149,8 @@ pub struct Element {
     pub set: Set,
     /// The key.
     pub key: Vec<u8>,
+    /// The last key, in a set of ranges.
+    pub end: Option<Vec<u8>>,
     /// The value, in a map.
     pub value: Option<Vec<u8>>,
 }
@@ -120,6 +179,11 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
         all.push(element(Set::Nat4, Key::new().tap(&tap)));
         all.push(element(Set::Nat6, Key::new().tap(&tap)));
     }
+    if nic.is_restricted() {
+        all.push(element(Set::Restricted4, Key::new().tap(&tap)));
+        all.push(element(Set::Restricted6, Key::new().tap(&tap)));
+        all.extend(nic.allowed.nets().iter().map(|(net, ports)| net_element(&tap, *net, *ports)));
+    }
     for port in &nic.ports {
         let protocol = port.protocol.number();
         all.push(element(Set::Published, Key::new().tap(&tap).protocol(protocol).port(port.guest)));
@@ -136,7 +200,7 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     }
     all.retain(|element| match element.set {
         Set::Source6 | Set::Public6 => ipv6 != Ipv6::Absent,
-        Set::Nat6 => ipv6 == Ipv6::Forwarded,
+        Set::Nat6 | Set::Restricted6 | Set::Nets6 | Set::NetServices6 => ipv6 == Ipv6::Forwarded,
         _ => true,
     });
     // Two ports of the host may lead to the same port of the guest.
@@ -145,9 +209,59 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     all
 }
 
+/// Returns the element that lets a guest reach a destination.
+pub fn grant_element(tap: &TapName, grant: Grant) -> Element {
+    let set = match (grant.address, grant.ports) {
+        (IpAddr::V4(_), Ports::Any) => Set::Hosts4,
+        (IpAddr::V6(_), Ports::Any) => Set::Hosts6,
+        (IpAddr::V4(_), Ports::One(..)) => Set::Services4,
+        (IpAddr::V6(_), Ports::One(..)) => Set::Services6,
+    };
+    element(set, Key::new().tap(tap).address(grant.address).ports(grant.ports))
+}
+
+/// Returns the destination that an element lets a guest reach, or that it counts as denied; `None` for other elements.
+pub fn grant_of(element: &Element) -> Option<Grant> {
+    let rest = element.key.get(NAME..)?;
+    let (address, rest): (IpAddr, _) = match element.set {
+        Set::Hosts4 | Set::Services4 | Set::Denied4 => {
+            let (bytes, rest) = rest.split_first_chunk::<4>()?;
+            ((*bytes).into(), rest)
+        }
+        Set::Hosts6 | Set::Services6 | Set::Denied6 => {
+            let (bytes, rest) = rest.split_first_chunk::<16>()?;
+            ((*bytes).into(), rest)
+        }
+        _ => return None,
+    };
+    let ports = match rest {
+        [] => Ports::Any,
+        [number, _, _, _, high, low, ..] => {
+            let protocol =
+                [Protocol::Tcp, Protocol::Udp].into_iter().find(|known| known.number() == *number)?;
+            Ports::One(protocol, u16::from_be_bytes([*high, *low]))
+        }
+        _ => return None,
+    };
+    Some(Grant { address, ports })
+}
+
+/// Returns the element that lets a guest reach a network.
+fn net_element(tap: &TapName, net: IpNet, ports: Ports) -> Element {
+    let set = match (net, ports) {
+        (IpNet::V4(_), Ports::Any) => Set::Nets4,
+        (IpNet::V6(_), Ports::Any) => Set::Nets6,
+        (IpNet::V4(_), Ports::One(..)) => Set::NetServices4,
+        (IpNet::V6(_), Ports::One(..)) => Set::NetServices6,
+    };
+    let key = |address| Key::new().tap(tap).address(address).ports(ports);
+    Element { end: Some(key(net.broadcast()).0), ..element(set, key(net.network())) }
+}
+
 /// Returns the elements in which the kernel counts what the guest with this TAP does.
-pub fn counters(tap: &TapName) -> [Element; 3] {
-    [Set::Connections, Set::Questions, Set::Callers].map(|set| element(set, Key::new().tap(tap)))
+pub fn counters(tap: &TapName) -> [Element; 4] {
+    [Set::Connections, Set::Questions, Set::Callers, Set::Denials]
+        .map(|set| element(set, Key::new().tap(tap)))
 }
 
 /// Removes and returns those elements that belong to the guest with this TAP. The guest's addresses, which are the
@@ -168,6 +282,19 @@ pub fn take_elements_of(found: &mut Vec<Element>, tap: &TapName) -> Vec<Element>
         | Set::Source6
         | Set::Nat4
         | Set::Nat6
+        | Set::Restricted4
+        | Set::Restricted6
+        | Set::Hosts4
+        | Set::Hosts6
+        | Set::Services4
+        | Set::Services6
+        | Set::Nets4
+        | Set::Nets6
+        | Set::NetServices4
+        | Set::NetServices6
+        | Set::Denied4
+        | Set::Denied6
+        | Set::Denials
         | Set::Published
         | Set::Connections
         | Set::Questions
@@ -195,11 +322,11 @@ fn host_key(port: Port) -> Key {
 }
 
 fn element(set: Set, key: Key) -> Element {
-    Element { set, key: key.0, value: None }
+    Element { set, key: key.0, end: None, value: None }
 }
 
 fn entry(set: Set, key: Key, value: Key) -> Element {
-    Element { set, key: key.0, value: Some(value.0) }
+    Element { set, key: key.0, end: None, value: Some(value.0) }
 }
 
 /// A key or value under construction.
@@ -230,6 +357,20 @@ impl Key {
         self.part(&address.octets(), 16)
     }
 
+    fn address(self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => self.v4(address),
+            IpAddr::V6(address) => self.v6(address),
+        }
+    }
+
+    fn ports(self, ports: Ports) -> Self {
+        match ports {
+            Ports::Any => self,
+            Ports::One(protocol, port) => self.protocol(protocol.number()).port(port),
+        }
+    }
+
     /// Adds a uid or a link group: a number in the host's byte order.
     fn number(self, uid: Uid) -> Self {
         self.part(&uid.0.to_ne_bytes(), 4)
@@ -247,13 +388,13 @@ impl Key {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
+        egress::{Egress, allow_list::AllowList, preset::Presets},
         id::VmId,
-        net::{
-            port::Protocol,
-            subnet::{Slot, Subnet},
-        },
+        net::subnet::{Slot, Subnet},
     };
 
     fn nic(bits: u128, slot: u32, nat: Nat, ports: &[(Scope, u16, u16)]) -> Nic {
@@ -292,6 +433,52 @@ mod tests {
         assert_eq!(key(Set::Loopback4), [6, 0, 0, 0, 0x12, 0x34, 0, 0]);
         let map = all.iter().find(|element| element.set == Set::Loopback4).unwrap();
         assert_eq!(map.value.as_deref(), Some(&[172, 30, 0, 5, 0, 80, 0, 0][..]));
+    }
+
+    fn restricted(bits: u128, words: &[&str]) -> Nic {
+        let policy = Egress::parse(words).unwrap();
+        Nic { allowed: Arc::new(AllowList::of(&policy, &Presets::default())), ..nic(bits, 5, Nat::Off, &[]) }
+    }
+
+    #[test]
+    fn a_restricted_guest_has_its_networks_and_nothing_of_its_names() {
+        let words = ["example.com", "10.0.0.0/8", "192.0.2.7:53/udp", "2001:db8::/32", "[2001:db9::1]:443"];
+        let some = restricted(3, &words);
+        let egress = |nic: &Nic, ipv6| {
+            let mut sets = sets(nic, ipv6);
+            sets.retain(|set| !["source4", "source6", "peers", "reach"].contains(set));
+            sets
+        };
+        assert_eq!(
+            egress(&some, Ipv6::Forwarded),
+            ["restricted4", "restricted6", "nets4", "nets6", "netservices4", "netservices6"]
+        );
+        assert_eq!(egress(&some, Ipv6::Local), ["restricted4", "nets4", "netservices4"]);
+        assert_eq!(egress(&Nic { nat: Nat::On, ..some.clone() }, Ipv6::Local), ["nat4"]);
+        let all = elements(&some, Ipv6::Local);
+        let range = |set| {
+            let element = all.iter().find(|element| element.set == set).unwrap();
+            (element.key[NAME..].to_vec(), element.end.as_ref().unwrap()[NAME..].to_vec())
+        };
+        assert_eq!(range(Set::Nets4), (vec![10, 0, 0, 0], vec![10, 255, 255, 255]));
+        let one = vec![192, 0, 2, 7, 17, 0, 0, 0, 0, 53, 0, 0];
+        assert_eq!(range(Set::NetServices4), (one.clone(), one));
+    }
+
+    #[test]
+    fn a_destination_is_read_back_from_its_element() {
+        let tap = TapName::of(VmId::from_bits(1));
+        for address in ["192.0.2.7", "2001:db8::1"].map(|address| address.parse().unwrap()) {
+            for ports in [Ports::Any, Ports::One(Protocol::Tcp, 443), Ports::One(Protocol::Udp, 65535)] {
+                let grant = Grant { address, ports };
+                assert_eq!(grant_of(&grant_element(&tap, grant)), Some(grant));
+            }
+        }
+        assert_eq!(grant_of(&element(Set::Nat4, Key::new().tap(&tap))), None);
+        assert_eq!(
+            grant_of(&element(Set::Services4, Key::new().tap(&tap).v4([1, 2, 3, 4].into()).protocol(6))),
+            None
+        );
     }
 
     #[test]

@@ -4,13 +4,16 @@ use core::{
     fmt,
     net::{Ipv4Addr, Ipv6Addr},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     port::{Port, Scope},
     subnet::{Slot, Subnet},
 };
-use crate::id::{Uid, VmId};
+use crate::{
+    egress::allow_list::AllowList,
+    id::{Uid, VmId},
+};
 
 /// The prefix of all TAP names, by which the packet filter recognises guests.
 pub const TAP_PREFIX: &str = "bgr-";
@@ -34,6 +37,8 @@ pub struct Nic {
     pub v6: Ipv6Addr,
     /// Whether the guest reaches networks beyond the host.
     pub nat: Nat,
+    /// What it reaches there without NAT for everything.
+    pub allowed: Arc<AllowList>,
     /// The ports of the host that are published for the guest.
     pub ports: BTreeSet<Port>,
     /// Whether the guest reaches other guests of its owner.
@@ -70,14 +75,20 @@ impl Nic {
             v4,
             v6,
             nat: Nat::Off,
+            allowed: Arc::default(),
             ports: BTreeSet::new(),
             same_owner: SameOwner::Connected,
         })
     }
 
+    /// Returns whether the guest reaches only what it is allowed beyond the host, and not nothing.
+    pub fn is_restricted(&self) -> bool {
+        self.nat == Nat::Off && !self.allowed.is_empty()
+    }
+
     /// Returns whether packets are forwarded between the guest and networks beyond the host.
     pub fn reaches_outside(&self) -> bool {
-        self.nat == Nat::On || self.ports.iter().any(|port| port.scope == Scope::All)
+        self.nat == Nat::On || self.is_restricted() || self.ports.iter().any(|port| port.scope == Scope::All)
     }
 
     /// Returns the name of the TAP.

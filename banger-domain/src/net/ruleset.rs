@@ -15,6 +15,13 @@ const LONGEST_QUESTION: usize = 60 + 8 + MAX_QUESTION;
 /// Linux' default for the number of tracked connections, used if the kernel does not say.
 const DEFAULT_TABLE: u32 = 65_536;
 
+/// How long a guest may send to the address of an allowed name after it has looked the name up, or last sent to the
+/// address. Answers to restricted guests may be cached for [`RESTRICTED_TTL`] at most, so a guest that follows the DNS
+/// always looks up in time.
+///
+/// [`RESTRICTED_TTL`]: crate::dns::RESTRICTED_TTL
+const GRANT: &str = "5m";
+
 /// How many connections guests may have open. The kernel tracks all of the host's connections in one table, and
 /// forgets some only after five days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +56,7 @@ pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
     );
     // nft does not accept a definition as a number of connections, or in a rate.
     let rules = RULES
+        .replace("$grant", GRANT)
         .replace("$rate_of_questions_by_host", &in_words(QUESTIONS_OF_HOST))
         .replace("$rate_of_calls_by_host", &in_words(CONNECTIONS_OF_HOST))
         .replace("$rate_of_questions", &in_words(QUESTIONS))

@@ -35,6 +35,8 @@ pub mod create {
     pub const VMM: &str = "vmm";
     /// `b`: whether the guest reaches networks beyond the host; false when absent.
     pub const NAT: &str = "nat";
+    /// `as`: what the guest reaches beyond the host, as entries of an egress policy; excludes [`NAT`].
+    pub const EGRESS: &str = "egress";
     /// `s`: the time zone of the guest, a name such as `Europe/Berlin`; the image's own when absent.
     pub const TIMEZONE: &str = "timezone";
     /// `s`: the rule of that zone in the POSIX format of `TZ`, for images without a time zone database.

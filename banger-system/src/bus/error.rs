@@ -68,6 +68,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NameTaken { .. } => ErrorName::NameTaken,
         EngineError::Name(_) => ErrorName::InvalidName,
         EngineError::InvalidOption { .. } => ErrorName::InvalidOption,
+        EngineError::BeyondCeiling { .. } => ErrorName::QuotaExceeded,
         EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Smaller { .. }) => ErrorName::DiskTooSmall,
         EngineError::Limit(Exceeded::Quota { .. } | Exceeded::Room { .. }) => ErrorName::QuotaExceeded,

@@ -46,10 +46,20 @@ use crate::{
 };
 
 /// Increased by one with each addition to the interfaces.
-const API_LEVEL: u32 = 6;
+const API_LEVEL: u32 = 7;
 /// Features of this service, for clients that are newer than it.
-const FEATURES: [&str; 9] =
-    ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh", "vm-commit", "vm-fork"];
+const FEATURES: [&str; 10] = [
+    "agent",
+    "catalog",
+    "egress",
+    "image-import",
+    "image-pull",
+    "kernel-import",
+    "log",
+    "ssh",
+    "vm-commit",
+    "vm-fork",
+];
 /// The kind of the manager.
 #[derive(Clone)]
 pub struct ManagerKind;
@@ -116,6 +126,15 @@ const PROPERTIES: &[Property<()>] = &[
         signature: "s",
         change: Change::Signaled,
         get: |(), reader| reader.engine.settings().default_kernel.to_string().into(),
+    },
+    Property {
+        name: "EgressPresets",
+        signature: "as",
+        change: Change::Never,
+        get: |(), reader| {
+            let presets = reader.engine.settings().presets.names().map(ToString::to_string);
+            presets.collect::<Vec<String>>().into()
+        },
     },
     Property { name: "DnsDomain", signature: "s", change: Change::Never, get: |(), _| DOMAIN.into() },
 ];

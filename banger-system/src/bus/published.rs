@@ -39,6 +39,9 @@ impl Published {
                 self.vms.change(id, &old, new, || engine.vm(id)).map(|(old, new)| vm_changed(old, new))
             }
             Event::VmRemoved(view) => self.vms.remove(view.vm.id, view).map(Event::VmRemoved),
+            Event::EgressDenied { view, destination } => {
+                self.vms.0.contains_key(&view.vm.id).then_some(Event::EgressDenied { view, destination })
+            }
             Event::ImageAdded(view) => self.images.add(view.id, view).map(Event::ImageAdded),
             Event::ImageChanged { old, new } => {
                 let id = new.id;

@@ -71,6 +71,11 @@ async fn publish(api: &Arc<Api>, event: Event) -> zbus::Result<()> {
             let body = (view.vm.id.to_string(), path::vm(view.vm.id));
             send(api, &to, MANAGER_PATH, MANAGER_INTERFACE, "VMRemoved", &body).await
         }
+        Event::EgressDenied { view, destination } => {
+            let (to, path) = (api.subscribers.recipients(view.vm.owner, false), path::vm(view.vm.id));
+            let body = (destination.host(), destination.port(), destination.protocol());
+            send(api, &to, path.as_str(), VM_INTERFACE, "EgressDenied", &body).await
+        }
         Event::ImageAdded(image) => {
             let to = api.subscribers.recipients(image.owner, image.shared);
             export(api, ImageKind(image.id)).await?;

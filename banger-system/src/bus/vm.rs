@@ -8,13 +8,11 @@ use std::{
 };
 
 use banger_domain::{
+    egress::{Egress, log::EgressLog},
     id::{JobId, Timestamp, VmId},
     lifecycle::State,
     name::Name,
-    net::{
-        nic::Nat,
-        port::{Port, Scope},
-    },
+    net::port::{Port, Scope},
     stream::Purpose,
     vm::Lifetime,
 };
@@ -36,7 +34,7 @@ use super::{
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
-    request::{read_commit, read_fork, read_port, read_protocol},
+    request::{read_commit, read_egress, read_fork, read_port, read_protocol},
     subscribers::Watching,
 };
 use crate::{
@@ -64,7 +62,7 @@ impl Kind for VmKind {
     type View = VmView;
     type Methods = Methods;
     const INTERFACE: &'static str = VM_INTERFACE;
-    const SIGNALS: &'static str = r#"<signal name="StateChanged"><arg name="old_state" type="s"/><arg name="new_state" type="s"/><arg name="reason" type="s"/></signal>"#;
+    const SIGNALS: &'static str = r#"<signal name="StateChanged"><arg name="old_state" type="s"/><arg name="new_state" type="s"/><arg name="reason" type="s"/></signal><signal name="EgressDenied"><arg name="destination" type="s"/><arg name="port" type="q"/><arg name="protocol" type="s"/></signal>"#;
 
     fn path(&self) -> OwnedObjectPath {
         path::vm(self.0)
@@ -138,7 +136,20 @@ const PROPERTIES: &[Property<VmView>] = &[
         change: Change::Silent,
         get: |view, reader| reader.engine.refused_lookups(view.vm.id).into(),
     },
-    property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
+    property("Nat", "b", |view, _| (view.vm.spec.egress == Egress::Everything).into()),
+    property("Egress", "as", |view, _| view.vm.spec.egress.words().into()),
+    Property {
+        name: "EgressAllowed",
+        signature: "a(stt)",
+        change: Change::Silent,
+        get: |view, reader| allowed(&reader.engine.egress_log(view.vm.id)),
+    },
+    Property {
+        name: "EgressDenials",
+        signature: "a(sqstt)",
+        change: Change::Silent,
+        get: |view, reader| denied(&reader.engine.egress_log(view.vm.id)),
+    },
     constant("SshHostKey", "s", |view, _| view.vm.host_key.public().to_owned().into()),
     property("PublishedPorts", "a(sqqs)", |view, _| ports(&view.vm.spec.ports)),
     property("BlockedPorts", "a(sqqs)", |view, _| ports(&view.blocked_ports)),
@@ -167,6 +178,21 @@ const PROPERTIES: &[Property<VmView>] = &[
 /// Returns what is known of the memory of a suspended sandbox.
 fn suspended(view: &VmView) -> Option<Stored> {
     view.captured.filter(|_| view.vm.state != State::Suspending)
+}
+
+/// Returns the allowed names as rows: name, number of look-ups, and when last.
+fn allowed(log: &EgressLog) -> Variant<'static> {
+    let rows = log.allowed().into_iter().map(|(name, tally)| (name.to_string(), tally.count, tally.last.0));
+    rows.collect::<Vec<(String, u64, u64)>>().into()
+}
+
+/// Returns the denied destinations as rows: name or address, port, protocol, how often, and when last.
+fn denied(log: &EgressLog) -> Variant<'static> {
+    let rows = log
+        .denied()
+        .into_iter()
+        .map(|(to, tally)| (to.host(), to.port(), to.protocol().to_owned(), tally.count, tally.last.0));
+    rows.collect::<Vec<(String, u16, String, u64, u64)>>().into()
 }
 
 /// Returns the ports as rows: protocol, port of the guest, port of the host, and address of the host.
@@ -279,12 +305,13 @@ impl Methods {
         let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let nat = options.boolean(configure::NAT)?;
+        let egress = |on| if on { Egress::Everything } else { Egress::Nothing };
         let change = Configure {
             vcpus: options.small_number(configure::VCPUS)?,
             memory: options.number(configure::MEMORY)?.map(Bytes),
             disk_size: options.number(configure::DISK_SIZE)?.map(Bytes),
             root_size: options.number(configure::ROOT_SIZE)?.map(Bytes),
-            nat: nat.map(|on| if on { Nat::On } else { Nat::Off }),
+            egress: nat.map(egress),
             labels: options.strings(configure::LABELS)?,
             removed_labels: options.list(configure::REMOVE_LABELS)?,
         };
@@ -294,6 +321,15 @@ impl Methods {
             api.require(&caller, action::VM_RUN, Vec::new()).await?;
         }
         Ok(api.engine.configure_vm(self.id, change).await?)
+    }
+
+    async fn set_egress(&self, entries: Vec<String>, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let (api, caller) = self.caller(&header).await?;
+        let egress = read_egress(&entries)?;
+        if egress != Egress::Nothing {
+            api.require(&caller, action::VM_RUN, Vec::new()).await?;
+        }
+        Ok(api.engine.set_egress(self.id, egress).await?)
     }
 
     #[zbus(out_args("job"))]

@@ -8,6 +8,7 @@ use banger_domain::{
 };
 use banger_proto::guest::config::{GuestConfig, WorkDisk as GuestDisk};
 
+use super::egress;
 use crate::ports::{Check, Ports, Status};
 
 /// What a start is made of; capabilities add to it.
@@ -57,7 +58,7 @@ impl Capability for Nat {
         let internet = Check {
             name: "internet",
             status: Status::Pass,
-            message: "sandboxes have it only with `--nat`, so that code in them cannot send data away"
+            message: "sandboxes have it only with `--nat` or `--egress`, so that code in them cannot send data away"
                 .to_owned(),
             hint: String::new(),
         };
@@ -67,7 +68,7 @@ impl Capability for Nat {
     }
 
     fn add_to(&self, plan: &mut Plan, vm: &Vm, _subnet: Subnet) {
-        plan.nic.nat = vm.spec.nat;
+        plan.nic.nat = egress::nat(&vm.spec.egress);
     }
 }
 

@@ -48,9 +48,12 @@ impl VmTask {
             memory: change.memory.unwrap_or(spec.memory),
             disk_size: change.disk_size.unwrap_or(spec.disk_size),
             root_size: change.root_size.unwrap_or(spec.root_size),
-            nat: change.nat.unwrap_or(spec.nat),
+            egress: change.egress.unwrap_or_else(|| spec.egress.clone()),
             ..spec.clone()
         };
+        if new.egress != spec.egress {
+            self.shared.check_egress(&new.egress)?;
+        }
         let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
         if sizes(&new) != sizes(spec) {
             if self.vm.state == State::Suspended {

@@ -53,7 +53,7 @@ impl Engine {
                 hostname: hostname.clone().unwrap_or(first),
                 init: request.init,
                 vmm: request.vmm,
-                nat: request.nat,
+                egress: request.egress,
                 timezone: request.timezone,
                 authorized_keys: request.authorized_keys,
                 ports: ports.into_iter().collect(),
@@ -96,6 +96,7 @@ impl Engine {
     async fn parts(&self, request: &CreateVm) -> Result<Parts> {
         let settings = &self.shared.settings;
         let owner = request.owner;
+        self.shared.check_egress(&request.egress)?;
         let image = match &request.image {
             Some(reference) => self.image_by(owner, reference)?,
             None => self.default_image(owner)?,

@@ -89,6 +89,14 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The administrator does not allow that a sandbox reaches this.
+    #[error("no sandbox of this host may reach {entry}: its configuration has egress = {ceiling}")]
+    BeyondCeiling {
+        /// What goes too far.
+        entry: String,
+        /// What is allowed.
+        ceiling: String,
+    },
     /// A size is impossible, or a quota is used up.
     #[error(transparent)]
     Limit(#[from] Exceeded),

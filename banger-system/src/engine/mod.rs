@@ -8,6 +8,7 @@ mod capability;
 mod configure;
 mod create;
 mod diagnose;
+mod egress;
 pub mod error;
 mod events;
 mod guest_clocks;
@@ -37,6 +38,7 @@ use std::{
 
 use banger_domain::{
     dns::table::Table,
+    egress::{Egress, preset::Presets},
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
     limits::{Limits, Usage},
     name::{Name, Reference},
@@ -104,6 +106,10 @@ pub struct Settings {
     pub same_owner: SameOwner,
     /// Whether sandboxes start from kernel templates.
     pub templates: bool,
+    /// The egress presets.
+    pub presets: Arc<Presets>,
+    /// The most that a sandbox may reach beyond the host.
+    pub egress_ceiling: Egress,
     /// Quotas of each user.
     pub limits: Limits,
 }
@@ -128,6 +134,8 @@ struct Shared {
     names: RwLock<Option<Arc<Table>>>,
     /// What went wrong on the host and is not mended yet.
     problems: Problems,
+    /// Where changes are published.
+    events: events::EventSender,
     /// The long-lived tasks of the service.
     tasks: Tasks,
 }
@@ -138,7 +146,7 @@ impl Engine {
     pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
         let (events, receiver) = events::queue();
         let inventory = Inventory::new(events.clone());
-        let jobs = Jobs::new(events, Arc::clone(&ports.clock), &settings.limits);
+        let jobs = Jobs::new(events.clone(), Arc::clone(&ports.clock), &settings.limits);
         let shared = Arc::new(Shared {
             ports,
             settings,
@@ -150,9 +158,11 @@ impl Engine {
             subnet: OnceCell::new(),
             names: RwLock::default(),
             problems: Problems::default(),
+            events,
             tasks: tasks.clone(),
         });
         tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::Egress, egress::announce(Arc::downgrade(&shared)));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
         tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)

@@ -18,7 +18,7 @@ use banger_domain::{
 use futures_util::future::join_all;
 use tokio::sync::watch;
 
-use super::{Shared, view::VmView};
+use super::{Shared, egress, view::VmView};
 
 /// DNS labels of users. An account is looked up once, because name services may be slow. A renamed user gets the new
 /// name when the service restarts.
@@ -39,7 +39,7 @@ pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) 
         let Some(&subnet) = shared.subnet.get() else { continue };
         let views = shared.inventory.vms();
         all_known = look_up_owners(&shared, &views, &mut labels).await;
-        let names = Arc::new(table(subnet, &views, &labels));
+        let names = Arc::new(table(&shared, subnet, &views, &labels));
         let mut published = shared.names.write().unwrap_or_else(PoisonError::into_inner);
         if published.as_ref() != Some(&names) {
             shared.ports.names.publish(Arc::clone(&names));
@@ -73,7 +73,7 @@ async fn look_up_owners(shared: &Shared, views: &[Arc<VmView>], labels: &mut Lab
     all_known
 }
 
-fn table(subnet: Subnet, views: &[Arc<VmView>], labels: &Labels) -> Table {
+fn table(shared: &Shared, subnet: Subnet, views: &[Arc<VmView>], labels: &Labels) -> Table {
     let up = views.iter().filter(|view| view.vm.state.is_up());
     let holders = up.filter_map(|view| {
         Some(NamedVm {
@@ -81,7 +81,8 @@ fn table(subnet: Subnet, views: &[Arc<VmView>], labels: &Labels) -> Table {
             name: view.vm.name.clone(),
             user: labels.get(&view.vm.owner)?.clone(),
             slot: view.vm.slot,
-            nat: view.vm.spec.nat,
+            nat: egress::nat(&view.vm.spec.egress),
+            allowed: shared.allow_list(&view.vm.spec.egress),
             since: view.vm.started_at,
         })
     });

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
 use banger_domain::{
+    egress::Egress,
     id::Uid,
     name::{Name, Reference},
-    net::{nic::Nat, port::Port},
+    net::port::Port,
     ssh::AuthorizedKey,
     timezone::Timezone,
     vm::{Init, Lifetime},
@@ -41,8 +42,8 @@ pub struct CreateVm {
     pub init: Init,
     /// The VMM to use.
     pub vmm: VmmChoice,
-    /// Whether the guest has internet access.
-    pub nat: Nat,
+    /// What the guest reaches beyond the host.
+    pub egress: Egress,
     /// The guest's time zone; the image's own if absent.
     pub timezone: Option<Timezone>,
     /// Keys that may log in by SSH.
@@ -246,8 +247,8 @@ pub struct Configure {
     pub disk_size: Option<Bytes>,
     /// Size of the system disk, which only grows.
     pub root_size: Option<Bytes>,
-    /// Whether the guest has internet access. Applies at once.
-    pub nat: Option<Nat>,
+    /// What the guest reaches beyond the host. Applies at once.
+    pub egress: Option<Egress>,
     /// Labels to set. Others stay.
     pub labels: BTreeMap<String, String>,
     /// Keys of labels to remove first.
@@ -258,6 +259,8 @@ impl Configure {
     /// Returns whether the sandbox gets resources that it does not have yet.
     pub fn adds_resources(&self) -> bool {
         let sizes = [self.memory, self.disk_size, self.root_size];
-        self.vcpus.is_some() || sizes.iter().any(Option::is_some) || self.nat == Some(Nat::On)
+        self.vcpus.is_some()
+            || sizes.iter().any(Option::is_some)
+            || self.egress.as_ref().is_some_and(|egress| *egress != Egress::Nothing)
     }
 }

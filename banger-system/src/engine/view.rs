@@ -5,6 +5,7 @@ use core::{fmt::Display, hash::Hash, net::Ipv4Addr};
 use std::{collections::BTreeSet, sync::Arc};
 
 use banger_domain::{
+    egress::log::Destination,
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
     name::Name,
     net::{nic::Mac, port::Port},
@@ -286,6 +287,13 @@ pub enum Event {
     },
     /// A sandbox was removed.
     VmRemoved(Arc<VmView>),
+    /// A restricted sandbox was denied something.
+    EgressDenied {
+        /// The sandbox.
+        view: Arc<VmView>,
+        /// What it wanted to reach.
+        destination: Destination,
+    },
     /// An image was added.
     ImageAdded(Arc<ImageView>),
     /// An image has changed.

@@ -1,10 +1,14 @@
 //! The network of guests on a host.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
 use banger_domain::{
+    egress::{
+        host_name::HostName,
+        log::{Denial, EgressLog},
+    },
     id::{Uid, VmId},
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
 };
@@ -35,8 +39,18 @@ pub trait Network: Send + Sync {
     /// Connects to a service in a guest. Returns none if nothing listens there or nothing answers in time.
     async fn connect(&self, to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd>>;
     /// Changes an interface from `old` to `new`, atomically. Connections that `new` does not allow end with their
-    /// next packet. Only NAT and ports may differ.
+    /// next packet. Only NAT, what is allowed without it, and ports may differ.
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()>;
+    /// Lets a restricted guest send to the addresses of a name that it has looked up, for some minutes or as long as it
+    /// uses them. Does nothing if the guest may not reach the name (any more). A repeat is safe. Must return before the
+    /// guest gets the addresses.
+    async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<()>;
+    /// Counts the look-up of a name that a restricted guest may not reach.
+    fn deny(&self, vm: VmId, name: &HostName);
+    /// Returns what a restricted guest was allowed and denied since it started.
+    fn egress_log(&self, vm: VmId) -> EgressLog;
+    /// Waits for denials, and returns those of which the owners should hear.
+    async fn denials(&self) -> Vec<Denial>;
     /// Returns these ports, each with a free number of the host if it has none. Fails with [`Error::Taken`] if another
     /// number is in use. Reserves nothing.
     async fn free_ports(&self, ports: &[Port]) -> Result<Vec<Port>>;

@@ -22,6 +22,7 @@ use banger_domain::{
     clock::Occasion,
     digest::Digest,
     dns::table::Table,
+    egress::log::EgressLogs,
     guest_end::GuestEnd,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
     lifecycle,
@@ -83,6 +84,10 @@ struct State {
     /// Where registries must not be.
     forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
+    /// What restricted guests were allowed and denied.
+    egress_logs: EgressLogs,
+    /// Notified when a guest was denied something.
+    denied: Arc<Notify>,
     /// Ports that programs of the host use.
     occupied_ports: BTreeSet<u16>,
     names: Option<Arc<Table>>,

@@ -1,16 +1,21 @@
 //! A network in memory: its interfaces, and which ports are in use.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::{
     collections::BTreeSet,
     io::Write,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use banger_domain::{
-    id::{Uid, VmId},
+    egress::{
+        host_name::HostName,
+        log::{Denial, Destination, EgressLog},
+    },
+    id::{Timestamp, Uid, VmId},
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
     resource::Resource,
 };
@@ -101,6 +106,35 @@ impl Network for Sim {
 
     async fn change(&self, _old: &Nic, new: &Nic) -> Result<()> {
         put(&mut *self.step("change what a guest may do")?, new)
+    }
+
+    async fn grant(&self, vm: VmId, name: &HostName, _addresses: &[IpAddr]) -> Result<()> {
+        let mut state = self.lock();
+        if state.nics.get(&vm).is_some_and(|nic| !nic.allowed.ports_of(name).is_empty()) {
+            state.egress_logs.allow(vm, name, Timestamp(1));
+        }
+        Ok(())
+    }
+
+    fn deny(&self, vm: VmId, name: &HostName) {
+        let mut state = self.lock();
+        state.egress_logs.deny(vm, Destination::Name(name.clone()), 1, Timestamp(1));
+        state.denied.notify_one();
+    }
+
+    fn egress_log(&self, vm: VmId) -> EgressLog {
+        self.lock().egress_logs.of(vm)
+    }
+
+    async fn denials(&self) -> Vec<Denial> {
+        loop {
+            let denied = Arc::clone(&self.lock().denied);
+            let pending = self.lock().egress_logs.take_pending();
+            if !pending.is_empty() {
+                return pending;
+            }
+            denied.notified().await;
+        }
     }
 
     async fn free_ports(&self, wishes: &[Port]) -> Result<Vec<Port>> {

@@ -50,7 +50,7 @@ const WORKERS: usize = 2;
 
 /// A host with a network of guests and a name server.
 struct House {
-    network: LinuxNetwork,
+    network: Arc<LinuxNetwork>,
     names: NameServer,
     bus: Bus,
     resolv_conf: PathBuf,
@@ -84,12 +84,17 @@ async fn run<'a, F: Future<Output = ()>>(
 
 impl House {
     async fn new() -> Self {
-        let network = LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap();
+        let network = Arc::new(LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap());
         network.prepare(subnet()).await.unwrap();
         let (bus, directory) = (Bus::start(), tempfile::tempdir().unwrap());
         let resolv_conf = directory.path().join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {GATEWAY}\nnameserver {INTERNET}\n")).unwrap();
-        let names = NameServer::with_resolvers(bus.connect(0).await, resolv_conf.clone(), &Tasks::default());
+        let names = NameServer::with_resolvers(
+            bus.connect(0).await,
+            network.clone(),
+            resolv_conf.clone(),
+            &Tasks::default(),
+        );
         Self { network, names, bus, resolv_conf, _directory: directory }
     }
 
@@ -113,6 +118,7 @@ fn holder(n: u32, name: &str, user: &str, nat: Nat) -> NamedVm {
         user: UserLabel::of(user, Uid(1)),
         slot: Slot(n),
         nat,
+        allowed: Arc::default(),
         since: Timestamp(u64::from(n) + 1),
     }
 }

@@ -5,6 +5,7 @@ mod catalogs;
 mod clock;
 mod disks;
 mod dns;
+mod egress;
 mod firecracker;
 mod images;
 mod import;

@@ -4,12 +4,10 @@ use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
 
 use banger_domain::{
     digest::Digest,
+    egress::Egress,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
     lifecycle::{Reason, State},
-    net::{
-        nic::Nat,
-        subnet::{Slot, Subnet},
-    },
+    net::subnet::{Slot, Subnet},
     resource::Resource,
     ssh::HostKey,
     vm::{Init, Lifetime, Token, Vm, VmSpec},
@@ -90,7 +88,7 @@ pub fn vm() -> Vm {
         owner: Uid(1000),
         spec: VmSpec {
             vmm: VmmChoice::Only(VmmKind::Qemu),
-            nat: Nat::On,
+            egress: Egress::parse(&["git", "*.example.com:443", "10.0.0.0/8:53/udp"]).unwrap(),
             timezone: Some("Europe/Berlin CET-1CEST,M3.5.0,M10.5.0/3".parse().unwrap()),
             authorized_keys: vec![KEY.parse().unwrap(), format!("{KEY} alice at home").parse().unwrap()],
             ports: ["all/udp/5353/53", "loopback/tcp/8080/80"].map(|port| port.parse().unwrap()).into(),

@@ -4,6 +4,7 @@
 mod authority;
 mod calls;
 mod crowd;
+mod egress;
 mod floods;
 mod fork;
 mod lifetime;

@@ -1,12 +1,13 @@
 //! An engine on a host in memory, for tests.
 
-use std::{collections::BTreeMap, fs::File, time::Duration};
+use std::{collections::BTreeMap, fs::File, sync::Arc, time::Duration};
 
 use banger_domain::{
+    egress::Egress,
     id::{JobId, Uid, VmId},
     lifecycle::State,
     limits::Limits,
-    net::nic::{Nat, SameOwner},
+    net::nic::SameOwner,
     vm::{Init, Lifetime},
     vmm::VmmChoice,
 };
@@ -96,6 +97,8 @@ impl EngineLab {
             subnet: None,
             same_owner: SameOwner::Connected,
             templates: false,
+            presets: Arc::default(),
+            egress_ceiling: Egress::Everything,
             limits: Limits::of_host(4, Bytes::gib(32)),
         };
         change(&mut settings);
@@ -168,7 +171,7 @@ impl EngineLab {
 pub fn request() -> CreateVm {
     CreateVm {
         vmm: VmmChoice::Auto,
-        nat: Nat::Off,
+        egress: Egress::Nothing,
         timezone: None,
         authorized_keys: Vec::new(),
         owner: ALICE,

@@ -1,13 +1,20 @@
 //! The network of sandboxes, on a host in memory.
 
-use banger_domain::net::{
-    nic::Nat,
-    port::{MAX_PORTS, Port},
+use banger_domain::{
+    egress::{Egress, preset::Presets},
+    net::{
+        nic::Nat,
+        port::{MAX_PORTS, Port},
+    },
 };
 use banger_proto::size::Bytes;
-use banger_system::engine::{
-    error::Error,
-    request::{Configure, CreateVm, Stop, StopMode},
+use banger_system::{
+    engine::{
+        error::Error,
+        request::{Configure, CreateVm, Stop, StopMode},
+        view::Event,
+    },
+    ports::network::Network as _,
 };
 
 use crate::engine_lab::{BOB, EngineLab, request};
@@ -20,18 +27,18 @@ fn port(text: &str) -> Port {
 async fn nat_changes_while_a_sandbox_runs_and_is_kept() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
-    let nat = |on| Configure { nat: Some(on), ..Configure::default() };
-    lab.engine.configure_vm(vm, nat(Nat::On)).await.unwrap();
+    let nat = |on| Configure { egress: Some(on), ..Configure::default() };
+    lab.engine.configure_vm(vm, nat(Egress::Everything)).await.unwrap();
     assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::On);
-    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.nat, Nat::On);
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, Egress::Everything);
     let lab = lab.restart().await;
-    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.nat, Nat::On);
-    lab.engine.configure_vm(vm, nat(Nat::Off)).await.unwrap();
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, Egress::Everything);
+    lab.engine.configure_vm(vm, nat(Egress::Nothing)).await.unwrap();
     assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::Off);
 
     lab.sim.fail_at(Some(0));
-    assert!(lab.engine.configure_vm(vm, nat(Nat::On)).await.is_err());
-    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.nat, Nat::Off);
+    assert!(lab.engine.configure_vm(vm, nat(Egress::Everything)).await.is_err());
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, Egress::Nothing);
 }
 
 #[tokio::test]
@@ -102,7 +109,7 @@ async fn a_change_that_fails_at_any_step_leaves_all_as_it_was() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
     let (view, nic) = (lab.engine.vm(vm).unwrap(), lab.sim.nic(vm).unwrap());
-    let change = || Configure { nat: Some(Nat::On), ..Configure::default() };
+    let change = || Configure { egress: Some(Egress::Everything), ..Configure::default() };
     let mut failed = 0;
     loop {
         lab.sim.fail_at(Some(failed));
@@ -141,7 +148,7 @@ async fn a_port_that_something_else_took_is_told_and_may_be_published_again() {
     assert_eq!(lab.sim.nic(vm).unwrap().ports, [api].into());
 
     // Other changes still work.
-    let nat = Configure { nat: Some(Nat::On), ..Configure::default() };
+    let nat = Configure { egress: Some(Egress::Everything), ..Configure::default() };
     lab.engine.configure_vm(vm, nat).await.unwrap();
     assert_eq!(lab.sim.nic(vm).unwrap().ports, [api].into());
     let refused = lab.engine.publish_port(vm, web).await;
@@ -195,4 +202,90 @@ async fn a_sandbox_is_created_with_its_ports_or_not_at_all() {
     assert!(lab.failed(job).await.contains("port 7000/tcp"), "{two}");
     lab.until(two, |state| state.is_none()).await;
     assert_eq!(lab.sim.alive(), before);
+}
+
+fn policy(words: &[&str]) -> Egress {
+    Egress::parse(words).unwrap()
+}
+
+/// An engine whose host has a preset and a ceiling.
+async fn with_ceiling(ceiling: &[&str]) -> EngineLab {
+    let mut presets = Presets::default();
+    presets.add("git".parse().unwrap(), vec!["git.example:443".parse().unwrap()]);
+    let ceiling = policy(ceiling);
+    EngineLab::with(|settings| {
+        settings.presets = presets.into();
+        settings.egress_ceiling = ceiling;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_egress_policy_changes_while_a_sandbox_runs_and_is_kept() {
+    let lab = with_ceiling(&["all"]).await;
+    let vm = lab.running().await;
+    lab.engine.set_egress(vm, policy(&["git", "10.0.0.0/8"])).await.unwrap();
+    let nic = lab.sim.nic(vm).unwrap();
+    assert!(nic.is_restricted());
+    assert!(!nic.allowed.ports_of(&"git.example".parse().unwrap()).is_empty(), "the preset is there");
+    let published = lab.engine.vm(vm).unwrap().vm.spec.egress.clone();
+    assert_eq!(published, policy(&["git", "10.0.0.0/8"]), "presets stay presets");
+
+    let unknown = lab.engine.set_egress(vm, policy(&["nope"])).await.unwrap_err();
+    assert_eq!(unknown.to_string(), "there is no egress preset nope; there are git");
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, published);
+    lab.engine.set_egress(vm, Egress::Nothing).await.unwrap();
+    assert!(!lab.sim.nic(vm).unwrap().is_restricted());
+}
+
+#[tokio::test]
+async fn nobody_goes_beyond_the_ceiling() {
+    let lab = with_ceiling(&["git", "*.example.com"]).await;
+    let vm = lab.running().await;
+    let check = async |words: &[&str], expect: Option<&str>| {
+        let refused = lab.engine.set_egress(vm, policy(words)).await.err().map(|error| error.to_string());
+        let expect = expect.map(|entry| {
+            format!(
+                "no sandbox of this host may reach {entry}: its configuration has egress = git *.example.com"
+            )
+        });
+        assert_eq!(refused, expect, "{words:?}");
+    };
+    check(&["git"], None).await;
+    check(&["a.example.com:443"], None).await;
+    check(&["all"], Some("all")).await;
+    check(&["git", "other.example"], Some("other.example")).await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, policy(&["a.example.com:443"]));
+    let request = CreateVm { egress: Egress::Everything, ..request() };
+    assert!(matches!(lab.engine.create_vm(request).await, Err(Error::BeyondCeiling { .. })));
+}
+
+#[tokio::test]
+async fn a_denial_is_announced_and_a_flood_of_them_is_bounded() {
+    let mut lab = with_ceiling(&["all"]).await;
+    let vm = lab.running().await;
+    lab.engine.set_egress(vm, policy(&["git"])).await.unwrap();
+    let network = lab.sim.ports().network;
+    for n in 0..1000 {
+        network.deny(vm, &format!("host{n}.example").parse().unwrap());
+    }
+    let mut announced = Vec::new();
+    let wait = async {
+        while let Some(event) = lab.events.recv().await {
+            if let Event::EgressDenied { view, destination } = event {
+                assert_eq!(view.vm.id, vm);
+                announced.push(destination.host());
+                if announced.len() == 8 {
+                    break;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap();
+    assert_eq!(announced[0], "host0.example");
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    while let Some(event) = lab.events.try_recv() {
+        assert!(!matches!(event, Event::EgressDenied { .. }), "more than the bound");
+    }
+    assert_eq!(lab.engine.egress_log(vm).denied().len(), 128);
 }

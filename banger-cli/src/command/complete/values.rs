@@ -47,6 +47,8 @@ pub enum Source {
     Filters(Kind),
     /// Names of signals.
     Signals,
+    /// Egress presets.
+    Presets,
     /// Published ports.
     Published,
     /// A column of this list to sort by.
@@ -86,6 +88,10 @@ impl Source {
             Source::Copies => copies(typed).await,
             Source::Filters(kind) => filters(kind, typed).await,
             Source::Signals => Ok(bare(kill::SIGNALS.map(|(name, _)| name.to_owned()).into())),
+            Source::Presets => match service().await? {
+                Some(bus) => Ok(bare(bus.manager().await?.strings("EgressPresets"))),
+                None => Ok(Vec::new()),
+            },
             Source::Published => published().await,
             Source::Sort(list) => {
                 let hyphen = if typed.starts_with('-') { "-" } else { "" };

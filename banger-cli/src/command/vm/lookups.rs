@@ -42,6 +42,13 @@ fn explanation(before: &Object, after: &Object, is_kept: bool) -> Option<String>
     if after.flag("Nat") || refused(after) <= refused(before) {
         return None;
     }
+    if after.has_egress() {
+        let name = after.name();
+        return Some(format!(
+            "note: names were refused to the sandbox; `banger vm egress {name}` lists them, and `banger vm egress allow \
+             {name} HOST` allows one."
+        ));
+    }
     let remedy = if is_kept { format!("banger vm set --nat {}", after.name()) } else { "--nat".to_owned() };
     Some(format!("note: the sandbox has no internet access; `{remedy}` gives it."))
 }
@@ -74,6 +81,12 @@ mod tests {
             explained(0, 1, false, false).unwrap(),
             "note: the sandbox has no internet access; `--nat` gives it."
         );
+        let restricted =
+            [("Name", Variant::from("web")), ("RefusedLookups", 3u64.into()), ("Egress", vec!["git"].into())];
+        let restricted =
+            restricted.map(|(name, value)| (name.to_owned(), OwnedVariant::try_from(value).unwrap()));
+        let told = explanation(&sandbox(2, false), &Object::new(HashMap::from(restricted)), true).unwrap();
+        assert!(told.contains("`banger vm egress web` lists them"), "{told}");
         assert_eq!(explained(2, 2, false, true), None);
         assert_eq!(explained(2, 3, true, true), None, "it has got access meanwhile");
         // The service, or the sandbox, was started again.

@@ -9,6 +9,7 @@ pub mod cp;
 mod create;
 pub mod created;
 mod delete;
+mod egress;
 pub mod exec;
 mod exec_args;
 mod fork;
@@ -80,6 +81,7 @@ pub enum VmCommand {
     Set(set::Set),
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
+    Egress(egress::Egress),
     Logs(logs::Logs),
     Commit(commit::Commit),
     Fork(fork::Fork),
@@ -136,6 +138,7 @@ impl VmCommand {
             VmCommand::Set(set) => set.run().await,
             VmCommand::Publish(publish) => publish.run().await,
             VmCommand::Unpublish(unpublish) => unpublish.run().await,
+            VmCommand::Egress(egress) => egress.run().await,
             VmCommand::Logs(logs) => logs.run().await,
             VmCommand::Rename(rename) => rename.run(Kind::Vm).await,
             VmCommand::Commit(commit) => commit.run().await,

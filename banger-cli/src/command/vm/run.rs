@@ -136,7 +136,7 @@ impl Run {
 
     /// Returns whether commands in the sandbox can reach the internet, directly or through the user's proxy.
     fn has_internet(&self) -> bool {
-        self.vm_args.nat() || self.exec.proxy()
+        self.vm_args.has_egress() || self.exec.proxy()
     }
 
     /// Refuses options about a repository without one.

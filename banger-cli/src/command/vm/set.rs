@@ -6,7 +6,7 @@ use banger_proto::bus::{ErrorName, option::configure, proxy::Options};
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::{size_args::SizeArgs, vm_args::label};
+use super::{egress, size_args::SizeArgs, vm_args::label};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::batch::{self, Effect, ResultArgs},
@@ -16,13 +16,14 @@ use crate::{
 
 /// Change the configuration of sandboxes
 ///
-/// NAT and labels change at once, even those of a running sandbox. Processors, memory and disks change only while
+/// NAT, egress and labels change at once, even those of a running sandbox. Processors, memory and disks change only while
 /// the sandbox is stopped. Disks can only grow; their file systems grow at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm set --nat web
   banger vm set --no-nat web
+  banger vm set --egress packages,github.com web
   banger vm set --label team=web --remove-label old web
   banger vm stop web && banger vm set --memory 8GiB --root-size 40GiB web")]
 #[group(id = "changes", multiple = true)]
@@ -36,6 +37,10 @@ pub struct Set {
     /// Remove internet access; guests of the same owner still reach each other
     #[arg(long)]
     no_nat: bool,
+    /// Let the sandboxes reach only this beyond the host: `none`, `all`, presets, or HOST[:PORT][/PROTOCOL]. Replaces
+    /// what they could reach before
+    #[arg(long, value_name = "EGRESS", value_delimiter = ',', conflicts_with_all = ["nat", "no_nat"])]
+    egress: Vec<String>,
     /// Set a label; others stay
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -50,7 +55,7 @@ pub struct Set {
 
 /// The ids of the options of which one is required, unless `--nat` is given.
 fn changes() -> impl Iterator<Item = &'static str> {
-    SizeArgs::IDS.into_iter().chain(["no_nat", "label", "remove_label"])
+    SizeArgs::IDS.into_iter().chain(["no_nat", "egress", "label", "remove_label"])
 }
 
 impl Set {
@@ -59,8 +64,13 @@ impl Set {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| {
-            let set = bus.configure_vm(&vm, options).await;
-            set.map(|()| Effect::Changed).map_err(add_hint)
+            if !options.is_empty() {
+                bus.configure_vm(&vm, options).await.map_err(add_hint)?;
+            }
+            if !self.egress.is_empty() {
+                bus.set_egress(&vm, &self.egress).await.map_err(egress::add_hint)?;
+            }
+            Ok(Effect::Changed)
         };
         batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.output, set)
             .await
@@ -85,9 +95,8 @@ impl Set {
 /// Adds a hint for a sandbox whose state does not allow a change of its sizes.
 fn add_hint(error: Error) -> Error {
     match error.name() {
-        Some(ErrorName::InvalidState) => {
-            error.with_hint("only NAT and labels change while it runs: `banger vm stop NAME` stops it.")
-        }
+        Some(ErrorName::InvalidState) => error
+            .with_hint("only NAT, egress and labels change while it runs: `banger vm stop NAME` stops it."),
         _ => error,
     }
 }
@@ -134,6 +143,8 @@ mod tests {
         assert_eq!(keys("set --vcpu 2 --memory 1GiB web").unwrap().len(), 2);
         assert_eq!(keys("set --label a=b --label c --remove-label d web").unwrap().len(), 2);
         assert_eq!(keys("set --label =b web"), None);
+        assert_eq!(keys("set --egress git,a.example --egress b.example web").unwrap(), []);
+        assert_eq!(keys("set --egress git --nat web"), None);
         assert_eq!(keys("set --disk 20GiB web"), keys("set --root-size 20GiB web"));
         assert_eq!(keys("set --root-size 20GiB --disk-size 9GiB web").unwrap().len(), 2);
     }

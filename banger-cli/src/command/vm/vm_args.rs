@@ -65,6 +65,10 @@ pub struct VmArgs {
     /// Give the sandbox no internet access. This is the default, unless your settings say `nat = true`
     #[arg(long, overrides_with = "nat")]
     no_nat: bool,
+    /// Let the sandbox reach only this beyond the host: `none`, `all`, presets such as `packages`, or
+    /// HOST[:PORT][/PROTOCOL], where HOST is a name, `*.` and a domain, an address or a network. Can be repeated
+    #[arg(long, value_name = "EGRESS", value_delimiter = ',', conflicts_with_all = ["nat", "no_nat"])]
+    egress: Vec<String>,
     /// Publish a port: [ADDRESS:][HOST:]GUEST[/PROTOCOL]. The address is 127.0.0.1 unless you give 0.0.0.0, which
     /// needs an administrator, as does a HOST below 1024. Without HOST, a free port is chosen and printed. Ports can be
     /// ranges
@@ -151,6 +155,10 @@ impl VmArgs {
         let defaults = &settings.defaults;
         let or =
             |given: &Option<String>, key| given.clone().or_else(|| defaults.text(key).map(str::to_owned));
+        let is_open = !self.nat && !self.no_nat && self.egress.is_empty();
+        let egress = defaults.text(Key::Egress).unwrap_or_default();
+        let egress: Vec<String> =
+            egress.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect();
         let pull = defaults.text(Key::Pull).and_then(|word| PullPolicy::from_str(word, false).ok());
         Self {
             image: or(&self.image, Key::Image),
@@ -159,7 +167,8 @@ impl VmArgs {
             timezone: or(&self.timezone, Key::Timezone),
             pull: self.pull.or(pull),
             sizes: self.sizes.with(defaults),
-            nat: self.nat || (!self.no_nat && defaults.switch(Key::Nat).unwrap_or_default()),
+            nat: self.nat || (is_open && egress.is_empty() && defaults.switch(Key::Nat).unwrap_or_default()),
+            egress: if is_open { egress } else { self.egress.clone() },
             ready_timeout: self.ready_timeout.or_else(|| defaults.count(Key::ReadyTimeout)),
             ..self.clone()
         }
@@ -322,9 +331,14 @@ impl VmArgs {
         }
     }
 
-    /// Returns whether the sandbox gets internet access.
+    /// Returns whether the sandbox gets all internet access.
     pub fn nat(&self) -> bool {
-        self.nat
+        self.nat || self.egress == ["all"]
+    }
+
+    /// Returns whether the sandbox reaches anything on the internet.
+    pub fn has_egress(&self) -> bool {
+        self.nat || !(self.egress.is_empty() || self.egress == ["none"])
     }
 
     fn options(&self) -> Options<'_> {
@@ -337,6 +351,9 @@ impl VmArgs {
         }
         if self.nat {
             options.insert(create::NAT, Variant::from(true));
+        }
+        if !self.egress.is_empty() {
+            options.insert(create::EGRESS, Variant::from(self.egress.clone()));
         }
         if !self.label.is_empty() {
             let labels: HashMap<&str, &str> =
@@ -368,6 +385,7 @@ impl VmArgs {
             Some(ErrorName::AlreadyInUse) if !self.publish.is_empty() => error.with_hint(
                 "nothing was created; choose another port of the host, or give only the guest's to get a free one.",
             ),
+            Some(ErrorName::QuotaExceeded) if self.has_egress() => super::egress::add_hint(error),
             Some(ErrorName::DiskTooSmall) => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",
             ),
@@ -438,6 +456,11 @@ mod tests {
         );
         assert_eq!(with("--no-nat --image x").options()["image"], Variant::from("x"));
         assert!(!with("--no-nat").nat() && with("--no-nat --nat").nat());
+        let list = with("--egress git,a.example --egress b.example");
+        assert_eq!(list.options()["egress"], Variant::from(vec!["git", "a.example", "b.example"]));
+        assert!(!list.nat() && list.has_egress() && !list.options().contains_key("nat"));
+        assert!(with("--egress all").nat() && !with("--egress none").has_egress());
+        assert!(parse("--egress git --nat").is_err());
         assert_eq!(with("").timezone.as_deref(), Some("UTC"));
         assert!(!parse("").unwrap().with(&Settings::default()).nat());
     }

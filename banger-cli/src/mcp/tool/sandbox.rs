@@ -64,7 +64,7 @@ impl Sandbox {
             state: object.text("State").to_owned(),
             image: object.text("ImageName").to_owned(),
             address: object.text("Address").to_owned(),
-            network: object.flag("Nat"),
+            network: object.has_egress(),
             labels: labels.unwrap_or_default(),
         }
     }

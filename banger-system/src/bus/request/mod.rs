@@ -7,7 +7,10 @@ mod import;
 mod ports;
 mod pull;
 
-use banger_domain::name::{Name, Reference};
+use banger_domain::{
+    egress::Egress,
+    name::{Name, Reference},
+};
 use banger_image::oci::platform::Platform;
 use banger_proto::bus::ErrorName;
 
@@ -30,6 +33,11 @@ use super::{
 /// Parses a name.
 pub(super) fn parse_name(text: &str) -> Result<Name> {
     text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
+}
+
+/// Parses the words of an egress policy.
+pub(super) fn read_egress(words: &[String]) -> Result<Egress> {
+    Egress::parse(words).map_err(|error| Error::of(ErrorName::InvalidOption, &error))
 }
 
 /// Finds the kernel that the caller names, if it names one.

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    gate::Gate,
     message::{self, Question},
     quota::Permit,
 };
@@ -32,12 +33,14 @@ pub(super) struct Forward {
     pub(super) servers: Vec<SocketAddr>,
     /// The client's share of the server, held until the question is answered.
     pub(super) permit: Permit,
+    /// What the answer has to pass; none for a guest that reaches everything.
+    pub(super) gate: Option<Gate>,
 }
 
 impl Forward {
     /// Asks one server after the other. Returns the reply for the guest.
     pub(super) async fn run(self) -> Option<Vec<u8>> {
-        let Self { question, servers, permit: _held } = self;
+        let Self { question, servers, permit: _held, gate } = self;
         let asked = question.upstream_query()?;
         for server in servers {
             let reply = match question.is_datagram() {
@@ -45,7 +48,12 @@ impl Forward {
                 false => timeout(SERVER_TIMEOUT, query_tcp(server, &asked)).await,
             };
             match reply {
-                Ok(Ok(reply)) => return reply_for_guest(&question, reply),
+                Ok(Ok(reply)) => {
+                    return match &gate {
+                        Some(gate) => gate.pass(&question, &reply).await,
+                        None => reply_for_guest(&question, reply),
+                    };
+                }
                 Ok(Err(error)) => tracing::debug!(%server, %error, "a resolver of the host failed"),
                 Err(_) => tracing::debug!(%server, "a resolver of the host did not answer in time"),
             }

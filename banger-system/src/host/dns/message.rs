@@ -102,6 +102,12 @@ impl Question {
         })
     }
 
+    /// Returns whether it asks for records of services, which may have addresses as hints (RFC 9460).
+    pub(super) fn is_about_services(&self) -> bool {
+        let query = self.request.queries.queries().first();
+        query.is_some_and(|query| matches!(query.query_type(), RecordType::HTTPS | RecordType::SVCB))
+    }
+
     /// Returns whether it uses an unknown version of EDNS.
     pub(super) fn has_unknown_version(&self) -> bool {
         self.request.version() > 0

@@ -6,6 +6,7 @@
 
 mod checks;
 mod forward;
+mod gate;
 mod message;
 mod quota;
 mod refused;
@@ -46,7 +47,7 @@ use self::{
     upstream::{RESOLV_CONF, Upstreams},
 };
 use crate::{
-    ports::{Check, names::Names},
+    ports::{Check, names::Names, network::Network},
     tasks::{Task, Tasks},
 };
 
@@ -67,19 +68,24 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Returns a server that starts with the first names, and configures the systemd-resolved on this bus. Must be
-    /// called in a runtime.
-    pub fn new(bus: Connection, tasks: &Tasks) -> Self {
-        Self::with_resolvers(bus, RESOLV_CONF.into(), tasks)
+    /// Returns a server that starts with the first names, and configures the systemd-resolved on this bus. The network
+    /// lets restricted guests reach what the server answers. Must be called in a runtime.
+    pub fn new(bus: Connection, network: Arc<dyn Network>, tasks: &Tasks) -> Self {
+        Self::with_resolvers(bus, network, RESOLV_CONF.into(), tasks)
     }
 
     /// Returns a server that reads the host's resolvers from this file.
-    pub fn with_resolvers(bus: Connection, resolv_conf: PathBuf, tasks: &Tasks) -> Self {
+    pub fn with_resolvers(
+        bus: Connection,
+        network: Arc<dyn Network>,
+        resolv_conf: PathBuf,
+        tasks: &Tasks,
+    ) -> Self {
         let (names, published) = watch::channel(None);
         let sockets = Sockets::default();
         let (resolved, refused) = (Arc::new(Resolved::new(bus)), Refused::default());
         let told = (sockets.clone(), refused.clone());
-        let serving = run(published, resolv_conf, told, Arc::clone(&resolved));
+        let serving = run(published, (resolv_conf, network), told, Arc::clone(&resolved));
         let task = tasks.spawn(Task::NameServer, serving);
         Self { names, sockets, refused, resolved, task }
     }
@@ -140,7 +146,7 @@ impl Sockets {
 /// Runs until it is aborted.
 async fn run(
     mut names: Published,
-    resolv_conf: PathBuf,
+    (resolv_conf, network): (PathBuf, Arc<dyn Network>),
     (sockets, refused): (Sockets, Refused),
     resolved: Arc<Resolved>,
 ) {
@@ -151,6 +157,7 @@ async fn run(
         names: names.clone(),
         quotas: Quotas::default(),
         refused,
+        network,
         upstreams: Upstreams::new(resolv_conf),
     });
     let mut parts = JoinSet::new();

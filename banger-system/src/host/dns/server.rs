@@ -11,8 +11,9 @@ use banger_domain::{
     dns::{
         limits::MAX_QUESTION,
         question::{Answer, Kind},
-        table::{Client, Table},
+        table::{Client, NamedVm, Table},
     },
+    egress::host_name::HostName,
     net::nic::Nat,
 };
 use hickory_server::{net::xfer::Protocol, proto::op::ResponseCode};
@@ -25,11 +26,13 @@ use tokio::{
 
 use super::{
     forward::{Forward, framed},
-    message::{self, Received},
+    gate::Gate,
+    message::{self, Question, Received},
     quota::{Permit, Quotas, User},
     refused::Refused,
     upstream::Upstreams,
 };
+use crate::ports::network::Network;
 
 /// How long a connection may be silent, and how long a client may take to read an answer.
 const IDLE: Duration = Duration::from_secs(10);
@@ -43,6 +46,7 @@ pub(super) struct Server {
     pub(super) names: watch::Receiver<Option<Arc<Table>>>,
     pub(super) quotas: Quotas,
     pub(super) refused: Refused,
+    pub(super) network: Arc<dyn Network>,
     pub(super) upstreams: Upstreams,
 }
 
@@ -72,15 +76,10 @@ impl Server {
             None => question.with_code(ResponseCode::Refused),
             Some(kind) => match (names.answer(client, &question.labels(), kind), client) {
                 (Answer::NotOurs, Client::Guest(guest)) if guest.nat == Nat::On => {
-                    let (gateway4, gateway6) = names.subnet().gateway();
-                    let own = [IpAddr::from(gateway4), IpAddr::from(gateway6)];
-                    match self.quotas.forward(User::of(client)) {
-                        Some(permit) => {
-                            let servers = self.upstreams.servers(&own);
-                            return Reaction::Forward(Forward { question, servers, permit });
-                        }
-                        None => question.with_code(ResponseCode::ServFail),
-                    }
+                    return self.forward(&names, guest, question, None);
+                }
+                (Answer::NotOurs, Client::Guest(guest)) if !guest.allowed.is_empty() => {
+                    return self.forward_allowed(&names, guest, question);
                 }
                 (answer, client) => {
                     if let (Answer::NotOurs, Client::Guest(guest), Kind::A | Kind::Aaaa) =
@@ -93,6 +92,47 @@ impl Server {
             },
         };
         answer.map_or(Reaction::Nothing, Reaction::Answer)
+    }
+
+    /// Forwards a question, if the guest has not forwarded too many.
+    fn forward(
+        &self,
+        names: &Table,
+        guest: &NamedVm,
+        question: Box<Question>,
+        gate: Option<Gate>,
+    ) -> Reaction {
+        let (gateway4, gateway6) = names.subnet().gateway();
+        let own = [IpAddr::from(gateway4), IpAddr::from(gateway6)];
+        match self.quotas.forward(User::of(Client::Guest(guest))) {
+            Some(permit) => {
+                let servers = self.upstreams.servers(&own);
+                Reaction::Forward(Forward { question, servers, permit, gate })
+            }
+            None => question.with_code(ResponseCode::ServFail).map_or(Reaction::Nothing, Reaction::Answer),
+        }
+    }
+
+    /// Forwards a question about a name that a restricted guest may reach. Others are refused and go nowhere: a question
+    /// carries data, too.
+    fn forward_allowed(&self, names: &Table, guest: &NamedVm, question: Box<Question>) -> Reaction {
+        let name = HostName::of_labels(&question.labels());
+        if let Some(name) = &name
+            && !guest.allowed.ports_of(name).is_empty()
+        {
+            // Its answer may have addresses. Without one, clients ask for them.
+            if question.is_about_services() {
+                return question.with_code(ResponseCode::NoError).map_or(Reaction::Nothing, Reaction::Answer);
+            }
+            let (allowed, network) = (Arc::clone(&guest.allowed), Arc::clone(&self.network));
+            let gate = Gate { vm: guest.vm, name: name.clone(), allowed, network };
+            return self.forward(names, guest, question, Some(gate));
+        }
+        self.refused.add(guest.vm);
+        if let Some(name) = &name {
+            self.network.deny(guest.vm, name);
+        }
+        question.with_code(ResponseCode::Refused).map_or(Reaction::Nothing, Reaction::Answer)
     }
 
     /// Returns the client at this address and its permit to connect.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use banger_domain::{
+    egress::grants::Grants,
     id::VmId,
     net::{
         TABLE,
@@ -32,14 +33,16 @@ use crate::ports::{
 pub(super) struct Filter(Arc<Mutex<State>>);
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     socket: Option<Socket>,
     /// What the rules were made for, once they were made.
     prepared: Option<(Subnet, Ipv6)>,
     /// How many connections guests may have, if the kernel counts them.
     bounds: Option<Bounds>,
     /// The guests that this run of the service added.
-    known: BTreeMap<VmId, Nic>,
+    pub(super) known: BTreeMap<VmId, Nic>,
+    /// The destinations of restricted guests.
+    pub(super) grants: BTreeMap<VmId, Grants>,
     /// The links on which this run enabled forwarding for guests alone.
     opened: BTreeSet<String>,
     /// Elements of earlier runs that this run has not taken over; `None` until they are needed.
@@ -79,7 +82,10 @@ impl Filter {
         let ipv6 = state.ipv6();
         let before = match state.known.get(&nic.vm) {
             Some(known) => elements(known, ipv6),
-            None => state.take_left(&nic.tap())?,
+            None => {
+                let left = state.take_left(&nic.tap())?;
+                state.inherit_grants(nic, left)
+            }
         };
         state.swap(nic, before)?;
         state.known.insert(nic.vm, nic.clone());
@@ -116,10 +122,11 @@ impl Filter {
     pub(super) fn remove(&self, vm: VmId) -> Result<()> {
         let mut state = self.lock();
         let ipv6 = state.ipv6();
-        let gone = match state.known.get(&vm) {
+        let mut gone = match state.known.get(&vm) {
             Some(nic) => elements(nic, ipv6),
             None => state.take_left(&TapName::of(vm))?,
         };
+        gone.extend(state.granted(vm));
         let mut batch = Batch::new();
         remove_from(&mut batch, &gone);
         remove_from(&mut batch, &counters(&TapName::of(vm)));
@@ -129,6 +136,7 @@ impl Filter {
             result => result.map_err(|error| failed("remove a guest from the packet filter", error))?,
         }
         state.known.remove(&vm);
+        state.grants.remove(&vm);
         Ok(())
     }
 
@@ -200,7 +208,7 @@ impl Filter {
         self.lock().bounds
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -230,7 +238,7 @@ impl State {
     }
 
     /// Restores the table, whatever happened to it.
-    fn repair(&mut self) -> Result<()> {
+    pub(super) fn repair(&mut self) -> Result<()> {
         let Some((subnet, ipv6)) = self.prepared else {
             return Err(Error::not_ready("the network for guests is not set up"));
         };
@@ -249,6 +257,7 @@ impl State {
         let mut batch = Batch::new();
         for nic in self.known.values() {
             add_to(&mut batch, nic.vm, &elements(nic, ipv6));
+            add_to(&mut batch, nic.vm, &self.granted(nic.vm));
         }
         // A link that is no longer a way out meanwhile is closed only if its mark is found.
         if !self.opened.is_empty() {
@@ -267,6 +276,8 @@ impl State {
     fn swap(&mut self, nic: &Nic, mut before: Vec<Element>) -> Result<()> {
         let after = elements(nic, self.ipv6());
         before.retain(|element| !after.contains(element));
+        let withdrawn = self.withdraw_grants(nic);
+        before.extend(withdrawn.iter().cloned());
         let mut batch = Batch::new();
         remove_from(&mut batch, &before);
         add_to(&mut batch, nic.vm, &after);
@@ -278,6 +289,11 @@ impl State {
             }
             result => result,
         };
+        if result.is_ok() {
+            self.withdraw_again(&withdrawn)?;
+        } else {
+            self.keep_grants(nic.vm, &withdrawn);
+        }
         result.map_err(|error| match error.errno().map(Errno::from_raw_os_error) {
             // A map already has an entry for the port of another guest.
             Some(Errno::BUSY | Errno::EXIST) => Error::Taken { message: self.taken(nic) },
@@ -314,21 +330,21 @@ impl State {
         for set in Set::ALL {
             all.extend(self.list(set.name())?.into_iter().filter_map(|element| {
                 let value = element.data.as_ref().and_then(|data| data.as_value()).map(<[u8]>::to_vec);
-                Some(Element { set, key: element.key?, value })
+                Some(Element { set, key: element.key?, end: element.key_end, value })
             }));
         }
         Ok(all)
     }
 
     /// Returns the elements of a set; none if there is no such set.
-    fn list(&mut self, set: &str) -> Result<Vec<SetElem>> {
+    pub(super) fn list(&mut self, set: &str) -> Result<Vec<SetElem>> {
         match self.with(|socket| socket.list_elems(Family::Inet, TABLE, set)) {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             result => result.map_err(|error| failed(format!("list the set {set}"), error)),
         }
     }
 
-    fn commit(&mut self, batch: &Batch) -> crabtables::Result<()> {
+    pub(super) fn commit(&mut self, batch: &Batch) -> crabtables::Result<()> {
         if batch.is_empty() {
             return Ok(());
         }

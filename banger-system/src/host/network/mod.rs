@@ -38,6 +38,7 @@ mod batch;
 mod checks;
 mod filter;
 mod forwarding;
+mod grants;
 mod links;
 mod nft;
 mod pool;
@@ -46,22 +47,26 @@ mod stream;
 mod tap;
 mod watch;
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::{
     collections::BTreeSet,
     convert::Infallible,
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
 use banger_domain::{
-    id::{Uid, VmId},
+    egress::{
+        host_name::HostName,
+        log::{Denial, Destination, EgressLog, EgressLogs},
+    },
+    id::{Timestamp, Uid, VmId},
     net::{
         TABLE,
         element::Ipv6,
@@ -72,6 +77,7 @@ use banger_domain::{
     },
 };
 use crabtables::{AsyncMonitor, Object, monitor::Event};
+use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use self::{
     filter::Filter,
@@ -90,6 +96,9 @@ use crate::{
     tasks::Tasks,
 };
 
+/// How often the service asks the packet filter what it has refused to restricted guests.
+const COLLECT: Duration = Duration::from_secs(1);
+
 /// The network of guests in the network namespace of the process.
 pub struct LinuxNetwork {
     links: Links,
@@ -99,6 +108,12 @@ pub struct LinuxNetwork {
     prepared: Mutex<Option<Subnet>>,
     /// Whether forwarding was enabled once; from then on [`LinuxNetwork::maintain`] updates it.
     outside_is_open: AtomicBool,
+    /// Whether a guest may be restricted.
+    restricts: AtomicBool,
+    /// What restricted guests were allowed and denied.
+    egress_logs: Mutex<EgressLogs>,
+    /// Notified when a guest was denied something.
+    denied: Notify,
 }
 
 impl LinuxNetwork {
@@ -114,6 +129,9 @@ impl LinuxNetwork {
             ports: HeldPorts::new(store),
             prepared: Mutex::default(),
             outside_is_open: AtomicBool::default(),
+            restricts: AtomicBool::default(),
+            egress_logs: Mutex::default(),
+            denied: Notify::default(),
         })
     }
 
@@ -141,6 +159,8 @@ impl LinuxNetwork {
     pub async fn maintain(&self) -> Result<Infallible> {
         let watch = Watch::new().map_err(|source| Error::os("watch the routes of the host", source))?;
         let mut rules = AsyncMonitor::new().map_err(|error| Error::other(WATCH_RULES, error))?;
+        let mut collect = tokio::time::interval(COLLECT);
+        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = watch.way_out_changed() => {
@@ -152,6 +172,9 @@ impl LinuxNetwork {
                         false => self.outside_is_open.store(false, Ordering::Relaxed),
                     }
                 }
+                _ = collect.tick() => if self.restricts.load(Ordering::Relaxed) {
+                    self.collect_denials().await?;
+                },
                 events = rules.recv() => {
                     let events = events.map_err(|error| Error::other(WATCH_RULES, error))?;
                     if events.iter().any(is_about_a_lost_table) {
@@ -160,6 +183,29 @@ impl LinuxNetwork {
                 }
             }
         }
+    }
+
+    /// Counts what the packet filter has refused to restricted guests.
+    async fn collect_denials(&self) -> Result<()> {
+        let filter = self.filter.clone();
+        let (restricts, denied) = blocking("look for what was refused to guests", move || {
+            Ok::<_, Error>((filter.has_restricted(), filter.take_denied()?))
+        })
+        .await?;
+        self.restricts.store(restricts, Ordering::Relaxed);
+        if denied.is_empty() {
+            return Ok(());
+        }
+        let (mut logs, now) = (self.logs(), now());
+        for grants::Denied { vm, destination, times } in denied {
+            logs.deny(vm, destination, times, now);
+        }
+        self.denied.notify_one();
+        Ok(())
+    }
+
+    fn logs(&self) -> MutexGuard<'_, EgressLogs> {
+        self.egress_logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the rules again if they are gone.
@@ -204,11 +250,20 @@ impl LinuxNetwork {
     }
 
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
+        if nic.is_restricted() {
+            self.restricts.store(true, Ordering::Relaxed);
+        }
         match nic.reaches_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
             true => self.open_outside().await,
             false => Ok(()),
         }
     }
+}
+
+/// Returns the current time.
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// What failed, in errors.
@@ -332,6 +387,37 @@ impl Network for LinuxNetwork {
         self.open_outside_for(new).await
     }
 
+    async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<()> {
+        let (filter, granted, addresses) = (self.filter.clone(), name.clone(), addresses.to_vec());
+        let is_allowed =
+            blocking("let a guest reach a name", move || filter.grant(vm, &granted, &addresses)).await?;
+        if is_allowed {
+            self.logs().allow(vm, name, now());
+        }
+        Ok(())
+    }
+
+    fn deny(&self, vm: VmId, name: &HostName) {
+        if self.filter.is_restricted(vm) {
+            self.logs().deny(vm, Destination::Name(name.clone()), 1, now());
+            self.denied.notify_one();
+        }
+    }
+
+    fn egress_log(&self, vm: VmId) -> EgressLog {
+        self.logs().of(vm)
+    }
+
+    async fn denials(&self) -> Vec<Denial> {
+        loop {
+            let pending = self.logs().take_pending();
+            if !pending.is_empty() {
+                return pending;
+            }
+            self.denied.notified().await;
+        }
+    }
+
     async fn free_ports(&self, wishes: &[Port]) -> Result<Vec<Port>> {
         ports::free_ports(wishes)
     }
@@ -344,6 +430,7 @@ impl Network for LinuxNetwork {
             Ok::<_, Error>(())
         })
         .await?;
+        self.logs().forget(vm);
         match self.links.find(TapName::of(vm).as_str()).await? {
             Some(link) if link.alias == tap_alias(vm) => self.links.remove(&link).await,
             // There is none, or it is another program's.

@@ -120,15 +120,23 @@ pub(super) fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
 pub(super) fn remove_from(batch: &mut Batch, elements: &[Element]) {
     for element in elements {
         batch.add_elems(&list_of(element.set, encoded(element)));
-        batch.delete_elems(&list_of(element.set, SetElem::new(element.key.clone())));
+        batch.delete_elems(&list_of(element.set, keyed(element)));
     }
 }
 
 fn encoded(element: &Element) -> SetElem {
-    let added = SetElem::new(element.key.clone());
+    let added = keyed(element);
     match &element.value {
         Some(value) => added.with_data(value.clone()),
         None => added,
+    }
+}
+
+fn keyed(element: &Element) -> SetElem {
+    let keyed = SetElem::new(element.key.clone());
+    match &element.end {
+        Some(end) => keyed.with_key_end(end.clone()),
+        None => keyed,
     }
 }
 

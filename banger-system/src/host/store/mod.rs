@@ -7,11 +7,9 @@ mod row;
 
 use async_trait::async_trait;
 use banger_domain::{
+    egress::Egress,
     id::{ImageId, KernelId, VmId},
-    net::{
-        nic::Nat,
-        subnet::{NotASubnet, Subnet},
-    },
+    net::subnet::{NotASubnet, Subnet},
     resource::{Paths, Resource},
     ssh::AuthorizedKey,
     vm::{Lifetime, Vm},
@@ -81,7 +79,8 @@ impl Store for SqliteStore {
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
-                    vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size
+                    vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size,
+                    egress
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -100,7 +99,8 @@ impl Store for SqliteStore {
         let (image, kernel) = (vm.image.to_string(), vm.kernel.to_string());
         let (state, reason, lifetime) = (vm.state.as_str(), vm.reason.to_string(), vm.lifetime.as_str());
         let (token, boot_id, vmm) = (vm.token.as_str(), &vm.boot_id, vm.spec.vmm.as_str());
-        let nat = vm.spec.nat == Nat::On;
+        let nat = vm.spec.egress == Egress::Everything;
+        let egress = vm.spec.egress.entries().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let ports = vm.spec.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let host_key = vm.host_key.secret();
         let authorized_keys: Vec<&str> = vm.spec.authorized_keys.iter().map(AuthorizedKey::as_str).collect();
@@ -113,8 +113,8 @@ impl Store for SqliteStore {
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
                               ready_at, boot_id, vmm, slot, nat, ports, host_key,
-                              authorized_keys, timezone, root_size)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              authorized_keys, timezone, root_size, egress)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -126,7 +126,7 @@ impl Store for SqliteStore {
                  boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
                  nat = excluded.nat, ports = excluded.ports, host_key = excluded.host_key,
                  authorized_keys = excluded.authorized_keys, timezone = excluded.timezone,
-                 root_size = excluded.root_size",
+                 root_size = excluded.root_size, egress = excluded.egress",
             id,
             name,
             owner,
@@ -156,6 +156,7 @@ impl Store for SqliteStore {
             authorized_keys,
             timezone,
             root_size,
+            egress,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await

@@ -3,9 +3,10 @@
 use std::str::FromStr;
 
 use banger_domain::{
+    egress::Egress,
     id::{Timestamp, Uid, VmId},
     lifecycle::{Reason, State},
-    net::{nic::Nat, subnet::Slot},
+    net::subnet::Slot,
     resource::Resource,
     ssh::{AuthorizedKey, HostKey},
     vm::{Init, Lifetime, Token, Vm, VmSpec},
@@ -36,6 +37,7 @@ pub(super) struct VmRow {
     pub vmm: String,
     pub slot: i64,
     pub nat: i64,
+    pub egress: String,
     pub ports: String,
     pub host_key: String,
     pub authorized_keys: String,
@@ -72,7 +74,7 @@ impl TryFrom<VmRow> for Vm {
                 hostname: read.text("hostname", &row.hostname)?,
                 init: read.known("init", Init::parse(&row.init))?,
                 vmm: read.known("vmm", VmmChoice::parse(&row.vmm))?,
-                nat: if row.nat != 0 { Nat::On } else { Nat::Off },
+                egress: read.known("egress", egress(row.nat != 0, &row.egress))?,
                 ports: read
                     .known("ports", row.ports.split_whitespace().map(|port| port.parse().ok()).collect())?,
                 authorized_keys: {
@@ -113,6 +115,14 @@ impl TryFrom<VmRow> for Vm {
             boot_id: row.boot_id,
         })
     }
+}
+
+/// Returns the policy of a row.
+fn egress(has_nat: bool, entries: &str) -> Option<Egress> {
+    if has_nat {
+        return Some(Egress::Everything);
+    }
+    Egress::parse(&entries.split_whitespace().collect::<Vec<_>>()).ok()
 }
 
 /// A row of `images`.

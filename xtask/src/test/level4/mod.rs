@@ -7,6 +7,7 @@ mod clients;
 mod cockpit;
 mod copies;
 mod devcontainer;
+mod egress;
 mod examples;
 mod fork;
 mod guests;
@@ -60,6 +61,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     clients::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
+    egress::CHECKS,
     fork::CHECKS,
     guests::CHECKS,
     habits::CHECKS,

@@ -17,7 +17,7 @@ pub(super) const WITH_SYSTEMD: &[(&str, Check)] =
 const TOOLS: &str = concat!(script_text!("wait.sh"), script_text!("level4/network/tools.sh"));
 
 /// Runs a check while there is a network behind the host.
-fn with_internet(host: &Host, check: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn with_internet(host: &Host, check: impl FnOnce() -> Result<()>) -> Result<()> {
     run_as_root(host, &script!("level4/network/internet.sh" uses "wait.sh"))?;
     let checked = check();
     run_as_root(host, &script!("level4/network/no_internet.sh"))?;

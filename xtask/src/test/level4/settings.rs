@@ -35,7 +35,7 @@ fn lookups(host: &Host) -> Result<()> {
         "succeeded: 0",
         "in a pipe: 0",
         "without a look-up: 0",
-        "PASS  internet: sandboxes have it only with `--nat`, so that code in them cannot send data away",
+        "PASS  internet: sandboxes have it only with `--nat` or `--egress`, so that code in them cannot send data away",
     ] {
         ensure!(out.lines().any(|found| found == line), "no {line:?} in {out:?}");
     }

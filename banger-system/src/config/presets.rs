@@ -1,0 +1,108 @@
+//! Egress presets: files NAME.toml of the package and of the administrator, each with a list `allow`.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+};
+
+use banger_domain::{
+    egress::{entry::Entry, preset::Presets},
+    name::Name,
+};
+use serde::Deserialize;
+
+/// The directories with presets: the package's, and the administrator's, which count more.
+pub const DIRECTORIES: [&str; 2] = ["/usr/share/banger/egress", "/etc/banger/egress.d"];
+/// More than a preset needs.
+const MAX_FILE: u64 = 64 << 10;
+const SUFFIX: &str = ".toml";
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PresetFile {
+    /// The entries.
+    allow: Vec<String>,
+}
+
+/// Why a preset cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot read it")]
+    Read(#[from] io::Error),
+    #[error("it is not valid TOML with a list `allow`")]
+    Parse(#[from] toml::de::Error),
+    #[error(transparent)]
+    Entry(#[from] banger_domain::egress::entry::WrongEntry),
+}
+
+/// Reads the presets in these directories. A wrong file is left out and reported: a sandbox that uses it reaches less.
+pub fn read(directories: &[impl AsRef<Path>]) -> Presets {
+    let mut presets = Presets::default();
+    for directory in directories {
+        let Ok(files) = fs::read_dir(directory) else { continue };
+        for path in files.flatten().map(|file| file.path()) {
+            let name =
+                path.file_name().and_then(|name| name.to_str()?.strip_suffix(SUFFIX)?.parse::<Name>().ok());
+            let Some(name) = name else { continue };
+            match entries(&path) {
+                Ok(entries) => presets.add(name, entries),
+                Err(error) => {
+                    let path = path.display();
+                    tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot use an egress preset");
+                }
+            }
+        }
+    }
+    presets
+}
+
+fn entries(path: &Path) -> Result<Vec<Entry>, Error> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
+    let file: PresetFile = toml::from_str(&text)?;
+    Ok(file.allow.iter().map(|entry| entry.parse()).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use banger_domain::egress::{Egress, allow_list::AllowList};
+
+    use super::*;
+
+    #[test]
+    fn the_presets_of_the_package_are_valid_and_name_each_other() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/egress");
+        let presets = read(&[&directory]);
+        let names: Vec<&str> = presets.names().map(Name::as_str).collect();
+        assert_eq!(names, ["debian", "git", "github", "go", "node", "packages", "python", "rust"]);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), names.len(), "a file cannot be used");
+        for name in names {
+            let policy = Egress::parse(&[name]).unwrap();
+            assert!(!AllowList::of(&policy, &presets).is_empty(), "{name}");
+            for entry in entries(&directory.join(format!("{name}.toml"))).unwrap() {
+                assert_eq!(presets.missing_in(&Egress::of(vec![entry])), None, "in {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_of_the_administrator_count_more_and_wrong_ones_are_left_out() {
+        let (package, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let write = |directory: &tempfile::TempDir, name: &str, text: &str| {
+            fs::write(directory.path().join(name), text).unwrap();
+        };
+        write(&package, "git.toml", "allow = ['a.example']");
+        write(&package, "rust.toml", "allow = ['b.example']");
+        write(&own, "git.toml", "allow = ['c.example']");
+        write(&own, "wrong.toml", "allow = ['*']");
+        write(&own, "typo.toml", "alow = []");
+        write(&own, "README", "no preset");
+        let presets = read(&[package.path(), own.path()]);
+        assert_eq!(presets.names().map(Name::as_str).collect::<Vec<_>>(), ["git", "rust"]);
+        let list = AllowList::of(&Egress::parse(&["git"]).unwrap(), &presets);
+        assert!(!list.ports_of(&"c.example".parse().unwrap()).is_empty());
+        assert!(list.ports_of(&"a.example".parse().unwrap()).is_empty());
+    }
+}

@@ -1,0 +1,362 @@
+//! Restricted guests on the real kernel: what the packet filter lets through after the name server has answered.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, UdpSocket},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use banger_domain::{
+    dns::{
+        RESTRICTED_TTL,
+        label::UserLabel,
+        table::{NamedVm, Table},
+    },
+    egress::{Egress, allow_list::AllowList, log::Destination, preset::Presets},
+    id::{Timestamp, Uid},
+    net::{
+        nic::{Nat, Nic},
+        port::Protocol,
+        subnet::Slot,
+    },
+};
+use banger_system::{
+    host::{dns::NameServer, network::LinuxNetwork},
+    ports::{names::Names, network::Network},
+    tasks::Tasks,
+};
+use hickory_server::proto::{
+    op::{Message, OpCode, Query, ResponseCode},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, AAAA, CNAME},
+    },
+};
+
+use crate::net_lab::{Guest, INTERNET, SHORT, Space, World, nic, subnet, vm};
+use crate::private_bus::{self, Bus};
+use crate::scratch::{has_program, is_root, require};
+use crate::skip;
+
+const ALICE: u32 = 5001;
+const GATEWAY: &str = "172.30.0.1";
+/// The other address of the internet.
+const OTHER: &str = "203.0.113.9";
+const INTERNET6: &str = "2001:db8::2";
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Many times what a grant takes, so that a busy machine does not matter.
+const FAR_TOO_SLOW: Duration = Duration::from_millis(10);
+
+fn allowed(words: &[&str]) -> Arc<AllowList> {
+    Arc::new(AllowList::of(&Egress::parse(words).unwrap(), &Presets::default()))
+}
+
+fn restricted(words: &[&str]) -> Nic {
+    Nic { allowed: allowed(words), ..nic(0, ALICE) }
+}
+
+fn refused<T>(result: std::io::Result<T>) -> bool {
+    // An error at once, and not the silence in which a program would wait.
+    result.is_err_and(|error| !matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock))
+}
+
+fn on_a_runtime(test: impl AsyncFnOnce()) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test());
+}
+
+macro_rules! require_a_host {
+    () => {
+        require!(is_root(), "root, for network namespaces");
+        require!(has_program("nft") && has_program("ip"), "nft and ip");
+        require!(skip::has_device("/dev/net/tun"), "TUN");
+        require!(private_bus::is_possible(), "dbus-daemon");
+    };
+}
+
+async fn network() -> Arc<LinuxNetwork> {
+    let network = Arc::new(LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap());
+    network.prepare(subnet()).await.unwrap();
+    network
+}
+
+/// Returns a world whose internet has a second address.
+fn world() -> World {
+    let world = World::new();
+    world.internet.ip(&format!("address add {OTHER}/24 dev inet0"));
+    world
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_restricted_guest_reaches_granted_addresses_and_nothing_else() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let web = world.internet.serve("[::]:0");
+        let guest = world.guest(&network, restricted(&["web.example", "port.example:1"])).await;
+        let dial = |to: &str| guest.space.dial((to, web));
+        let begin = Instant::now();
+        assert!(refused(dial(INTERNET)) && refused(dial(OTHER)) && refused(dial(INTERNET6)));
+        assert!(begin.elapsed() < Duration::from_secs(2), "it is told at once");
+
+        let grant = async |name: &str, to: &str| {
+            network.grant(guest.nic.vm, &name.parse().unwrap(), &[address(to)]).await.unwrap();
+        };
+        grant("other.example", INTERNET).await;
+        assert!(refused(dial(INTERNET)), "a name that is not allowed");
+        grant("port.example", INTERNET).await;
+        assert!(refused(dial(INTERNET)), "another port");
+        grant("web.example", INTERNET).await;
+        assert!(dial(INTERNET).unwrap().lives());
+        assert!(refused(dial(OTHER)));
+        if std::path::Path::new("/proc/sys/net/ipv6/conf/default/force_forwarding").exists() {
+            grant("web.example", INTERNET6).await;
+            assert!(dial(INTERNET6).unwrap().lives());
+        }
+        let log = network.egress_log(guest.nic.vm);
+        let allowed: Vec<&str> = log.allowed().iter().map(|(name, _)| name.as_str()).collect();
+        assert!(allowed.contains(&"web.example") && !allowed.contains(&"other.example"), "{allowed:?}");
+    });
+}
+
+#[test]
+fn a_withdrawn_permission_ends_a_connection_and_a_kept_one_goes_on() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let web = world.internet.serve("0.0.0.0:0");
+        let both = restricted(&["a.example", "b.example", "203.0.113.0/24:1"]);
+        let guest = world.guest(&network, both.clone()).await;
+        for (name, to) in [("a.example", INTERNET), ("b.example", OTHER)] {
+            network.grant(guest.nic.vm, &name.parse().unwrap(), &[address(to)]).await.unwrap();
+        }
+        let mut of_a = guest.space.dial((INTERNET, web)).unwrap();
+        let mut of_b = guest.space.dial((OTHER, web)).unwrap();
+        let one = Nic { allowed: allowed(&["b.example"]), ..both.clone() };
+        network.change(&both, &one).await.unwrap();
+        assert!(!of_a.lives(), "a connection outlived its permission");
+        assert!(of_b.lives());
+        // What was flushed by another program comes back with what was granted.
+        world.host.command("nft delete table inet banger").unwrap();
+        network.prepare(subnet()).await.unwrap();
+        assert!(of_b.lives());
+        // Another run of the service takes over what it finds.
+        let next = self::network().await;
+        next.reattach(&one).await.unwrap();
+        assert!(of_b.lives(), "a restart of the service ended a connection");
+        let nothing = Nic { allowed: Arc::default(), ..one.clone() };
+        next.change(&one, &nothing).await.unwrap();
+        assert!(!of_b.lives());
+        assert!(refused(guest.space.dial((OTHER, web))));
+        next.unplug(guest.nic.vm).await.unwrap();
+        let left = world.host.command("nft list set inet banger hosts4").unwrap();
+        assert!(!left.contains("bgr-"), "{left}");
+    });
+}
+
+#[test]
+fn allowed_networks_need_no_name() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let (web, other) = (world.internet.serve("0.0.0.0:0"), world.internet.serve("0.0.0.0:0"));
+        let port = format!("203.0.113.8/31:{web}");
+        let guest = world.guest(&network, restricted(&[&port])).await;
+        assert!(guest.space.dial((OTHER, web)).unwrap().lives());
+        assert!(refused(guest.space.dial((OTHER, other))), "another port");
+        assert!(refused(guest.space.dial((INTERNET, web))), "another network");
+        let wide = Nic {
+            allowed: allowed(&["203.0.113.0/24", "203.0.113.8/31:1", "2001:db8::/32"]),
+            ..guest.nic.clone()
+        };
+        network.change(&guest.nic, &wide).await.unwrap();
+        assert!(guest.space.dial((INTERNET, other)).unwrap().lives());
+        let narrow = Nic { allowed: allowed(&["203.0.113.2"]), ..guest.nic.clone() };
+        network.change(&wide, &narrow).await.unwrap();
+        assert!(guest.space.dial((INTERNET, other)).unwrap().lives());
+        assert!(refused(guest.space.dial((OTHER, other))));
+    });
+}
+
+#[test]
+fn refused_packets_are_counted_and_a_flood_of_them_is_bounded() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let guest = world.guest(&network, restricted(&["web.example"])).await;
+        let kept = Arc::clone(&network);
+        let maintained = tokio::spawn(async move { kept.maintain().await });
+        for _ in 0..3 {
+            assert!(refused(guest.space.dial((INTERNET, 443))));
+        }
+        let denials = tokio::time::timeout(PATIENCE, network.denials()).await.unwrap();
+        let expected = Destination::Address(address(INTERNET), Protocol::Tcp, 443);
+        assert_eq!(denials[0].destination, expected);
+        let socket = guest.space.udp(("0.0.0.0", 0));
+        for n in 0..5000u16 {
+            let _ = socket.send_to(b"x", (OTHER, 1000 + n));
+        }
+        tokio::time::timeout(PATIENCE, network.denials()).await.unwrap();
+        let counted = network.egress_log(guest.nic.vm).denied().len();
+        assert!((2..=128).contains(&counted), "{counted}");
+        maintained.abort();
+    });
+}
+
+/// Answers for names of the internet, and counts the questions by name.
+fn serve_names(world: &World) -> std::sync::mpsc::Receiver<String> {
+    let udp = world.internet.run(|| UdpSocket::bind((INTERNET, 53)).unwrap());
+    let (asked, questions) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+            let question = Message::from_vec(&buffer[..length]).unwrap();
+            let query = question.queries[0].clone();
+            let _ = asked.send(query.name.to_ascii());
+            let mut reply = Message::response(question.metadata.id, OpCode::Query);
+            reply.metadata.recursion_available = true;
+            let record = |name: &str, data| Record::from_rdata(Name::from_ascii(name).unwrap(), 86_400, data);
+            let v4 = |address: &str| RData::A(A(address.parse().unwrap()));
+            let answers = match (query.name.to_ascii().to_lowercase().as_str(), query.query_type()) {
+                ("web.example.", RecordType::A) => vec![
+                    record("web.example.", RData::CNAME(CNAME(Name::from_ascii("cdn.example.").unwrap()))),
+                    record("cdn.example.", v4(INTERNET)),
+                    record("cdn.example.", v4("10.0.0.1")),
+                ],
+                ("web.example.", RecordType::AAAA) => {
+                    vec![record("web.example.", RData::AAAA(AAAA(INTERNET6.parse().unwrap())))]
+                }
+                ("rebind.web.example.", RecordType::A) => {
+                    vec![record("rebind.web.example.", v4("192.168.1.1"))]
+                }
+                (name, RecordType::A) => vec![record(name, v4(OTHER))],
+                _ => Vec::new(),
+            };
+            reply.add_query(query);
+            answers.into_iter().for_each(|answer| drop(reply.add_answer(answer)));
+            let _ = udp.send_to(&reply.to_vec().unwrap(), from);
+        }
+    });
+    questions
+}
+
+fn ask(space: &Space, name: &str, kind: RecordType) -> Message {
+    try_ask(space, name, kind, PATIENCE).unwrap()
+}
+
+fn try_ask(space: &Space, name: &str, kind: RecordType, timeout: Duration) -> std::io::Result<Message> {
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    let socket = space.udp(("0.0.0.0", 0));
+    socket.set_read_timeout(Some(timeout))?;
+    socket.connect((GATEWAY, 53))?;
+    socket.send(&message.to_vec().unwrap())?;
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer)?;
+    Ok(Message::from_vec(&buffer[..length]).unwrap())
+}
+
+fn said(reply: &Message) -> String {
+    let answers = reply.answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>().join(" ");
+    match reply.metadata.response_code {
+        ResponseCode::NoError => answers,
+        code => format!("{code:?}"),
+    }
+}
+
+fn median_of_lookups(space: &Space) -> Duration {
+    let mut times: Vec<Duration> = (0..51)
+        .map(|_| {
+            let begin = Instant::now();
+            assert!(said(&ask(space, "web.example.", RecordType::A)).contains(INTERNET));
+            begin.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Starts a name server with a restricted sandbox and one that has NAT, and waits until it serves.
+async fn serve(
+    network: &Arc<LinuxNetwork>,
+    bus: &Bus,
+    resolv_conf: &tempfile::NamedTempFile,
+    guest: &Guest,
+) -> NameServer {
+    std::fs::write(resolv_conf.path(), format!("nameserver {INTERNET}\n")).unwrap();
+    let names = NameServer::with_resolvers(
+        bus.connect(0).await,
+        network.clone(),
+        resolv_conf.path().into(),
+        &Tasks::default(),
+    );
+    let named = |n: u32, name: &str, nat, allowed| NamedVm {
+        vm: vm(n),
+        name: name.parse().unwrap(),
+        user: UserLabel::of("alice", Uid(1)),
+        slot: Slot(n),
+        nat,
+        allowed,
+        since: Timestamp(1),
+    };
+    let holders =
+        vec![named(0, "web", Nat::Off, guest.nic.allowed.clone()), named(1, "open", Nat::On, Arc::default())];
+    names.publish(Arc::new(Table::of(subnet(), holders)));
+    for _ in 0..200 {
+        if try_ask(&guest.space, "vm.", RecordType::SOA, SHORT).is_ok() {
+            return names;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the server does not answer");
+}
+
+#[test]
+fn the_address_of_an_allowed_name_is_reachable_when_the_answer_comes() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let (network, bus) = (network().await, Bus::start());
+        let questions = serve_names(&world);
+        let web = world.internet.serve("0.0.0.0:0");
+        let guest = world.guest(&network, restricted(&["web.example", "*.web.example"])).await;
+        let resolv_conf = tempfile::NamedTempFile::new().unwrap();
+        let names = serve(&network, &bus, &resolv_conf, &guest).await;
+        assert!(refused(guest.space.dial((INTERNET, web))));
+
+        let reply = ask(&guest.space, "Web.example.", RecordType::A);
+        assert_eq!(said(&reply), format!("cdn.example. {INTERNET}"));
+        assert!(reply.answers.iter().all(|record| record.ttl <= RESTRICTED_TTL));
+        assert!(guest.space.dial((INTERNET, web)).unwrap().lives());
+
+        // A name in the networks of the host leads nowhere, and a name that is not allowed leaves no trace outside.
+        assert_eq!(said(&ask(&guest.space, "rebind.web.example.", RecordType::A)), "");
+        assert_eq!(said(&ask(&guest.space, "web.example.", RecordType::HTTPS)), "");
+        assert_eq!(said(&ask(&guest.space, "other.example.", RecordType::A)), "Refused");
+        assert_eq!(said(&ask(&guest.space, "secret.other.example.", RecordType::TXT)), "Refused");
+        assert!(refused(guest.space.dial((OTHER, web))));
+        let asked: Vec<String> = questions.try_iter().map(|name| name.to_lowercase()).collect();
+        assert_eq!(asked, ["web.example.", "rebind.web.example."]);
+        assert_eq!(names.refused(vm(0)), 2);
+        let log = network.egress_log(vm(0));
+        let denied: Vec<String> = log.denied().iter().map(|(to, _)| to.host()).collect();
+        assert!(denied.contains(&"other.example".to_owned()), "{denied:?}");
+
+        // An address that may be used at once costs little more than one that is only told.
+        let open = world.guest(&network, Nic { nat: Nat::On, ..nic(1, ALICE) }).await;
+        let (with, without) = (median_of_lookups(&guest.space), median_of_lookups(&open.space));
+        println!("a look-up takes {with:?} with a policy, and {without:?} with NAT");
+        assert!(with < without + FAR_TOO_SLOW);
+    });
+}
