@@ -130,7 +130,7 @@ async fn rows_of_the_first_schema_come_through_all_migrations() {
     let [otter, heron] = &vms[..] else { panic!("{vms:?}") };
     assert_eq!((otter.name.as_str(), otter.owner, otter.state), ("calm-otter", Uid(1000), State::Running));
     assert_eq!((otter.slot, heron.slot), (Slot(0), Slot(1)));
-    assert_eq!((otter.spec.vmm, otter.spec.egress), (VmmChoice::Auto, Egress::Nothing));
+    assert_eq!((otter.spec.vmm, otter.spec.egress.clone()), (VmmChoice::Auto, Egress::Nothing));
     assert_eq!((otter.spec.memory, otter.spec.disk_size), (Bytes(2048), Bytes(8192)));
     assert_eq!(otter.spec.labels.get("a").map(String::as_str), Some("b"));
     assert_eq!(otter.lifetime, Lifetime::Caller { connection: ":1.7".into(), bus: "abc".into() });

@@ -8,13 +8,10 @@ use banger_domain::{
     },
 };
 use banger_proto::size::Bytes;
-use banger_system::{
-    engine::{
-        error::Error,
-        request::{Configure, CreateVm, Stop, StopMode},
-        view::Event,
-    },
-    ports::network::Network as _,
+use banger_system::engine::{
+    error::Error,
+    request::{Configure, CreateVm, Stop, StopMode},
+    view::Event,
 };
 
 use crate::engine_lab::{BOB, EngineLab, request};

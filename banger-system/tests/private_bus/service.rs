@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use banger_domain::{id::Uid, limits::Limits, net::nic::SameOwner, resource::Paths};
+use banger_domain::{egress::Egress, id::Uid, limits::Limits, net::nic::SameOwner, resource::Paths};
 use banger_proto::size::Bytes;
 use banger_system::{
     bus,
@@ -164,6 +164,8 @@ async fn serve(
         subnet: None,
         same_owner: SameOwner::Connected,
         templates: false,
+        egress_ceiling: Egress::Everything,
+        presets: Arc::default(),
         limits: Limits::of_host(4, Bytes::gib(32)),
     };
     let (engine, events) = Engine::new(ports, settings, &tasks);
