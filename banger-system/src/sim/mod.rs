@@ -5,6 +5,7 @@ mod captures;
 mod catalogs;
 pub mod guests;
 mod library;
+mod machines;
 mod names;
 pub mod network;
 mod people;
@@ -85,6 +86,10 @@ struct State {
     nics: BTreeMap<VmId, Nic>,
     /// Ports that programs of the host use.
     occupied_ports: BTreeSet<u16>,
+    /// The process of each sandbox in the list of machines.
+    machines: BTreeMap<VmId, u32>,
+    /// Whether there is no such list.
+    lost_machines: bool,
     names: Option<Arc<Table>>,
     refused_lookups: BTreeMap<VmId, u64>,
     /// What the service added to the logs of VMMs.
@@ -181,6 +186,7 @@ impl Sim {
             network: sim.clone(),
             registry: sim.clone(),
             logs: sim.clone(),
+            machines: sim.clone(),
             store: sim.clone(),
             streams: sim.clone(),
             supervisor: sim.clone(),

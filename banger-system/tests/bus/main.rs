@@ -7,6 +7,7 @@ mod crowd;
 mod floods;
 mod fork;
 mod lifetime;
+mod notify;
 #[path = "../private_bus/mod.rs"]
 mod private_bus;
 mod pull;

@@ -7,7 +7,7 @@ use std::{
 
 use banger_domain::{
     clock::Occasion,
-    id::{JobId, Timestamp, Uid},
+    id::{JobId, Timestamp, Uid, VmId},
     launch_spec::{self, Access, Drive, LaunchSpec, Medium},
     lifecycle::{Event, Reason, State, Transition, step},
     resource::{Resource, Scope},
@@ -18,6 +18,7 @@ use tracing::Instrument;
 use super::{Goal, Next, TaskEvent, VmTask};
 use crate::{
     engine::{
+        Shared,
         error::{Error, Result, one_line},
         job::{JobHandle, Stages},
         lease::not_released,
@@ -310,17 +311,16 @@ impl VmTask {
         self.wait_for(job, goal);
     }
 
+    /// Waits for the end of the VMM in the background, and meanwhile lists it among the host's virtual machines.
     pub(super) fn watch_vmm(&mut self) {
-        let (shared, vm) = (Arc::clone(&self.shared), self.vm.id);
+        let (shared, vm, pid) = (Arc::clone(&self.shared), self.vm.clone(), self.pid);
         self.background.spawn(async move {
-            loop {
-                match shared.ports.supervisor.ended(vm).await {
-                    Ok(ended) => return TaskEvent::VmmEnded(ended),
-                    Err(error) => {
-                        tracing::warn!(%vm, %error, "cannot watch a VMM");
-                        tokio::time::sleep(SUPERVISOR_RETRY).await;
-                    }
-                }
+            let listed = list_machine(&shared, &vm, pid);
+            let ended = wait_for_end(&shared, vm.id);
+            tokio::pin!(ended);
+            tokio::select! {
+                ended = &mut ended => ended,
+                () = listed => ended.await,
             }
         });
     }
@@ -363,5 +363,28 @@ impl VmTask {
             }
             TaskEvent::GuestReady(ready)
         });
+    }
+}
+
+async fn wait_for_end(shared: &Shared, vm: VmId) -> TaskEvent {
+    loop {
+        match shared.ports.supervisor.ended(vm).await {
+            Ok(ended) => return TaskEvent::VmmEnded(ended),
+            Err(error) => {
+                tracing::warn!(%vm, %error, "cannot watch a VMM");
+                tokio::time::sleep(SUPERVISOR_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Lists a sandbox among the host's virtual machines. It works without that.
+async fn list_machine(shared: &Shared, vm: &Vm, pid: u32) {
+    let register = async {
+        let tap = shared.nic(vm).await?.tap().to_string();
+        Ok::<_, Error>(shared.ports.machines.register(vm.id, pid, &tap).await?)
+    };
+    if let Err(error) = register.await {
+        tracing::warn!(vm = %vm.id, error = %one_line(&error), "cannot list a sandbox among the host's machines");
     }
 }

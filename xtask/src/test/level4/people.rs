@@ -15,6 +15,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("doctor changes nothing of what is kept", doctor),
     ("busctl creates and shows a sandbox", busctl),
     ("a desktop's client sees its user's sandboxes and no others", desktop),
+    ("machinectl lists a sandbox while it runs, and not its name", machines),
 ];
 
 fn polkit(host: &Host) -> Result<()> {
@@ -113,4 +114,18 @@ fn desktop(host: &Host) -> Result<()> {
     ensure!(saw("added") && alice.contains("seen-vm") && saw("removed"), "alice saw {alice:?}");
     ensure!(bob == "ready", "bob saw {bob:?}");
     Ok(())
+}
+
+fn machines(host: &Host) -> Result<()> {
+    sh(host, "alice", "banger vm create --name secret")?;
+    let id = sh(host, "alice", "banger vm show secret --format '{{.id}}'")?;
+    let seen = run_as(host, "bob", &script!("level4/people/machines.sh", id = id.trim()));
+    sh(host, "alice", "banger vm delete --force secret")?;
+    let seen = seen?;
+    ensure!(seen.contains(&format!("banger-{} vm banger", id.trim())), "{seen:?}");
+    ensure!(!seen.contains("secret"), "bob sees the name of the sandbox: {seen:?}");
+    let unit = format!("Unit=banger-vm-{}.service", id.trim());
+    ensure!(seen.lines().any(|line| line == unit), "{seen:?}");
+    let left = "! machinectl list --no-legend | grep banger-";
+    run_as_root(host, &["timeout", "30", "sh", "-c", &format!("until {left}; do sleep 0.2; done")]).map(drop)
 }
