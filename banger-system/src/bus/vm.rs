@@ -166,7 +166,7 @@ const PROPERTIES: &[Property<VmView>] = &[
 
 /// Returns what is known of the memory of a suspended sandbox.
 fn suspended(view: &VmView) -> Option<Stored> {
-    view.captured.filter(|_| view.vm.state != State::Suspending)
+    view.captured.filter(|_| !matches!(view.vm.state, State::Suspending | State::Created))
 }
 
 /// Returns the ports as rows: protocol, port of the guest, port of the host, and address of the host.

@@ -451,6 +451,7 @@ impl Shared {
             pid,
             captured: None,
             frozen: Vec::new(),
+            freezing: Bytes(0),
             booted_from: None,
         }
     }

@@ -145,7 +145,7 @@ pub struct CommitVm {
     pub on_conflict: OnConflict,
 }
 
-/// Makes new sandboxes with the disks of one that is down.
+/// Makes new sandboxes with the disks of another one, and with its memory if it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkVm {
     /// How many.

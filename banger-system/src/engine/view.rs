@@ -41,6 +41,8 @@ pub struct VmView {
     pub captured: Option<Stored>,
     /// The frozen layers of its disks.
     pub frozen: Vec<FrozenLayer>,
+    /// What a fork that is under way may add to them.
+    pub freezing: Bytes,
     /// How its guest began; none while it is down, or if an earlier run of the service started it.
     pub booted_from: Option<BootedFrom>,
 }

@@ -3,12 +3,17 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use async_trait::async_trait;
-use banger_domain::id::{Timestamp, VmId};
+use banger_domain::{
+    id::{Timestamp, VmId},
+    net::nic::Mac,
+    vm::Token,
+};
 use banger_proto::size::Bytes;
 
 use super::HostError;
 
-/// The captures of this host, at most one for each VM. They hold all that was in the memory of a guest, so only the
+/// The captures of this host, at most one for each VM. Several VMs may share the memory in theirs, each with a manifest of
+/// its own. They hold all that was in the memory of a guest, so only the
 /// service reads them.
 #[async_trait]
 pub trait Captures: Send + Sync {
@@ -22,6 +27,11 @@ pub trait Captures: Send + Sync {
     /// Writes a capture into a pipe, and verifies it on the way. Fails with [`Error::Damaged`] after the last byte. If
     /// the other side closes the pipe, the rest is verified only.
     async fn send(&self, vm: VmId, to: OwnedFd) -> Result<()>;
+    /// Gives a VM the capture of another one, which can be loaded for it where these facts hold. The memory is shared.
+    /// Replaces an earlier capture, so a repeat is safe. Fails with [`Error::Damaged`] if there is nothing to share.
+    async fn share(&self, of: VmId, with: VmId, facts: &HostFacts) -> Result<Stored>;
+    /// Returns whose guest a capture is, if it is a copy of another VM's that has never run.
+    async fn origin(&self, vm: VmId) -> Result<Option<Origin>>;
     /// Returns what is known of a capture; none if the VM has none, or none that is complete.
     async fn stored(&self, vm: VmId) -> Result<Option<Stored>>;
     /// Removes the capture of a VM, complete or not. A repeat is safe.
@@ -33,8 +43,14 @@ pub trait Captures: Send + Sync {
 /// A capture without a name. Dropping it removes it.
 #[async_trait]
 pub trait Unfinished: Send {
-    /// Gives it its name, once all of it is on the disk. It can be loaded where these facts hold.
-    async fn finish(self: Box<Self>, facts: &HostFacts, at: Timestamp) -> Result<Stored>;
+    /// Gives it its name, once all of it is on the disk. It can be loaded where these facts hold. `origin` is the VM whose
+    /// guest it is, if that is another one.
+    async fn finish(
+        self: Box<Self>,
+        facts: &HostFacts,
+        at: Timestamp,
+        origin: Option<Origin>,
+    ) -> Result<Stored>;
 }
 
 /// What is known of a capture without reading it.
@@ -44,6 +60,17 @@ pub struct Stored {
     pub size: Bytes,
     /// When it was made.
     pub at: Timestamp,
+    /// The number of its file, which several VMs may share. None while it is written.
+    pub file: Option<u64>,
+}
+
+/// What a copied guest knows of the VM that it was copied from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The token that its agent expects.
+    pub token: Token,
+    /// The hardware address of its interface.
+    pub mac: Mac,
 }
 
 /// What the state of a guest depends on: a value for each part of the host, by its noun.

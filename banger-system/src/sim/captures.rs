@@ -15,7 +15,7 @@ use banger_proto::{guest::GuestConfig, size::Bytes};
 use super::Sim;
 use crate::ports::{
     HostError,
-    captures::{Captures, Error, HostFacts, Result, Stored, Unfinished, difference},
+    captures::{Captures, Error, HostFacts, Origin, Result, Stored, Unfinished, difference},
     vmm,
 };
 
@@ -27,12 +27,12 @@ const SIZE: Bytes = Bytes::mib(100);
 pub(super) struct State {
     /// The captures, complete or not, with what their guests had in memory.
     pub(super) all: BTreeMap<VmId, Captured>,
-    /// What the VMMs write at the moment.
-    saved: BTreeMap<VmId, GuestConfig>,
+    /// What the VMMs write at the moment, by the number of the pipe.
+    saved: BTreeMap<u64, Guest>,
+    /// The number of the last file.
+    last_file: u64,
     /// The guests that stand still because they are saved, or were loaded.
     pub(super) standing: BTreeSet<VmId>,
-    /// The VMMs that have loaded a guest which has not run yet.
-    pub(super) loaded: BTreeSet<VmId>,
     damaged: bool,
     /// Saving takes until this is false.
     pub(super) slow: bool,
@@ -43,8 +43,22 @@ pub(super) struct State {
 }
 
 pub(super) struct Captured {
-    guest: GuestConfig,
+    guest: Guest,
     complete: Option<(HostFacts, Stored)>,
+    origin: Option<Origin>,
+}
+
+/// What a guest has in memory.
+#[derive(Clone)]
+struct Guest {
+    config: GuestConfig,
+    /// Whether its processes are frozen.
+    is_frozen: bool,
+}
+
+/// Returns the number of a pipe, which is the same at both ends.
+fn number_of(pipe: &OwnedFd) -> u64 {
+    rustix::fs::fstat(pipe).map_or(0, |pipe| pipe.st_ino)
 }
 
 impl Sim {
@@ -93,17 +107,20 @@ impl Sim {
         }
     }
 
-    pub(super) async fn save_guest(&self, vm: VmId) -> vmm::Result<()> {
-        {
-            let mut state = self.step("stop a guest")?;
-            state.captures.standing.insert(vm);
-        }
+    pub(super) fn halt_guest(&self, vm: VmId) -> vmm::Result<()> {
+        self.step("stop a guest")?.captures.standing.insert(vm);
+        Ok(())
+    }
+
+    pub(super) async fn save_guest(&self, vm: VmId, to: OwnedFd) -> vmm::Result<()> {
+        self.halt_guest(vm)?;
         self.until_fast().await;
         let mut state = self.step("save a guest")?;
-        let Some(guest) = state.configured.get(&vm).cloned() else {
+        let is_frozen = state.frozen_guests.contains(&vm);
+        let Some(config) = state.configured.get(&vm).cloned() else {
             return Err(vmm::Error::Failed { message: "the guest has no memory".to_owned() });
         };
-        state.captures.saved.insert(vm, guest);
+        state.captures.saved.insert(number_of(&to), Guest { config, is_frozen });
         Ok(())
     }
 
@@ -112,25 +129,41 @@ impl Sim {
         let guest = state.captures.all.get(&vm).map(|capture| capture.guest.clone());
         let guest =
             guest.ok_or_else(|| vmm::Error::Failed { message: "there is nothing to load".to_owned() })?;
-        state.configured.insert(vm, guest);
+        state.configured.insert(vm, guest.config);
+        if guest.is_frozen {
+            state.frozen_guests.insert(vm);
+        }
         state.captures.standing.insert(vm);
-        state.captures.loaded.insert(vm);
         Ok(())
     }
 
     pub(super) fn let_guest_run(&self, vm: VmId) -> vmm::Result<()> {
-        let mut state = self.step("let a guest run")?;
-        state.captures.standing.remove(&vm);
-        state.captures.loaded.remove(&vm);
+        self.step("let a guest run")?.captures.standing.remove(&vm);
         Ok(())
     }
 }
 
 #[async_trait]
 impl Captures for Sim {
-    async fn receive(&self, vm: VmId, _from: OwnedFd, _most: Bytes) -> Result<Box<dyn Unfinished>> {
+    async fn receive(&self, vm: VmId, from: OwnedFd, _most: Bytes) -> Result<Box<dyn Unfinished>> {
         drop(self.step("write the memory of a guest")?);
-        Ok(Box::new(Receiving { sim: self.clone(), vm }))
+        Ok(Box::new(Receiving { sim: self.clone(), vm, pipe: number_of(&from), _from: from }))
+    }
+
+    async fn share(&self, of: VmId, with: VmId, facts: &HostFacts) -> Result<Stored> {
+        let mut state = self.step("share the memory of a guest")?;
+        let shared = state.captures.all.get(&of);
+        let complete = shared.and_then(|shared| Some((shared, shared.complete.as_ref()?.1)));
+        let (shared, stored) =
+            complete.ok_or_else(|| Error::Damaged { message: "its memory is missing".to_owned() })?;
+        let (guest, origin) = (shared.guest.clone(), shared.origin.clone());
+        let captured = Captured { guest, complete: Some((facts.clone(), stored)), origin };
+        state.captures.all.insert(with, captured);
+        Ok(stored)
+    }
+
+    async fn origin(&self, vm: VmId) -> Result<Option<Origin>> {
+        Ok(self.lock().captures.all.get(&vm).and_then(|capture| capture.origin.clone()))
     }
 
     async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()> {
@@ -171,16 +204,26 @@ impl Captures for Sim {
 struct Receiving {
     sim: Sim,
     vm: VmId,
+    /// Its number stays its own while it is open.
+    pipe: u64,
+    _from: OwnedFd,
 }
 
 #[async_trait]
 impl Unfinished for Receiving {
-    async fn finish(self: Box<Self>, facts: &HostFacts, at: Timestamp) -> Result<Stored> {
+    async fn finish(
+        self: Box<Self>,
+        facts: &HostFacts,
+        at: Timestamp,
+        origin: Option<Origin>,
+    ) -> Result<Stored> {
         let mut state = self.sim.step("store the memory of a guest")?;
-        let guest = state.captures.saved.remove(&self.vm);
+        let guest = state.captures.saved.remove(&self.pipe);
         let guest = guest.ok_or_else(|| Error::Damaged { message: "nothing was saved".to_owned() })?;
-        let stored = Stored { size: SIZE, at };
-        state.captures.all.insert(self.vm, Captured { guest, complete: Some((facts.clone(), stored)) });
+        state.captures.last_file += 1;
+        let stored = Stored { size: SIZE, at, file: Some(state.captures.last_file) };
+        let captured = Captured { guest, complete: Some((facts.clone(), stored)), origin };
+        state.captures.all.insert(self.vm, captured);
         Ok(stored)
     }
 }

@@ -408,7 +408,6 @@ impl Sim {
         state.streams.remove(&vm);
         state.frozen.remove(&vm);
         state.captures.standing.remove(&vm);
-        state.captures.loaded.remove(&vm);
         if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }

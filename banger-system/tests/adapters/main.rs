@@ -6,6 +6,7 @@ mod clock;
 mod disks;
 mod dns;
 mod firecracker;
+mod fork_running;
 mod images;
 mod import;
 mod import_as_tar;

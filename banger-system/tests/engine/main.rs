@@ -7,6 +7,7 @@ mod commit;
 mod disks;
 mod engine_lab;
 mod fork;
+mod fork_running;
 mod host_kernel;
 mod machines;
 mod network;

@@ -11,7 +11,7 @@ use banger_domain::{
 };
 use tokio::task::JoinSet;
 
-use super::{FORCED, Goal, Next, VmTask, start::GuestWait};
+use super::{FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
@@ -57,12 +57,15 @@ pub(super) enum TaskEvent {
     /// A job no longer reads the system disk.
     CommitEnded,
     /// The children of a fork exist, or none does.
-    ForkEnded(JobHandle, Result<()>),
+    ForkEnded(JobHandle, Box<Forked>),
+    /// A guest that an earlier run of the service may have left frozen was thawed, or did not answer.
+    Thawed,
 }
 
 impl VmTask {
     pub(super) async fn handle_event(&mut self, event: TaskEvent) -> Next {
         match event {
+            TaskEvent::VmmEnded(ended) if self.forking.is_some() => self.ended_in_fork(ended),
             TaskEvent::VmmEnded(ended) => return self.vmm_ended(ended).await,
             TaskEvent::GuestConfigured(Ok(()), wait) => {
                 self.template_in_use = None;
@@ -103,7 +106,8 @@ impl VmTask {
             TaskEvent::KernelImported(kernel) => self.kernel_imported(kernel).await,
             TaskEvent::JobCanceled(job) => return self.job_canceled(job).await,
             TaskEvent::CommitEnded => return self.commit_ended().await,
-            TaskEvent::ForkEnded(job, made) => return self.fork_ended(job, made).await,
+            TaskEvent::ForkEnded(job, forked) => return self.fork_ended(job, *forked).await,
+            TaskEvent::Thawed => self.is_thawing = false,
         }
         Next::Continue
     }

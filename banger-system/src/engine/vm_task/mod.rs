@@ -39,12 +39,15 @@
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
 //! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
-//! image of a VM that is down, `fork.rs` makes others with its disks, and `remove.rs` deletes it. `suspend.rs` writes the
+//! image of a VM that is down, `fork.rs` makes others with its disks, and those of one that runs continue with its memory
+//! (`fork_memory.rs`, `copy.rs`). `remove.rs` deletes it. `suspend.rs` writes the
 //! memory of a VM to disk before it ends the VMM, and `resume.rs` starts another one that continues with it.
 
 mod commit;
+mod copy;
 mod event;
 mod fork;
+mod fork_memory;
 mod kernel;
 mod liveness;
 mod pause;
@@ -69,6 +72,7 @@ use banger_domain::{
     resource::Resource,
     vm::{Lifetime, Vm},
 };
+use banger_proto::size::Bytes;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -90,7 +94,12 @@ use super::{
     view::{BootedFrom, JobKind, Object, VmView},
 };
 use crate::{
-    ports::{captures::Stored, disks::FrozenLayer, supervisor::Started, templates::TemplateKey},
+    ports::{
+        captures::Stored,
+        disks::FrozenLayer,
+        supervisor::{Ended, Started},
+        templates::TemplateKey,
+    },
     tasks::Task,
 };
 
@@ -203,6 +212,12 @@ pub(super) struct VmTask {
     commit: Option<Commit>,
     /// The job that makes sandboxes with its disks.
     forking: Option<JobId>,
+    /// What that may add to its frozen layers.
+    freezing: Bytes,
+    /// How its VMM has ended while that job ran.
+    ended: Option<Ended>,
+    /// An earlier run of the service may have left its guest frozen.
+    is_thawing: bool,
     /// The frozen layers of its disks.
     frozen: Vec<FrozenLayer>,
     /// The template to make once the guest is ready. None if it exists already.
@@ -275,6 +290,9 @@ impl VmTask {
             is_new: false,
             commit: None,
             forking: None,
+            freezing: Bytes(0),
+            ended: None,
+            is_thawing: false,
             frozen: Vec::new(),
             booted_from: None,
             missing_template: None,
@@ -447,12 +465,14 @@ impl VmTask {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
         let (booted_from, captured, frozen) = (self.booted_from, self.captured, self.frozen.clone());
+        let freezing = self.freezing;
         VmView {
             blocked_ports,
             silent,
             booted_from,
             captured,
             frozen,
+            freezing,
             ..self.shared.view(vm, self.unit.clone(), self.pid)
         }
     }

@@ -17,6 +17,7 @@ impl VmTask {
     /// Pauses a VM whose guest answers. Does nothing if it is paused.
     pub(super) async fn pause(&mut self) -> Result<()> {
         let Transition::To(_) = step(self.vm.state, Event::Pause)? else { return Ok(()) };
+        self.require_not_forked()?;
         if !self.vm.is_ready() {
             return Err(Error::NotReady { name: self.vm.name.to_string() });
         }

@@ -40,6 +40,9 @@ impl VmTask {
                 }
                 self.publish();
                 self.freeze_as_stored().await;
+                if self.vm.state == State::Running {
+                    self.continue_after_fork().await;
+                }
                 self.reattach_nic().await;
                 self.watch_vmm();
                 self.watch_for_halt();
@@ -137,7 +140,7 @@ impl VmTask {
     }
 
     /// Returns whether the guest has begun to run. A VMM that does not say so is left to the time limit of the boot.
-    async fn has_begun(&self) -> bool {
+    pub(super) async fn has_begun(&self) -> bool {
         let begun = self.shared.ports.vmm.has_begun(self.vm.id).await;
         begun.unwrap_or_else(|error| {
             tracing::warn!(vm = %self.vm.id, %error, "cannot ask a VMM whether its guest runs");

@@ -88,8 +88,12 @@ impl VmTask {
     /// Launches a VMM that continues from the capture, and removes that.
     async fn launch_suspended(&mut self) -> Result<Started> {
         self.release_boot().await?;
-        let SetUp { spec, jail, .. } = self.set_up().await?;
         let (ports, vm) = (self.shared.ports.clone(), self.vm.id);
+        let origin = ports.captures.origin(vm).await?;
+        if origin.is_some() {
+            ports.disks.empty(vm).await?;
+        }
+        let SetUp { spec, jail, .. } = self.set_up().await?;
         let started = jail.run(ports.vmm.prepare_resume(&spec).await?).await?;
         let mut facts = ports.vmm.facts(vm).await?;
         facts.extend(ports.disks.identity(vm).await?);
@@ -108,6 +112,17 @@ impl VmTask {
         sent?;
         loaded?;
 
+        match origin {
+            Some(origin) => self.continue_copy(&origin).await?,
+            None => self.continue_suspended().await?,
+        }
+        self.discard_capture().await;
+        Ok(started)
+    }
+
+    /// Lets the guest run, which changes the disks.
+    async fn continue_suspended(&mut self) -> Result<()> {
+        let (ports, vm) = (self.shared.ports.clone(), self.vm.id);
         ports.store.put_vm(&Vm { state: State::Running, ..self.vm.clone() }).await?;
         if let Err(error) = go_on(&ports, vm).await {
             match ports.vmm.has_begun(vm).await {
@@ -118,7 +133,6 @@ impl VmTask {
             }
             return Err(error);
         }
-        self.discard_capture().await;
-        Ok(started)
+        Ok(())
     }
 }

@@ -128,7 +128,9 @@ impl VmTask {
             _ => {}
         }
         let transition = step(self.vm.state, Event::Start)?;
-        self.require_unread_disks().await?;
+        if transition != Transition::Unchanged {
+            self.require_unread_disks().await?;
+        }
         let job = self.begin_job(JobKind::VmStart, START)?;
         let id = job.id();
         if transition == Transition::Unchanged {

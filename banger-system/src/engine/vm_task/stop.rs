@@ -31,6 +31,9 @@ impl VmTask {
         if loses_memory && stop.mode == StopMode::Graceful {
             return Err(Error::Suspended { name: self.vm.name.to_string() });
         }
+        if stop.mode == StopMode::Graceful {
+            self.require_not_forked()?;
+        }
         let job = self.begin_job(JobKind::VmStop, STOP)?;
         let id = job.id();
         if !self.vm.state.is_up() {
@@ -62,6 +65,9 @@ impl VmTask {
             return self.start(start).await;
         }
         step(self.vm.state, Event::Stop)?;
+        if stop.mode == StopMode::Graceful {
+            self.require_not_forked()?;
+        }
         let job = self.begin_job(JobKind::VmRestart, RESTART)?;
         let id = job.id();
         self.stop_vmm(stop, Reason::UserRequest).await?;

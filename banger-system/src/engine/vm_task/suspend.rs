@@ -45,7 +45,7 @@ const GO_ON_TRIES: u32 = 3;
 const GO_ON_PAUSE: Duration = Duration::from_millis(500);
 
 /// Returns the most that a capture can take: a VMM writes a header for each page, and the state of its devices.
-fn most_of(memory: Bytes) -> Bytes {
+pub(super) fn most_of(memory: Bytes) -> Bytes {
     Bytes(memory.0.saturating_add(memory.0 / 64).saturating_add(Bytes::mib(32).0))
 }
 
@@ -56,6 +56,7 @@ impl VmTask {
         if self.vm.state == State::Paused {
             return Err(Error::Paused { name: name() });
         }
+        self.require_not_forked()?;
         let transition = step(self.vm.state, Event::Suspend)?;
         if transition != Transition::Unchanged && !self.vm.is_ready() {
             return Err(Error::NotReady { name: name() });
@@ -81,7 +82,7 @@ impl VmTask {
         let most = most_of(self.vm.spec.memory);
         let at = now(&*ports.clock);
         let suspending = Vm { state: State::Suspending, reason: Reason::UserRequest, ..self.vm.clone() };
-        let captured = Some(Stored { size: most, at });
+        let captured = Some(Stored { size: most, at, file: None });
         let view = VmView { captured, ..self.view_of(suspending) };
         self.shared.inventory.publish_suspend(view, &self.shared.settings.limits)?;
         let before = self.vm.reason.clone();
@@ -166,7 +167,7 @@ async fn capture(
     let (unfinished, ()) = tokio::try_join!(receive, save)?;
     // A layer grows for as long as the guest runs.
     facts.extend(ports.disks.identity(vm).await?);
-    Ok(unfinished.finish(&facts, at).await?)
+    Ok(unfinished.finish(&facts, at, None).await?)
 }
 
 /// Makes a guest run on, whatever was the matter with its capture.

@@ -32,7 +32,7 @@ impl Host {
 
     async fn keep(&self, content: &[u8]) -> Stored {
         let unfinished = self.receive(content, content.len()).await.unwrap();
-        unfinished.finish(&facts("QEMU 7.2.1"), AT).await.unwrap()
+        unfinished.finish(&facts("QEMU 7.2.1"), AT, None).await.unwrap()
     }
 
     async fn send(&self) -> (Vec<u8>, Result<()>) {
@@ -92,7 +92,7 @@ async fn a_capture_has_no_name_before_it_is_complete_and_leaves_nothing_if_it_is
     assert_eq!(host.captures.found().await.unwrap(), [VM], "recovery finds it");
     // As a stop does meanwhile: what was removed does not come back.
     host.captures.remove(VM).await.unwrap();
-    assert!(unfinished.finish(&facts("QEMU 7.2.1"), AT).await.is_err());
+    assert!(unfinished.finish(&facts("QEMU 7.2.1"), AT, None).await.is_err());
     assert!(host.is_empty());
     drop(host.receive(&memory(), memory().len()).await.unwrap());
     assert!(host.is_empty());
