@@ -16,6 +16,7 @@ pub mod dns;
 pub mod fair_queue;
 pub mod guest_end;
 pub mod id;
+pub mod idle;
 pub mod launch_spec;
 pub mod lifecycle;
 pub mod limits;

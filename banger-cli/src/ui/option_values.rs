@@ -25,6 +25,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--filter", &["", "colour=red", "state=runing", "name="]),
     ("--format", &["", "name", "{{", "{{.Name", "{{range .}}"]),
     ("--guest-path", &["", "repo", "/root/../etc"]),
+    ("--idle", &["", "30m", "suspend", "suspend=", "suspend=30", "delete=1h", "stop=-1m"]),
     ("--label", &["", "=x"]),
     ("--local", FORWARDS),
     ("--max", &["", "0", "many", "-1", "1.5", "99999999999"]),

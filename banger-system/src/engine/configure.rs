@@ -49,6 +49,7 @@ impl VmTask {
             disk_size: change.disk_size.unwrap_or(spec.disk_size),
             root_size: change.root_size.unwrap_or(spec.root_size),
             nat: change.nat.unwrap_or(spec.nat),
+            idle: change.idle.unwrap_or(spec.idle),
             ..spec.clone()
         };
         let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
@@ -61,6 +62,9 @@ impl VmTask {
             }
             self.require_unread_disks().await?;
             self.resize(&new).await?;
+        }
+        if new.idle != self.vm.spec.idle {
+            self.forget_use();
         }
         self.become_spec(new).await
     }

@@ -12,6 +12,7 @@ pub mod error;
 mod events;
 mod guest_clocks;
 mod guest_config;
+mod idle;
 mod inventory;
 mod job;
 mod lease;
@@ -154,6 +155,7 @@ impl Engine {
         });
         tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Idle, idle::run(Arc::downgrade(&shared), shared.inventory.changes()));
         tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
@@ -450,9 +452,10 @@ impl Shared {
             unit,
             pid,
             captured: None,
+            idle_at: None,
+            busy: None,
             frozen: Vec::new(),
             freezing: Bytes(0),
-            booted_from: None,
         }
     }
 }

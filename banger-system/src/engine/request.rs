@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
 use banger_domain::{
     id::Uid,
+    idle::IdlePolicy,
     name::{Name, Reference},
     net::{nic::Nat, port::Port},
     ssh::AuthorizedKey,
@@ -51,6 +52,8 @@ pub struct CreateVm {
     pub lifetime: Lifetime,
     /// The user's labels.
     pub labels: BTreeMap<String, String>,
+    /// What happens when it idles, if anything.
+    pub idle: Option<IdlePolicy>,
     /// The ports to publish; those without a number of the host get a free one.
     pub ports: Vec<Port>,
     /// How to start it; not started if absent.
@@ -252,6 +255,8 @@ pub struct Configure {
     pub labels: BTreeMap<String, String>,
     /// Keys of labels to remove first.
     pub removed_labels: Vec<String>,
+    /// What happens when it idles: another policy, or none.
+    pub idle: Option<Option<IdlePolicy>>,
 }
 
 impl Configure {

@@ -25,7 +25,7 @@ pub trait Captures: Send + Sync {
     /// [`Error::Damaged`] if the VM has no capture.
     async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()>;
     /// Writes a capture into a pipe, and verifies it on the way. Fails with [`Error::Damaged`] after the last byte. If
-    /// the other side closes the pipe, the rest is verified only.
+    /// the other side closes the pipe, or does not read for a minute, the rest is verified only.
     async fn send(&self, vm: VmId, to: OwnedFd) -> Result<()>;
     /// Gives a VM the capture of another one, which can be loaded for it where these facts hold. The memory is shared.
     /// Replaces an earlier capture, so a repeat is safe. Fails with [`Error::Damaged`] if there is nothing to share.
@@ -99,10 +99,18 @@ pub enum Error {
 /// The result of this port.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Returns the first part that differs between a capture and the host.
-pub fn difference<'a>(captured: &'a HostFacts, now: &'a HostFacts) -> Option<&'a str> {
-    let parts = captured.keys().chain(now.keys());
-    parts.map(String::as_str).find(|&part| captured.get(part) != now.get(part))
+/// The longest value that an error repeats: a version, and not all features of a processor.
+const MAX_VALUE: usize = 80;
+
+/// Returns the first part that differs between a capture and the host, with what it was and is.
+pub fn difference(captured: &HostFacts, now: &HostFacts) -> Option<String> {
+    let part = captured.keys().chain(now.keys()).find(|&part| captured.get(part) != now.get(part))?;
+    Some(match (captured.get(part), now.get(part)) {
+        (Some(was), Some(is)) if was.len().max(is.len()) <= MAX_VALUE => {
+            format!("{part} ({}, now {})", was.trim(), is.trim())
+        }
+        _ => part.clone(),
+    })
 }
 
 #[cfg(test)]
@@ -115,14 +123,19 @@ mod tests {
 
     #[test]
     fn the_part_that_differs_is_named() {
-        let was = facts(&[("the VMM", "QEMU 7.2.1"), ("the host's kernel", "6.1")]);
+        let was = facts(&[("the VMM", "QEMU 7.2.1 "), ("the host's kernel", "6.1")]);
+        let long = "x".repeat(MAX_VALUE + 1);
         for (now, expect) in [
             (was.clone(), None),
-            (facts(&[("the VMM", "QEMU 7.2.2"), ("the host's kernel", "6.1")]), Some("the VMM")),
-            (facts(&[("the VMM", "QEMU 7.2.1")]), Some("the host's kernel")),
-            (facts(&[("disk", "1"), ("the VMM", "QEMU 7.2.1"), ("the host's kernel", "6.1")]), Some("disk")),
+            (
+                facts(&[("the VMM", "QEMU 7.2.2 "), ("the host's kernel", "6.1")]),
+                Some("the VMM (QEMU 7.2.1, now QEMU 7.2.2)"),
+            ),
+            (facts(&[("the VMM", &long), ("the host's kernel", "6.1")]), Some("the VMM")),
+            (facts(&[("the VMM", "QEMU 7.2.1 ")]), Some("the host's kernel")),
+            (facts(&[("disk", "1"), ("the VMM", "QEMU 7.2.1 "), ("the host's kernel", "6.1")]), Some("disk")),
         ] {
-            assert_eq!(difference(&was, &now), expect, "{now:?}");
+            assert_eq!(difference(&was, &now).as_deref(), expect, "{now:?}");
         }
     }
 }

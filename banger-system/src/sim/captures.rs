@@ -7,14 +7,14 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{
-    id::{Timestamp, VmId},
+    id::{KernelId, Timestamp, VmId},
     resource::Resource,
 };
 use banger_proto::{guest::GuestConfig, size::Bytes};
 
 use super::Sim;
 use crate::ports::{
-    HostError,
+    FromHost as _, HostError,
     captures::{Captures, Error, HostFacts, Origin, Result, Stored, Unfinished, difference},
     vmm,
 };
@@ -36,6 +36,10 @@ pub(super) struct State {
     damaged: bool,
     /// Saving takes until this is false.
     pub(super) slow: bool,
+    /// VMMs keep the pipe open that they write to.
+    keeps_pipes: bool,
+    /// VMMs cannot be ended.
+    immortal: bool,
     /// Another VMM is installed.
     upgraded: bool,
     /// VMMs cannot save guests.
@@ -70,6 +74,32 @@ impl Sim {
     /// Makes saving and loading a guest take until this is called again, or lets it end.
     pub fn slow_captures(&self, slow: bool) {
         self.lock().captures.slow = slow;
+    }
+
+    /// Makes VMMs keep the pipe open that they have written a guest to, as one does that its guest has taken over.
+    pub fn keep_pipes(&self, keep: bool) {
+        self.lock().captures.keeps_pipes = keep;
+    }
+
+    /// Makes VMMs impossible to end, or possible again.
+    pub fn withstand_kills(&self, withstand: bool) {
+        self.lock().captures.immortal = withstand;
+    }
+
+    pub(super) fn may_end(&self) -> Result<(), HostError> {
+        match self.lock().captures.immortal {
+            true => Err(HostError::not_ready("the unit does not go away")),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives a VM another kernel, in the database.
+    pub fn replace_kernel_of(&self, vm: VmId, kernel: KernelId) {
+        let mut state = self.lock();
+        state.kernel_files.insert(kernel);
+        if let Some(vm) = state.vms.get_mut(&vm) {
+            vm.kernel = kernel;
+        }
     }
 
     /// Replaces the VMM by another version.
@@ -147,6 +177,9 @@ impl Sim {
 impl Captures for Sim {
     async fn receive(&self, vm: VmId, from: OwnedFd, _most: Bytes) -> Result<Box<dyn Unfinished>> {
         drop(self.step("write the memory of a guest")?);
+        while self.lock().captures.keeps_pipes {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
         Ok(Box::new(Receiving { sim: self.clone(), vm, pipe: number_of(&from), _from: from }))
     }
 
@@ -172,7 +205,7 @@ impl Captures for Sim {
         let (captured, _) =
             capture.ok_or_else(|| Error::Damaged { message: "its memory is missing".to_owned() })?;
         match difference(captured, facts) {
-            Some(part) => Err(Error::Differs { what: part.to_owned() }),
+            Some(what) => Err(Error::Differs { what }),
             None => Ok(()),
         }
     }

@@ -10,6 +10,7 @@ use banger_domain::{
     clock::Occasion,
     guest_end::GuestEnd,
     id::{Uid, VmId},
+    idle::Use,
     launch_spec::LaunchSpec,
     resource::{self, Resource},
     stream,
@@ -199,6 +200,7 @@ impl Supervisor for Sim {
     }
 
     async fn remove(&self, vm: VmId) -> supervisor::Result<()> {
+        self.may_end()?;
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
         self.removal(Resource::Unit)?.processes.remove(&vm);
         Ok(())
@@ -299,6 +301,11 @@ impl GuestLink for Sim {
         }
         *self.lock().clock_syncs.entry((vm, occasion)).or_default() += 1;
         Ok(())
+    }
+
+    async fn usage(&self, vm: VmId, _token: &Token) -> guest_link::Result<Use> {
+        self.answer(vm, "asking who uses the guest", Duration::ZERO).await?;
+        Ok(self.lock().uses.get(&vm).copied().unwrap_or_default())
     }
 
     async fn freeze(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {

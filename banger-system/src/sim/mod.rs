@@ -25,6 +25,7 @@ use banger_domain::{
     dns::table::Table,
     guest_end::GuestEnd,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
+    idle::Use,
     lifecycle,
     net::{nic::Nic, subnet::Subnet},
     resource::Resource,
@@ -153,6 +154,8 @@ struct State {
     stored_catalog: Option<FetchedIndex>,
     /// Whether the catalog's server answers.
     catalog_unreachable: bool,
+    /// How guests are used; a guest that is not here is not used.
+    uses: BTreeMap<VmId, Use>,
     templates: templates::State,
     captures: captures::State,
 }
@@ -273,6 +276,11 @@ impl Sim {
     /// Lets a minute pass.
     pub fn pass_minute(&self) {
         self.lock().minute_passed.notify_one();
+    }
+
+    /// Sets how a guest is used.
+    pub fn use_guest(&self, vm: VmId, used: Use) {
+        self.lock().uses.insert(vm, used);
     }
 
     /// Returns how often a guest's clock was compared on an occasion.

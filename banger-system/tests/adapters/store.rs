@@ -1,10 +1,11 @@
 //! The database in real files.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
+use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock, time::Duration};
 
 use banger_domain::{
     digest::Digest,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
+    idle::IdlePolicy,
     lifecycle::{Reason, State},
     net::{
         nic::Nat,
@@ -12,7 +13,7 @@ use banger_domain::{
     },
     resource::Resource,
     ssh::HostKey,
-    vm::{Init, Lifetime, Token, Vm, VmSpec},
+    vm::{BootedFrom, Init, Lifetime, Token, Vm, VmSpec},
     vmm::{VmmChoice, VmmKind},
 };
 use banger_image::{
@@ -101,6 +102,7 @@ pub fn vm() -> Vm {
             hostname: "calm-otter".parse().unwrap(),
             init: Init::Path("/sbin/init".into()),
             labels: BTreeMap::from([("a \"quote\"".into(), "ünïcode\n".into()), ("".into(), "".into())]),
+            idle: IdlePolicy::new("suspend", Duration::from_secs(1800)).ok(),
         },
         image: image().id,
         kernel: kernel().id,
@@ -113,6 +115,7 @@ pub fn vm() -> Vm {
         started_at: Timestamp(2),
         ready_at: Timestamp(3),
         boot_id: "boot".into(),
+        booted_from: Some(BootedFrom::Suspension),
         host_key: HOST_KEY.get_or_init(|| HostKey::random().unwrap()).clone(),
     }
 }

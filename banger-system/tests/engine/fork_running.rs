@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use banger_domain::{id::VmId, lifecycle::State, net::nic::Mac};
+use banger_domain::{id::VmId, lifecycle::State, net::nic::Mac, vm::BootedFrom};
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         error::Error,
         request::{CreateVm, KeepMemory, Start, Stop, StopMode, WaitFor},
-        view::{BootedFrom, Outcome},
+        view::Outcome,
     },
     ports::{disks::MAX_DEPTH, supervisor::Ended},
 };
@@ -69,7 +69,7 @@ async fn a_running_guest_continues_and_so_do_its_children_as_other_guests() {
         lab.start(*child).await;
         assert!(lab.continues(*child) && !lab.sim.is_captured(*child));
         let view = lab.engine.vm(*child).unwrap();
-        assert_eq!(view.booted_from, Some(BootedFrom::Suspension));
+        assert_eq!(view.vm.booted_from, Some(BootedFrom::Suspension));
         let [Some(identity)] = &lab.sim.rejuvenated(*child)[..] else { panic!("it has no identity") };
         assert_eq!(identity.hostname, view.vm.name.to_string());
         assert_eq!(identity.machine_id, child.to_string());
@@ -243,7 +243,7 @@ async fn a_child_that_is_not_confirmed_can_be_booted_without_its_memory() {
     assert_eq!(message, "its memory on disk has changed; a cold start keeps the disks");
     lab.done(lab.engine.start_vm(child, COLD).await.unwrap()).await;
     assert!(lab.continues(child) && !lab.sim.is_captured(child));
-    assert_eq!(lab.engine.vm(child).unwrap().booted_from, Some(BootedFrom::Cold));
+    assert_eq!(lab.engine.vm(child).unwrap().vm.booted_from, Some(BootedFrom::Cold));
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod engine_lab;
 mod fork;
 mod fork_running;
 mod host_kernel;
+mod idle;
 mod machines;
 mod network;
 mod panics;

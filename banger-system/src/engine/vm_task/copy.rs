@@ -15,14 +15,17 @@
 //! Until the processes run, nothing of the child is on its disks that matters. So each try begins with empty layers, and
 //! loads the same capture.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use banger_domain::{lifecycle::State, vm::Vm};
+use banger_domain::vm::Vm;
 use banger_proto::guest::rejuvenation::{Identity, NewNetwork};
 
-use super::{VmTask, fork_memory::thaw, suspend::go_on};
+use super::{TaskEvent, VmTask, suspend::go_on};
 use crate::{
-    engine::error::{Error, Result, one_line},
+    engine::{
+        Shared,
+        error::{Error, Result, one_line},
+    },
     ports::captures::Origin,
 };
 
@@ -30,34 +33,32 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 impl VmTask {
-    /// Lets a loaded guest continue with the identity of this VM. After a failure it must not run.
-    pub(super) async fn continue_copy(&self, origin: &Origin) -> Result<()> {
-        let (ports, vm) = (&self.shared.ports, self.vm.id);
-        let identity = self.identity(origin).await?;
-        go_on(ports, vm).await?;
-        let renewed = ports.guest.rejuvenate(vm, &origin.token, &self.vm.token, Some(&identity), TIMEOUT);
-        renewed.await.map_err(|error| Error::CannotResume {
-            message: format!("the guest did not take its new identity: {}", one_line(&error)),
-        })?;
-        ports.store.put_vm(&Vm { state: State::Running, ..self.vm.clone() }).await?;
-        if let Err(error) = thaw(ports, &self.vm).await {
-            // Its VMM is ended, and the next try begins with the capture again.
-            ports.store.put_vm(&self.vm).await?;
-            return Err(error);
-        }
-        Ok(())
+    /// Lets a loaded guest continue with the identity of this VM, without its processes, in the background.
+    pub(super) fn renew(&mut self, origin: Origin) {
+        let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
+        self.background.spawn(async move { TaskEvent::Renewed(renew(&shared, &vm, &origin).await) });
     }
+}
 
-    /// Returns what makes the guest a different one from that of the capture.
-    async fn identity(&self, origin: &Origin) -> Result<Identity> {
-        let guest = self.shared.plan(&self.vm).await?.guest;
-        Ok(Identity {
-            hostname: guest.hostname,
-            names: guest.names,
-            machine_id: self.vm.id.to_string(),
-            generation: uuid::Uuid::new_v4().simple().to_string(),
-            network: guest.network.map(|network| NewNetwork { replaces: origin.mac.0, network }),
-            ssh: guest.ssh,
-        })
-    }
+async fn renew(shared: &Shared, vm: &Vm, origin: &Origin) -> Result<()> {
+    let ports = &shared.ports;
+    let identity = identity(shared, vm, origin).await?;
+    go_on(ports, vm.id).await?;
+    let renewed = ports.guest.rejuvenate(vm.id, &origin.token, &vm.token, Some(&identity), TIMEOUT);
+    renewed.await.map_err(|error| Error::CannotResume {
+        message: format!("the guest did not take its new identity: {}", one_line(&error)),
+    })
+}
+
+/// Returns what makes the guest a different one from that of the capture.
+async fn identity(shared: &Shared, vm: &Vm, origin: &Origin) -> Result<Identity> {
+    let guest = shared.plan(vm).await?.guest;
+    Ok(Identity {
+        hostname: guest.hostname,
+        names: guest.names,
+        machine_id: vm.id.to_string(),
+        generation: uuid::Uuid::new_v4().simple().to_string(),
+        network: guest.network.map(|network| NewNetwork { replaces: origin.mac.0, network }),
+        ssh: guest.ssh,
+    })
 }

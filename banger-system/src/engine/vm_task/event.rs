@@ -6,8 +6,8 @@ use banger_domain::{
     guest_end::GuestEnd,
     id::{JobId, KernelId, Timestamp},
     lifecycle::{Event, Reason, State},
-    resource::Scope,
-    vm::Lifetime,
+    resource::{Resource, Scope},
+    vm::{BootedFrom, Lifetime},
 };
 use tokio::task::JoinSet;
 
@@ -18,7 +18,7 @@ use crate::{
         job::JobHandle,
         lease::not_released,
         now,
-        view::BootedFrom,
+        problems::Subject,
     },
     ports::{
         captures::Stored,
@@ -48,6 +48,12 @@ pub(super) enum TaskEvent {
     StopTimedOut,
     /// The memory is on disk, or the suspension failed; then also why the guest does not run on, if it does not.
     Captured(Box<Result<Stored, (Error, Option<Error>)>>),
+    /// The memory of a suspended guest is loaded, or cannot be.
+    Loaded(Result<()>),
+    /// Whether a copy has taken its new identity.
+    Renewed(Result<()>),
+    /// A guest whose memory was loaded runs, or does not; then also whether it may have begun to.
+    Continued(Result<GuestWait, (Error, bool)>),
     /// The VMM was killed; its end is reported separately.
     Killed(supervisor::Result<()>),
     /// The kernel of the host was imported, or could not be.
@@ -96,9 +102,16 @@ impl VmTask {
                 self.kill_vmm();
             }
             TaskEvent::Captured(result) => self.captured(*result).await,
+            TaskEvent::Loaded(result) => self.loaded(result).await,
+            TaskEvent::Renewed(result) => self.renewed(result).await,
+            TaskEvent::Continued(result) => self.continued(result).await,
             TaskEvent::Killed(Ok(())) => {}
             TaskEvent::Killed(Err(error)) => {
                 tracing::error!(vm = %self.vm.id, %error, "cannot end a VMM");
+                if self.vm.state == State::Suspending {
+                    // Its memory is on disk, and it stands still: nothing else would try again.
+                    self.shared.problems.set(Subject::Resource(self.vm.id, Resource::Unit), &error);
+                }
                 self.fail_waiters(&Arc::new(error.into()), |goal| {
                     matches!(goal, Goal::Down | Goal::Gone | Goal::Again(_) | Goal::Suspended)
                 });
@@ -142,7 +155,7 @@ impl VmTask {
 
     pub(super) async fn vmm_ended(&mut self, ended: Ended) -> Next {
         let (event, reason) = match self.vm.state == State::Suspending && self.is_captured {
-            true => (Event::Suspended, Reason::UserRequest),
+            true => (Event::Suspended, self.vm.reason.clone()),
             false => self.classify_end(&ended).await,
         };
         if event != Event::Suspended {
@@ -243,20 +256,30 @@ impl VmTask {
             self.waiters.swap_remove(index).job.finish(Err(Error::Canceled));
             return Next::Continue;
         }
+        if self.waiters[index].goal == Goal::Suspended {
+            self.cancel_suspension(index);
+            return Next::Continue;
+        }
         let starts = |goal| matches!(goal, Goal::Running | Goal::Ready);
         if !starts(self.waiters[index].goal) {
             // A stop or a deletion cannot be undone: the guest may be half-way down.
             return Next::Continue;
         }
         let waiter = self.waiters.swap_remove(index);
+        let others_wait = self.waiters.iter().any(|waiter| starts(waiter.goal));
+        if self.vm.state == State::Resuming && !others_wait {
+            self.stay_suspended(&Error::Canceled).await;
+            waiter.job.finish(Err(Error::Canceled));
+            return Next::Continue;
+        }
         waiter.job.finish(Err(Error::Canceled));
-        if self.waiters.iter().any(|waiter| starts(waiter.goal)) {
+        if others_wait {
             return Next::Continue;
         }
         if self.is_new {
             return self.delete_automatically(Reason::UserRequest).await;
         }
-        if self.booted_from == Some(BootedFrom::Suspension) {
+        if self.vm.booted_from == Some(BootedFrom::Suspension) {
             // Its memory is nowhere else.
             return Next::Continue;
         }

@@ -64,7 +64,7 @@ impl VmTask {
         if !self.vm.is_ready() || self.is_thawing {
             return Err(Error::NotReady { name: name() });
         }
-        match self.shared.ports.vmm.facts(self.vm.id).await {
+        match self.facts().await {
             // It must be stopped first, as with all VMMs that cannot do this.
             Err(vmm::Error::Host(HostError::NotReady { .. })) => Err(Error::StillWriting { name: name() }),
             facts => Ok(facts?),

@@ -40,14 +40,15 @@
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
 //! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
 //! image of a VM that is down, `fork.rs` makes others with its disks, and those of one that runs continue with its memory
-//! (`fork_memory.rs`, `copy.rs`). `remove.rs` deletes it. `suspend.rs` writes the
-//! memory of a VM to disk before it ends the VMM, and `resume.rs` starts another one that continues with it.
+//! (`fork_memory.rs`, `copy.rs`). `remove.rs` deletes it. `suspend.rs` writes the memory of a VM to disk before it ends the
+//! VMM, and `resume.rs` starts another one that continues with it. `idle.rs` does that to a VM that nobody uses.
 
 mod commit;
 mod copy;
 mod event;
 mod fork;
 mod fork_memory;
+mod idle;
 mod kernel;
 mod liveness;
 mod pause;
@@ -65,6 +66,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     guest_end::Reboots,
     id::{JobId, Timestamp, VmId},
+    idle::Use,
     launch_spec::LaunchSpec,
     lifecycle::{Event, Refused, Transition, step},
     name::Name,
@@ -81,7 +83,9 @@ use tokio::{
 use self::{
     commit::Commit,
     event::TaskEvent,
+    idle::Idle,
     liveness::Liveness,
+    resume::Loading,
     stop::FORCED,
     waiter::{Goal, Waiter},
 };
@@ -91,7 +95,7 @@ use super::{
     job::{JobHandle, Stages},
     lease::Lease,
     request::{CommitVm, Configure, ForkVm, Start, Stop, StopMode},
-    view::{BootedFrom, JobKind, Object, VmView},
+    view::{JobKind, Object, VmView},
 };
 use crate::{
     ports::{
@@ -179,6 +183,8 @@ pub(super) enum Command {
         resources: BTreeSet<Resource>,
         process: Option<Started>,
     },
+    /// A look at the use of the guest, which fails without an answer; or the use by a client.
+    Used(Option<Option<Use>>),
     /// Probe the guest, because a request to it timed out.
     Probe,
 }
@@ -195,8 +201,6 @@ pub(super) struct VmTask {
     pub(super) vm: Vm,
     unit: String,
     pid: u32,
-    /// How the guest began.
-    booted_from: Option<BootedFrom>,
     lease: Lease,
     inbox: mpsc::Receiver<Command>,
     background: JoinSet<TaskEvent>,
@@ -228,6 +232,12 @@ pub(super) struct VmTask {
     captured: Option<Stored>,
     /// Whether that is complete, so that its VMM ends.
     is_captured: bool,
+    /// Gives up the writing of it.
+    cancel_capture: Option<oneshot::Sender<()>>,
+    /// The VMM that loads it, until its guest may run.
+    loading: Option<Loading>,
+    /// What is known of its use.
+    idle: Idle,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
     caller_is_gone: bool,
 }
@@ -294,11 +304,13 @@ impl VmTask {
             ended: None,
             is_thawing: false,
             frozen: Vec::new(),
-            booted_from: None,
             missing_template: None,
             template_in_use: None,
             captured: None,
             is_captured: false,
+            cancel_capture: None,
+            loading: None,
+            idle: Idle::default(),
             caller_is_gone: false,
         }
     }
@@ -391,6 +403,7 @@ impl VmTask {
             }
             Command::CallerVanished => return self.client_disconnected().await,
             Command::Found { resources, process } => return self.found(resources, process).await,
+            Command::Used(used) => self.used(used).await,
             Command::Probe => self.suspect(),
         }
         Next::Continue
@@ -435,7 +448,10 @@ impl VmTask {
     fn clear_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
-        self.booted_from = None;
+        self.vm.booted_from = None;
+        self.loading = None;
+        self.idle = Idle::default();
+        self.cancel_capture = None;
         self.blocked_ports.clear();
         self.liveness = Liveness::default();
         self.vm.ready_at = Timestamp::default();
@@ -464,13 +480,14 @@ impl VmTask {
     fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        let (booted_from, captured, frozen) = (self.booted_from, self.captured, self.frozen.clone());
+        let (captured, frozen) = (self.captured, self.frozen.clone());
         let freezing = self.freezing;
         VmView {
             blocked_ports,
             silent,
-            booted_from,
             captured,
+            idle_at: self.idle.at,
+            busy: self.idle.busy,
             frozen,
             freezing,
             ..self.shared.view(vm, self.unit.clone(), self.pid)

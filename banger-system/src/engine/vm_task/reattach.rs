@@ -112,7 +112,9 @@ impl VmTask {
 
     async fn become_suspended(&mut self) {
         tracing::warn!(vm = %self.vm.id, "the service ended while it suspended or resumed a sandbox, which is suspended");
-        self.vm.reason = Reason::UserRequest;
+        if !matches!(self.vm.reason, Reason::Idle(_)) {
+            self.vm.reason = Reason::UserRequest;
+        }
         self.clear_boot();
         self.save_or_log().await;
     }
@@ -127,6 +129,8 @@ impl VmTask {
                 self.pid = process.pid;
                 self.publish();
             }
+            // Its VMM could not be ended.
+            (State::Suspending, _) if self.is_captured => self.kill_vmm(),
             (state, _) if state.is_up() => {}
             // Its disk is attached for a reason.
             _ if self.commit.is_some() => {}
@@ -134,7 +138,8 @@ impl VmTask {
             _ => drop(self.lease.release(Scope::Boot).await),
         }
         if !matches!(self.vm.state, State::Suspending | State::Suspended | State::Resuming) {
-            self.lease.release_one(Resource::Capture).await;
+            self.discard_capture().await;
+            self.publish();
         }
         Next::Continue
     }

@@ -11,7 +11,7 @@ use banger_domain::{
     launch_spec::{self, Access, Drive, LaunchSpec, Medium},
     lifecycle::{Event, Reason, State, Transition, step},
     resource::{Resource, Scope},
-    vm::{Token, Vm},
+    vm::{BootedFrom, Token, Vm},
 };
 use tracing::Instrument;
 
@@ -25,7 +25,7 @@ use crate::{
         now,
         request::{KeepMemory, Start, WaitFor},
         templates::Template,
-        view::{BootedFrom, JobKind},
+        view::JobKind,
     },
     ports::{
         guest_link,
@@ -193,7 +193,7 @@ impl VmTask {
         self.unit = started.unit;
         self.pid = started.pid;
         tracing::info!(vm = %self.vm.id, booted_from = from.as_str(), host_us, "started a VMM");
-        self.booted_from = Some(from);
+        self.vm.booted_from = Some(from);
         self.apply(Event::Launched);
         // If this fails, the row still says `starting`, and recovery handles that the same way.
         self.save_or_log().await;

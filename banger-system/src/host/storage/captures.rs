@@ -19,6 +19,7 @@ use std::{
         unix::fs::{FileExt, MetadataExt},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -48,6 +49,8 @@ const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 /// How much is read and written at a time.
 const CHUNK: usize = 1 << 20;
+/// How long a VMM may take to read a chunk, also on a busy host.
+const STALLED: Duration = Duration::from_secs(60);
 /// What a capture leaves free: the disks of sandboxes grow on the same file system, and their guests fail on a full one.
 const RESERVE: u64 = 256 << 20;
 /// The longest manifest: the flags of a processor are the most of it.
@@ -163,7 +166,7 @@ impl Captures for LocalCaptures {
     async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()> {
         let manifest = self.manifest(vm).await?.ok_or_else(|| damaged("its memory is missing"))?;
         match difference(&manifest.facts, facts) {
-            Some(part) => Err(Error::Differs { what: part.to_owned() }),
+            Some(what) => Err(Error::Differs { what }),
             None => Ok(()),
         }
     }
@@ -188,9 +191,9 @@ impl Captures for LocalCaptures {
             if chunk.is_empty() || length > manifest.length {
                 break;
             }
-            if let Some(pipe) = &mut to
-                && let Err(error) = pipe.write_all(&chunk).await
-            {
+            let Some(pipe) = &mut to else { continue };
+            let written = tokio::time::timeout(STALLED, pipe.write_all(&chunk)).await;
+            if let Err(error) = written.unwrap_or_else(|late| Err(late.into())) {
                 tracing::warn!(%vm, %error, "a VMM stopped loading the memory of a guest");
                 to = None;
             }

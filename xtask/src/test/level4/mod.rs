@@ -12,6 +12,7 @@ mod fork;
 mod guests;
 mod habits;
 mod host_kernel;
+mod idle;
 mod images;
 mod limits;
 mod lists;
@@ -80,6 +81,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     settings::CHECKS,
     ssh::CHECKS,
     suspend::CHECKS,
+    idle::CHECKS,
     terminal::CHECKS,
     workspace::CHECKS,
 ];

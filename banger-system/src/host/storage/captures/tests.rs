@@ -139,7 +139,8 @@ async fn a_capture_is_loaded_only_where_it_was_made() {
     let host = Host::new();
     host.keep(&memory()).await;
     let differs = host.captures.check(VM, &facts("QEMU 8.0.0")).await;
-    assert!(matches!(&differs, Err(Error::Differs { what }) if what == "the VMM"), "{differs:?}");
+    let expect = "the VMM (QEMU 7.2.1, now QEMU 8.0.0)";
+    assert!(matches!(&differs, Err(Error::Differs { what }) if what == expect), "{differs:?}");
 }
 
 #[tokio::test]
@@ -155,4 +156,13 @@ async fn a_vmm_that_stops_reading_does_not_hide_damage() {
         let sent = host.captures.send(VM, to).await;
         assert_eq!(matches!(sent, Err(Error::Damaged { .. })), is_damaged, "{sent:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vmm_that_does_not_read_is_given_up_and_the_rest_is_verified() {
+    let host = Host::new();
+    host.keep(&memory()).await;
+    let (unread, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    host.captures.send(VM, to).await.unwrap();
+    drop(unread);
 }
