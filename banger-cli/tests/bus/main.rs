@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent;
+mod commits;
 mod copies;
 mod devcontainer;
 mod documented;
@@ -16,6 +17,7 @@ mod sessions;
 mod settings;
 mod shells;
 mod ssh;
+mod sync;
 mod verbs;
 mod workspace;
 

@@ -41,8 +41,7 @@ use crate::{
         changed::ChangedFiles,
         devcontainer::lifecycle::Lifecycle,
         record::{Record, Records, StoredWorkspace, reference},
-        source::Repository,
-        sync::{self, Changes},
+        sync::{self, OnConflict},
         tooling,
     },
 };
@@ -266,13 +265,9 @@ impl Target {
             }
             return Ok(());
         }
-        let differing = ChangedFiles::find(&kept)?;
-        if differing.is_empty() && Repository::head_now(&kept.record.source)? == kept.record.commit {
-            return Ok(());
-        }
-        let changes = Changes::find(&kept, differing)?;
         let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
-        sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&reference))
+        let sent = sync::update(&mut guest, kept, OnConflict::Fail).await;
+        sent.map(drop).map_err(|error| error.about(&reference))
     }
 
     /// Returns whether to send changes first.
