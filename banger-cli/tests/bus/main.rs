@@ -15,6 +15,7 @@ mod schemas;
 mod service;
 mod sessions;
 mod settings;
+mod share;
 mod shells;
 mod ssh;
 mod sync;
