@@ -1,5 +1,4 @@
-//! Passwords of git: the sandbox asks as it would ask `git credential-cache`, and `git credential fill` on the host
-//! knows.
+//! Passwords of git: the sandbox asks as it would ask `git credential-cache`, and `git credential fill` on the host answers.
 //!
 //! git in the sandbox needs no program of ours: the client of the cache is part of git, and sends `action=get`, a timeout
 //! and the description of the credential, one `NAME=VALUE` a line (git-credential(1)).
@@ -49,7 +48,7 @@ impl FromStr for Site {
 }
 
 /// Returns the configuration of git in the sandbox, as variables (git-config(1), GIT_CONFIG_COUNT). An empty helper
-/// takes away those of the image.
+/// removes those of the image.
 pub fn variables(sites: &[Site], socket: &str) -> Vec<(String, String)> {
     let helper = format!("cache --socket={socket}");
     let settings = sites.iter().flat_map(|Site { protocol, host }| {
@@ -121,7 +120,7 @@ pub async fn answer(mut connection: DuplexStream, sites: &[Site], uses: &impl Us
     connection.shutdown().await.map_err(failed)
 }
 
-/// Asks the user's helpers. They do not ask the user, and no repository configures them.
+/// Asks the user's credential helpers. They get no terminal to ask the user, and no repository configures them.
 async fn fill(question: Question<'_>) -> Result<String> {
     let Site { protocol, host } = question.site;
     let mut input = format!("protocol={protocol}\nhost={host}\n");
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn git_in_the_sandbox_is_told_by_variables() {
+    fn variables_configure_git_in_the_sandbox() {
         let set = variables(&[site("github.com")], "/run/x.sock");
         let lines: Vec<String> = set.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(

@@ -1,8 +1,8 @@
-//! Lets commands in a sandbox use credentials of the user, without giving them away.
+//! Lets commands in a sandbox use credentials of the user while they run.
 //!
 //! ```text
 //!   sandbox: git, ssh ──► socket in /run ──► agent ──► this process ──► git credential fill, ssh-agent
-//!            hostile                                    filter, count, tell
+//!            hostile                                    filter, count, report
 //! ```
 //!
 //! This process answers, as long as the command runs. Each use is a line on its standard error. Passwords get to the

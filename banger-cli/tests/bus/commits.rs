@@ -232,7 +232,7 @@ fn commits_that_fit_nothing_are_refused_and_leave_nothing() {
     assert_refused(&bench, "cannot run `git index-pack`.\n  because: ");
     point(&main);
 
-    // More branches than anybody has.
+    // Too many branches.
     let updates: String = (0..300).map(|n| format!("create refs/heads/b{n} {main}\n")).collect();
     let list = bench.host.path("updates");
     fs::write(&list, updates).unwrap();

@@ -2,8 +2,11 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::TcpListener,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    thread,
 };
 
 use crate::host::{Host, until};
@@ -69,6 +72,47 @@ fn git_gets_passwords_of_the_shared_host_only() {
         1,
         "{told}"
     );
+}
+
+/// Serves empty repositories over HTTP to those who know the password. Returns the port.
+fn protected_server() -> u16 {
+    const PASSWORD: &str = "Authorization: Basic YW5uOnNlY3JldA==\r\n";
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().map(Result::unwrap) {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if connection.read(&mut byte).unwrap() == 0 {
+                    break;
+                }
+                head.extend(byte);
+            }
+            let status = match text(&head).contains(PASSWORD) {
+                true => "200 OK\r\nContent-Type: text/plain",
+                false => "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"",
+            };
+            let reply = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            connection.write_all(reply.as_bytes()).unwrap();
+        }
+    });
+    port
+}
+
+#[test]
+fn git_in_a_sandbox_gets_into_a_protected_server() {
+    let host = host();
+    let helper = "[credential]\nhelper = \"!f() { test $1 = get && echo username=ann && echo password=secret; }; f\"\n";
+    fs::create_dir_all(host.home()).unwrap();
+    fs::write(host.home().join(".gitconfig"), helper).unwrap();
+    let site = format!("http://127.0.0.1:{}", protected_server());
+    let script = format!("GIT_TERMINAL_PROMPT=0 git ls-remote {site}/repository && echo in");
+    let output = shared(&host, &[&format!("git:{site}")], None, &script);
+    assert_eq!(text(&output.stdout), "in\n", "{output:?}");
+    assert_eq!(text(&output.stderr), format!("note: lasting uses your password of git for {site}.\n"));
+    let output = shared(&host, &["git:127.0.0.1"], None, &script);
+    assert_ne!(output.status.code(), Some(0), "{output:?}");
 }
 
 /// An ssh-agent of this test.

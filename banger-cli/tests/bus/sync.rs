@@ -93,7 +93,7 @@ fn edits_are_sent_as_they_are_made() {
     assert_eq!(watching.next_output(), "sent 1 file: src/new/x");
     fs::write(path("src/new/x"), "y\n").unwrap();
     assert_eq!(watching.next_output(), "sent 1 file: src/new/x");
-    // A conflict is told, and ends nothing.
+    // A conflict is reported, and ends nothing.
     fs::write(bench.guest.join("run.sh"), "work\n").unwrap();
     fs::write(path("run.sh"), "edit\n").unwrap();
     assert!(watching.next_error().contains("have changed on the host and in the sandbox: run.sh"));
