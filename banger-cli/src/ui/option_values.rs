@@ -39,6 +39,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--ready-timeout", &["", "0", "soon", "-1", "99999999999"]),
     ("--remote", FORWARDS),
     ("--root-size", SIZES),
+    ("--share", &["", "git", "git:", "git:a b", "docker:x", "ssh-agent:/nonexistent"]),
     ("--signal", &["", "SIGNOTHING", "99", "-9"]),
     ("--session", SESSIONS),
     ("--since", TIMES),

@@ -5,6 +5,7 @@ mod attach;
 mod boot_config;
 mod clients;
 mod cockpit;
+mod commits;
 mod copies;
 mod devcontainer;
 mod examples;
@@ -59,6 +60,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     attach::CHECKS,
     boot_config::CHECKS,
     clients::CHECKS,
+    commits::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
     fork::CHECKS,
