@@ -19,7 +19,7 @@ use banger_proto::{
 use serde::Serialize;
 
 use crate::{
-    archive, boot, boot_wait,
+    activity, archive, boot, boot_wait,
     channels::InitKind,
     clock, commit, copies, detached, exec, files, forward, freezer, locale,
     phases::{PhaseTracker, Waited},
@@ -75,6 +75,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Some(Frame::Rejuvenate(rejuvenation)) => return rejuvenation::serve(port, guest, *rejuvenation),
         Some(_) => return refuse(port, FailureKind::BadRequest, "a request was expected"),
     };
+    let _served = activity::Served::begin(&request);
     if !freezer::may_be_served(&request) && freezer::wait_thawed(port)? == Waited::HungUp {
         return Ok(());
     }
@@ -108,6 +109,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Accept(number) => forward::accept(port, number),
         Request::Ports => reply_json(port, &ports::listening()),
         Request::Stats => reply_json(port, &stats::now()),
+        Request::Use => reply_json(port, &activity::now()),
         Request::Terminal(terminal) => {
             let name = terminfo::ensure("/", &terminal);
             port.send(&Frame::Output(name.into_bytes()))?;

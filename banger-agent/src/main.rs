@@ -50,6 +50,7 @@
 //! The kernel also runs this program under another name to load modules, in images without `modprobe` ([`modprobe`]).
 
 mod account;
+mod activity;
 mod apply;
 mod archive;
 mod boot;

@@ -38,7 +38,13 @@ fn row(line: &str, state: &str) -> Option<(IpAddr, u16, u64)> {
     if *fields.get(3)? != state {
         return None;
     }
-    let (address, port) = fields.get(1)?.split_once(':')?;
+    let (address, port) = address(fields.get(1)?)?;
+    Some((address, port, fields.get(9)?.parse().ok()?))
+}
+
+/// Parses an address and a port as the kernel prints them.
+pub fn address(text: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = text.split_once(':')?;
     // The kernel prints each 32-bit word of an address, in network order, as a native number.
     let words: Option<Vec<[u8; 4]>> = (0..address.len() / 8)
         .map(|word| Some(u32::from_str_radix(address.get(word * 8..word * 8 + 8)?, 16).ok()?.to_ne_bytes()))
@@ -47,7 +53,7 @@ fn row(line: &str, state: &str) -> Option<(IpAddr, u16, u64)> {
         [word] => IpAddr::V4(Ipv4Addr::from(*word)),
         words => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(words.concat()).ok()?)),
     };
-    Some((address, u16::from_str_radix(port, 16).ok()?, fields.get(9)?.parse().ok()?))
+    Some((address, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Returns the process of each socket, by inode.

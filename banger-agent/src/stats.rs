@@ -33,6 +33,11 @@ pub fn now() -> Stats {
     }
 }
 
+/// Returns the time that all processors together have spent working since the boot, in microseconds.
+pub fn busy_usec() -> u64 {
+    busy(&fs::read_to_string("/proc/stat").unwrap_or_default()) * USEC_PER_TICK
+}
+
 /// Returns the memory of the guest in bytes.
 pub fn memory_total() -> u64 {
     field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") * 1024

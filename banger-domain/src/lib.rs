@@ -17,6 +17,7 @@ pub mod egress;
 pub mod fair_queue;
 pub mod guest_end;
 pub mod id;
+pub mod idle;
 pub mod launch_spec;
 pub mod lifecycle;
 pub mod limits;

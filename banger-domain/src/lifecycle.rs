@@ -97,7 +97,7 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
         (S::Created | S::Stopped | S::Failed, E::Start) => to(S::Starting),
         // Without the memory.
         (S::Suspended, E::Start) => to(S::Starting),
-        (S::Starting | S::Running, E::Start) => Ok(Transition::Unchanged),
+        (S::Starting | S::Resuming | S::Running, E::Start) => Ok(Transition::Unchanged),
 
         (S::Starting | S::Resuming, E::Launched) => to(S::Running),
         (S::Starting, E::LaunchFailed) => to(S::Failed),
@@ -132,7 +132,7 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
 
         (S::Created | S::Stopped | S::Failed | S::Suspended, E::Delete) => to(S::Deleting),
 
-        (S::Paused | S::Suspending | S::Resuming | S::Stopping, E::Start)
+        (S::Paused | S::Suspending | S::Stopping, E::Start)
         | (S::Starting | S::Running | S::Paused | S::Suspending | S::Resuming | S::Stopping, E::Delete)
         | (S::Created, E::Exited | E::Rebooted | E::Crashed)
         | (_, E::Launched | E::LaunchFailed | E::Pause | E::Unpause)
@@ -265,6 +265,8 @@ pub enum Reason {
     BootTimeout,
     /// The client that the sandbox was bound to disconnected.
     CallerVanished,
+    /// It has idled for this long, in words.
+    Idle(String),
     /// The service found it gone when it started.
     Lost,
 }
@@ -284,6 +286,7 @@ impl fmt::Display for Reason {
             Reason::StartFailed(why) => write!(f, "start-failed:{why}"),
             Reason::BootTimeout => f.write_str("boot-timeout"),
             Reason::CallerVanished => f.write_str("caller-vanished"),
+            Reason::Idle(time) => write!(f, "idle:{time}"),
             Reason::Lost => f.write_str("lost"),
         }
     }
@@ -294,6 +297,7 @@ impl Reason {
     pub fn parse(text: &str) -> Self {
         match text.split_once(':') {
             Some(("vmm-exit", status)) => Reason::VmmExit(status.to_owned()),
+            Some(("idle", time)) => Reason::Idle(time.to_owned()),
             Some(("start-failed", why)) => Reason::StartFailed(why.to_owned()),
             _ => match text {
                 "user-request" => Reason::UserRequest,

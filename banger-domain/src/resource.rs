@@ -85,6 +85,12 @@ pub fn unit_name(vm: VmId) -> String {
     format!("banger-vm-{vm}.service")
 }
 
+/// Returns the name of a VM in the host's list of virtual machines. Users choose names, and only see their own: the id
+/// tells others nothing and is taken by nothing else.
+pub fn machine_name(vm: VmId) -> String {
+    format!("banger-{vm}")
+}
+
 /// Returns the VM whose unit this is.
 pub fn vm_of_unit(unit: &str) -> Option<VmId> {
     unit.strip_prefix("banger-vm-")?.strip_suffix(".service")?.parse().ok()

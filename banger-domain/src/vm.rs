@@ -10,6 +10,7 @@ use banger_proto::size::Bytes;
 use super::{
     egress::Egress,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
+    idle::IdlePolicy,
     lifecycle::{Reason, State},
     name::Name,
     net::{port::Port, subnet::Slot},
@@ -53,6 +54,37 @@ pub struct Vm {
     pub ready_at: Timestamp,
     /// The guest kernel's boot id, while the guest is ready.
     pub boot_id: String,
+    /// How the guest began; none while it is down.
+    pub booted_from: Option<BootedFrom>,
+}
+
+/// How a guest began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootedFrom {
+    /// It booted.
+    Cold,
+    /// It continued from a kernel template.
+    Template,
+    /// It continued where it was suspended.
+    Suspension,
+}
+
+impl BootedFrom {
+    const ALL: [BootedFrom; 3] = [BootedFrom::Cold, BootedFrom::Template, BootedFrom::Suspension];
+
+    /// Returns the word of the D-Bus API and of the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            BootedFrom::Cold => "cold",
+            BootedFrom::Template => "template",
+            BootedFrom::Suspension => "suspension",
+        }
+    }
+
+    /// Parses a word of [`BootedFrom::as_str`].
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|from| from.as_str() == word)
+    }
 }
 
 /// The sizes and options of a sandbox.
@@ -82,6 +114,8 @@ pub struct VmSpec {
     pub ports: BTreeSet<Port>,
     /// Labels of the user's own.
     pub labels: BTreeMap<String, String>,
+    /// What happens when it idles, if anything.
+    pub idle: Option<IdlePolicy>,
 }
 
 /// Limit on the labels of a sandbox.

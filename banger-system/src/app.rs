@@ -30,6 +30,7 @@ use crate::{
         process::{
             descriptor_store::{self, DescriptorStore},
             logs::RingLogs,
+            machined::Machined,
             supervisor_process::ProcessSupervisor,
             supervisor_systemd::SystemdSupervisor,
             worker::Workers,
@@ -167,6 +168,7 @@ async fn host_ports(connection: &Connection, config: &Config, tasks: &Tasks) -> 
         image_files: Arc::new(LocalImages::new(paths.clone(), Arc::clone(&workers), config.image_size()?)),
         kernel_files: Arc::new(LocalKernels::new(paths.clone(), workers)),
         logs: Arc::new(RingLogs::new(paths.clone(), tasks.clone())),
+        machines: Arc::new(Machined::new(connection.clone())),
         names: Arc::new(NameServer::new(connection.clone(), network.clone(), tasks)),
         network,
         registry: Arc::new(registries),

@@ -40,6 +40,8 @@ pub enum Task {
     GuestClocks,
     /// Watches the host's network for changes by others.
     HostNetwork,
+    /// Looks at the sandboxes that have an idle policy.
+    Idle,
     /// Notices writes to the logs that somebody follows.
     LogChanges,
     /// Computes the DNS names of sandboxes.
@@ -63,6 +65,7 @@ impl fmt::Display for Task {
             Task::Egress => "egress",
             Task::GuestClocks => "guest clocks",
             Task::HostNetwork => "host network",
+            Task::Idle => "idle sandboxes",
             Task::LogChanges => "log changes",
             Task::Names => "names",
             Task::NameServer => "name server",

@@ -36,6 +36,8 @@ const PACKAGES: &[&str] = &[
     "sqlite3",
     "cpio",
     "xfsprogs",
+    // The host's list of virtual machines.
+    "systemd-container",
     // To read our tables of modules, and to make others for comparison.
     "kmod",
     // For the crates that talk to device-mapper.

@@ -1,5 +1,6 @@
 //! Shared code of `vm show`, `image show` and `kernel show`.
 
+use banger_proto::count::counted;
 use clap::Args;
 use serde_json::{Map, Value};
 
@@ -66,6 +67,29 @@ fn phases_text(phases: &Map<String, Value>) -> String {
     ["agent", "init", "boot"].map(phase).join(", ")
 }
 
+/// Formats the time after which a sandbox counts as idle.
+fn idle_time(usec: u64) -> String {
+    let seconds = usec / 1_000_000;
+    match seconds {
+        _ if seconds.is_multiple_of(3600) => counted(seconds / 3600, "hour"),
+        _ if seconds.is_multiple_of(60) => counted(seconds / 60, "minute"),
+        _ => counted(seconds, "second"),
+    }
+}
+
+/// Explains why a sandbox does not idle.
+fn busy_text(busy: &str) -> String {
+    let why = match busy {
+        "streams" => "a client uses it",
+        "commands" => "a detached command or a session runs in it",
+        "connections" => "it has network connections",
+        "load" => "its guest uses the processor",
+        "unknown" => "it has a job, or does not answer",
+        _ => return busy.to_owned(),
+    };
+    format!("{why} ({busy})")
+}
+
 /// Formats a value for people.
 fn text(key: &str, value: &Value) -> String {
     const SIZES: [&str; 8] = [
@@ -82,6 +106,9 @@ fn text(key: &str, value: &Value) -> String {
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
         (_, Some(then)) if key.ends_with("_at") => crate::ui::age::date(then, crate::ui::age::now()),
+        (_, Some(0)) if key == "idle_after" => String::new(),
+        (_, Some(usec)) if key == "idle_after" => idle_time(usec),
+        (Value::String(busy), _) if key == "busy_with" => busy_text(busy),
         (Value::String(reason), _) if key == "state_reason" => state_reason::describe(reason),
         (ports @ Value::Array(_), _) if key.ends_with("_ports") => PublishedPorts::of_json(ports).text(),
         (Value::Object(phases), _) if key == "phases" => phases_text(phases),
@@ -110,6 +137,9 @@ mod tests {
             "memory": 1u64 << 30,
             "ready": true,
             "address": "",
+            "idle_action": "suspend",
+            "idle_after": 1_800_000_000u64,
+            "busy_with": "connections",
             "dns_names": ["a.vm", "b.vm"],
             "labels": {"x": "y"},
             "started_at": 0,
@@ -123,7 +153,10 @@ mod tests {
 name             calm-otter
 id               0123
 address          -
+busy_with        it has network connections (connections)
 dns_names        a.vm b.vm
+idle_action      suspend
+idle_after       30 minutes
 labels           x=y
 memory           1 GiB
 phases           agent after 0.6 s, init after 3.2 s, boot not yet

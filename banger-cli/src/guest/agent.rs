@@ -7,7 +7,7 @@ use std::{
     io::{self, Read, Write},
     net::Shutdown,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use banger_proto::{
@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result},
     guest::attach,
     ui::signals::{Listener, Signals, next_event, unless_ended},
+    workspace::stop::Stop,
 };
 
 /// How long the thread may take to clean up after a signal.
@@ -108,36 +109,18 @@ impl Guest {
         }
     }
 
+    /// Runs a future, and drops it at the first signal that asks the process to end.
+    pub async fn unless_ended<T>(&mut self, act: impl Future<Output = Result<T>>) -> Result<T> {
+        unless_ended(&mut self.listener, act).await
+    }
+
     /// Runs blocking work, which `break_off` ends early.
     pub async fn work<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
         break_off: impl FnOnce(),
     ) -> Result<T> {
-        let mut task = tokio::task::spawn_blocking(work);
-        let broken = |error: tokio::task::JoinError| Error::io("run a thread", io::Error::other(error));
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut task => return done.map_err(broken)?,
-                event = next_event(&mut self.listener) => if let Some(signal) = event.ends() {
-                    break_off();
-                    return Err(self.clear(task, signal).await);
-                },
-            }
-        }
-    }
-
-    /// Waits for a thread that is cleaning up, until a second signal.
-    async fn clear<T>(&mut self, task: tokio::task::JoinHandle<T>, signal: u8) -> Error {
-        let cleared = tokio::time::timeout(CLEANUP_TIMEOUT, task);
-        match unless_ended(&mut self.listener, async { Ok(cleared.await.is_ok()) }).await {
-            Ok(true) => Error::Interrupted { signal },
-            _ => Error::Interrupted { signal }.with_hint(
-                "temporary files may be left next to the files that were being written; their names begin \
-                 with `.banger-`.",
-            ),
-        }
+        run_blocking(&mut self.listener, work, break_off).await
     }
 
     /// Lists everything below a directory.
@@ -192,6 +175,41 @@ impl Guest {
     }
 }
 
+/// Runs blocking work. A signal ends it early, by `break_off` and by killing the processes that it waits for.
+pub async fn run_blocking<T: Send + 'static>(
+    listener: &mut Listener,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+    break_off: impl FnOnce(),
+) -> Result<T> {
+    let stop = Stop::default();
+    let theirs = stop.clone();
+    let mut task = tokio::task::spawn_blocking(move || theirs.during(work));
+    let broken = |error: tokio::task::JoinError| Error::io("run a thread", io::Error::other(error));
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut task => return done.map_err(broken)?,
+            event = next_event(listener) => if let Some(signal) = event.ends() {
+                break_off();
+                stop.stop();
+                return Err(clear(listener, task, signal).await);
+            },
+        }
+    }
+}
+
+/// Waits for a thread that is cleaning up, until a second signal.
+async fn clear<T>(listener: &mut Listener, task: tokio::task::JoinHandle<T>, signal: u8) -> Error {
+    let cleared = tokio::time::timeout(CLEANUP_TIMEOUT, task);
+    match unless_ended(listener, async { Ok(cleared.await.is_ok()) }).await {
+        Ok(true) => Error::Interrupted { signal },
+        _ => Error::Interrupted { signal }.with_hint(
+            "temporary files may be left next to the files that were being written; their names begin with \
+             `.banger-`.",
+        ),
+    }
+}
+
 /// Returns the error for an agent that violates the protocol.
 pub fn protocol_error() -> Error {
     Error::Attach(attach::Error::Unexpected)
@@ -209,6 +227,8 @@ pub struct Call {
     notes: Vec<u8>,
     /// How long the agent may be silent; `None` for no limit.
     silence_limit: Option<Duration>,
+    /// How long it may send no output; `None` for no limit.
+    idle_limit: Option<Duration>,
     state: State,
 }
 
@@ -229,6 +249,7 @@ impl Call {
             received: Vec::new(),
             notes: Vec::new(),
             silence_limit: None,
+            idle_limit: None,
             state: State::Open,
         };
         let bytes = Frame::Request(request.clone()).encode();
@@ -246,7 +267,7 @@ impl Call {
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
                 if let Frame::Started(started) = &frame {
-                    self.silence_limit = started.silence_limit();
+                    self.silence_limit = self.idle_limit.or(started.silence_limit());
                     let bounded = self.stream.set_read_timeout(self.silence_limit);
                     bounded.map_err(|source| lost(attach::Error::Stream(source)))?;
                 }
@@ -273,13 +294,25 @@ impl Call {
         if !self.received.is_empty() {
             return Ok(Some(std::mem::take(&mut self.received)));
         }
+        let since = Instant::now();
         while self.state == State::Open {
             match self.take()? {
                 Some(bytes) if !bytes.is_empty() => return Ok(Some(bytes)),
                 _ => {}
             }
+            if let Some(limit) = self.idle_limit.filter(|limit| since.elapsed() >= *limit) {
+                let seconds = limit.as_secs();
+                return Err(Error::Refused(format!("the sandbox has sent nothing for {seconds} seconds")));
+            }
         }
         Ok(None)
+    }
+
+    /// Fails when there is no output for this long, whatever else the agent sends.
+    pub fn limit_idle(&mut self, limit: Duration) -> Result<()> {
+        self.idle_limit = Some(limit);
+        self.silence_limit = Some(limit);
+        self.stream.set_read_timeout(Some(limit)).map_err(|source| lost(attach::Error::Stream(source)))
     }
 
     /// Returns the whole output.
@@ -311,7 +344,9 @@ impl Call {
                 let left = MAX_NOTES - self.notes.len();
                 self.notes.extend_from_slice(&bytes[..bytes.len().min(left)]);
             }
-            Frame::Done => self.state = State::Done,
+            Frame::Started(_) => {}
+            // A command has ended. What it has said tells how.
+            Frame::Done | Frame::Exit(_) => self.state = State::Done,
             Frame::Failed(failure) => {
                 self.state = State::Done;
                 return Err(refusal(failure));
@@ -464,6 +499,7 @@ mod tests {
                 received: Vec::new(),
                 notes: Vec::new(),
                 silence_limit: None,
+                idle_limit: None,
                 state: State::Open,
             };
             assert!(matches!(end.frame(), Ok(Frame::Request(_))));
@@ -533,6 +569,25 @@ mod tests {
         call.stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
         assert!(matches!(call.frame(), Err(Error::Attach(attach::Error::Silent(30)))));
         drop(release);
+    }
+
+    #[test]
+    fn an_agent_that_only_shows_that_it_is_alive_is_idle() {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let mut call = agent(move |end| {
+            // No promise, and heartbeats until the host hangs up.
+            end.write_frame(&Frame::Started(Started { pid: 7, alive_sec: 0 }).encode()).unwrap();
+            while released.recv_timeout(Duration::from_millis(5)).is_err() {
+                if end.stream.write_all(&Frame::Window(0).encode()).is_err() {
+                    return;
+                }
+            }
+        });
+        call.limit_idle(Duration::from_millis(50)).unwrap();
+        assert!(matches!(call.output(), Err(Error::Refused(text)) if text.contains("has sent nothing for")));
+        // The kernel rounds it up.
+        assert!(call.stream.read_timeout().unwrap().is_some_and(|limit| limit < Duration::from_secs(1)));
+        drop((release, call));
     }
 
     #[test]

@@ -50,6 +50,37 @@ impl Frames {
     }
 }
 
+/// The connections that come in at a listener in the sandbox.
+pub struct Incoming {
+    relay: Relay,
+    line: Vec<u8>,
+}
+
+/// Limit on a line with the number of a connection.
+const MAX_LINE: usize = 32;
+
+impl Incoming {
+    /// Takes a stream on which a request to listen was granted.
+    pub fn new(relay: Relay) -> Self {
+        Self { relay, line: Vec::new() }
+    }
+
+    /// Returns the number of the next connection.
+    pub async fn next(&mut self) -> Result<u64> {
+        loop {
+            if let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.line.drain(..=end).collect();
+                let number = std::str::from_utf8(&line).ok().and_then(|line| line.trim().parse().ok());
+                return number.ok_or_else(protocol_error);
+            }
+            if self.line.len() > MAX_LINE {
+                return Err(protocol_error());
+            }
+            self.line.extend(self.relay.output().await?.ok_or_else(protocol_error)?);
+        }
+    }
+}
+
 impl Relay {
     /// Sends the request, and waits until it is granted.
     pub async fn begin(stream: OwnedFd, request: &Request) -> Result<Self> {

@@ -76,7 +76,9 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm top", Form::Array, of!("process")),
     ("vm wait", Form::Array, of!("waited")),
     ("vm workspace export", Form::One, of!("export")),
+    ("vm workspace fetch", Form::One, of!("fetched")),
     ("vm workspace prepare", Form::One, of!("prepared")),
+    ("vm workspace sync", Form::Lines, of!("synced")),
 ];
 
 /// Files that others refer to.

@@ -13,6 +13,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ("start-failed", "it could not be started"),
     ("boot-timeout", "the guest did not answer in time"),
     ("caller-vanished", "the client that it was bound to disconnected"),
+    ("idle", "idle"),
     ("lost", "the VMM was gone when the service started"),
 ];
 
@@ -27,6 +28,7 @@ pub fn describe(reason: &str) -> String {
         ("vmm-exit", Some(("killed" | "dumped", signal))) => {
             format!("signal {signal} ended the VMM ({word})")
         }
+        ("idle", _) if !detail.is_empty() => format!("idle for {detail}"),
         _ if detail.is_empty() => format!("{sentence} ({word})"),
         _ => format!("{sentence}: {detail} ({word})"),
     }
@@ -65,6 +67,7 @@ mod tests {
                 "start-failed:cannot open /x: no such file",
                 "it could not be started: cannot open /x: no such file (start-failed)",
             ),
+            ("idle:30 minutes", "idle for 30 minutes"),
             ("", ""),
             ("new", "new"),
         ] {

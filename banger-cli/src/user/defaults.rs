@@ -9,7 +9,7 @@ use banger_proto::{bus::option::vmm, size::Bytes};
 use serde_json::Value as Json;
 
 use crate::{
-    command::vm::{numbers::positive, size_args::size},
+    command::vm::{idle_policy::idle_policy, numbers::positive, size_args::size},
     error::{Error, Result},
 };
 
@@ -33,6 +33,7 @@ pub enum Key {
     Wait,
     Bootstrap,
     AutoPrepare,
+    Idle,
 }
 
 /// What a key takes.
@@ -45,6 +46,8 @@ enum Kind {
     Size,
     /// `true` or `false`.
     Switch,
+    /// What happens to a sandbox that idles.
+    Idle,
     /// One of these words.
     Word(&'static [&'static str]),
 }
@@ -68,6 +71,7 @@ const KEYS: [(Key, &str, Kind); 17] = [
     (Key::Wait, "wait", Kind::Word(&["agent", "init", "boot"])),
     (Key::Bootstrap, "bootstrap", Kind::Switch),
     (Key::AutoPrepare, "auto_prepare", Kind::Switch),
+    (Key::Idle, "idle", Kind::Idle),
 ];
 
 impl Key {
@@ -96,6 +100,7 @@ impl Key {
             Kind::Text if text.is_empty() => Err("it is empty".to_owned()),
             Kind::Text => Ok(Value::Text(text.to_owned())),
             Kind::Count => positive(text).map(Value::Count),
+            Kind::Idle => idle_policy(text).map(|_| Value::Text(text.to_owned())),
             Kind::Size => size(text).map(Value::Size),
             Kind::Switch => match text {
                 "true" | "1" => Ok(Value::Switch(true)),

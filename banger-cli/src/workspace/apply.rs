@@ -24,12 +24,14 @@ use rustix::{
 
 use super::{
     changed::ChangedFiles,
+    commits::check_new_branch,
     export::{Difference, FETCHED, Range, first_names, parse_tree},
     files::{Found, Root, is_safe_name},
     git::Git,
     record::{StoredWorkspace, shell_word},
     snapshot::{Change, Content, Contents, Importer, SENT, Snapshot},
     source::{DisplayPath, PROGRAM, Repository, SYMLINK, os},
+    stop::to_the_end,
 };
 use crate::error::{Error, Result};
 
@@ -80,13 +82,12 @@ pub fn to_work_tree(kept: &StoredWorkspace, dirty: Dirty) -> Result<Vec<Differen
     let steps =
         Planner { root: &root, snapshot: &snapshot, staging: staging.path(), differences: &differences }
             .plan()?;
-    perform(&root, &steps)?;
-    advance(&snapshot)?;
+    to_the_end(|| perform(&root, &steps).and_then(|()| advance(&snapshot)))?;
     Ok(differences)
 }
 
 /// Opens the repository that was sent. Another one that git finds at its path now is refused.
-fn sent_from(kept: &StoredWorkspace) -> Result<Repository> {
+pub(super) fn sent_from(kept: &StoredWorkspace) -> Result<Repository> {
     let source = &kept.record.source;
     let repository = Repository::open(source)?;
     match repository.root == *source {
@@ -116,13 +117,7 @@ pub fn to_branch(kept: &StoredWorkspace, branch: &str, message: &str) -> Result<
     let repository = sent_from(kept)?;
     let git = repository.git();
     let name = format!("refs/heads/{branch}");
-    if branch.starts_with('-') || git.line(&["check-ref-format", "--branch", branch])?.is_none() {
-        return Err(Error::Refused(format!("{branch} is not a valid name for a branch")));
-    }
-    if git.line(&["rev-parse", "-q", "--verify", &name])?.is_some() {
-        return Err(Error::Refused(format!("the branch {branch} already exists"))
-            .with_hint("choose another name, or delete it with `git branch -D`."));
-    }
+    check_new_branch(&git, branch)?;
     let identity = git.line(&["var", "GIT_COMMITTER_IDENT"])?.ok_or_else(|| {
         Error::Refused("cannot commit: git does not know your name and address".to_owned()).with_hint(
             "`git config --global user.name NAME` and `git config --global user.email ADDRESS` set them.",

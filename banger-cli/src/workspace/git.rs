@@ -4,7 +4,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -12,6 +12,7 @@ use std::{
     thread,
 };
 
+use super::stop::{Killable, killable};
 use crate::error::{Error, Result};
 
 /// Variables that git may see. All others are removed, in particular every `GIT_…`.
@@ -80,6 +81,24 @@ impl Git {
         self
     }
 
+    /// Writes new objects to a directory of its own, and adds those of a repository.
+    pub fn with_new_objects_in(mut self, directory: &Path, objects: &Path) -> Self {
+        self.variables.push(("GIT_OBJECT_DIRECTORY", directory.into()));
+        self.with_objects_of(objects)
+    }
+
+    /// Sets a variable of the environment.
+    pub fn with_variable(mut self, name: &'static str, value: String) -> Self {
+        self.variables.push((name, value.into()));
+        self
+    }
+
+    /// Overrides a setting.
+    pub fn with_setting(mut self, setting: &str) -> Self {
+        self.options.extend(["-c".into(), setting.into()]);
+        self
+    }
+
     fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<Command> {
         let mut command = Command::new(program()?);
         command.env_clear();
@@ -105,6 +124,7 @@ impl Git {
         let mut command = self.command(arguments)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;
+        let _killable = killable(&child);
         let stdin = child.stdin.take();
         thread::scope(|scope| {
             scope.spawn(move || {
@@ -133,9 +153,10 @@ impl Git {
     pub fn start<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<Running> {
         let mut command = self.command(arguments)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(|source| Error::io("run git", source))?;
+        let mut child = command.spawn().map_err(|source| Error::io("run git", source))?;
         let verb = arguments.first().map(|word| word.as_ref().to_owned()).unwrap_or_default();
-        Ok(Running { child: Some(child), verb })
+        let errors = child.stderr.take().map(|errors| thread::spawn(move || first_bytes(errors)));
+        Ok(Running { _killable: killable(&child), child: Some(child), errors, verb })
     }
 }
 
@@ -143,6 +164,9 @@ impl Git {
 #[derive(Debug)]
 pub struct Running {
     child: Option<Child>,
+    _killable: Killable,
+    /// Reads what it says, so that it never waits for that.
+    errors: Option<thread::JoinHandle<Vec<u8>>>,
     verb: OsString,
 }
 
@@ -157,8 +181,18 @@ impl Running {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         drop(child.stdin.take());
         let output = child.wait_with_output().map_err(|source| Error::io("run git", source))?;
-        if output.status.success() { Ok(()) } else { Err(git_error(&[&self.verb], &output.stderr)) }
+        let errors = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
+        if output.status.success() { Ok(()) } else { Err(git_error(&[&self.verb], &errors)) }
     }
+}
+
+/// Reads everything, and returns the beginning.
+fn first_bytes(mut from: impl Read) -> Vec<u8> {
+    let mut first = Vec::new();
+    // What cannot be read is lost.
+    let _ = from.by_ref().take(MAX_GIT_MESSAGE as u64).read_to_end(&mut first);
+    let _ = io::copy(&mut from, &mut io::sink());
+    first
 }
 
 impl Drop for Running {

@@ -23,7 +23,8 @@
 //!                ▼                                               │
 //!   snapshot: refs/banger/came      what came back               │
 //!         │                                                      │
-//!         └──► apply: patch, work tree, or a new branch          │
+//!         ├──► apply: patch, work tree, or a new branch          │
+//!         └──► commits: refs/banger/NAME/* ◄── git upload-pack ◄─┤  its branches
 //! ```
 //!
 //! 1. **Send** ([`prepare`], [`sender`]). A plan is made before a sandbox is created, so that mistakes cost nothing.
@@ -31,10 +32,10 @@
 //!    repository never run.
 //! 2. **Keep in sync** ([`changed`], [`sync`]). Before a command runs, files on the host are compared with what was
 //!    sent, by their stamps first. Differences are reported, or sent if `auto_prepare` is set. A file that has changed
-//!    in the sandbox, too, is not overwritten.
+//!    in the sandbox, too, is not overwritten. [`watch`] waits for the next change.
 //! 3. **Bring back** ([`export`], [`apply`]). The agent lists the files with their digests, and sends those that
 //!    differ. They become a commit next to what was sent. `apply` plans every step before it touches a file; a conflict
-//!    changes nothing.
+//!    changes nothing. [`commits`] fetches the branches themselves, if the sandbox has git.
 //!
 //! The sandbox is not trusted: names from it are checked ([`files`]), archives are bounded, and what it says about
 //! where a workspace came from is ignored in favour of the [`record`] in the user's home. Ignored files are sent only
@@ -46,6 +47,7 @@
 pub mod apply;
 pub mod bounded;
 pub mod changed;
+pub mod commits;
 pub mod devcontainer;
 pub mod export;
 pub mod files;
@@ -59,7 +61,9 @@ pub mod sender;
 pub mod snapshot;
 pub mod source;
 mod stamps;
+pub mod stop;
 pub mod sync;
 pub mod tooling;
 mod unfinished;
 pub mod untracked;
+pub mod watch;

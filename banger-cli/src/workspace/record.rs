@@ -301,9 +301,14 @@ pub fn remove_all_except(ids: &[String]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// Returns a workspace at this path, for tests.
+    pub fn stored(path: &str) -> StoredWorkspace {
+        StoredWorkspace { record: record(path, 0), directory: "/nowhere".into() }
+    }
 
     fn record(path: &str, sent_at: u64) -> Record {
         Record {

@@ -27,9 +27,51 @@ use crate::{
     ui::age,
 };
 
+/// What happens to files that were changed in the sandbox, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnConflict {
+    /// They stay, and nothing is sent.
+    Fail,
+    /// They are overwritten.
+    Replace,
+}
+
+/// What was sent.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Files with another content or mode.
+    pub files: Vec<Vec<u8>>,
+    /// Files that are gone.
+    pub removed: Vec<Vec<u8>>,
+    /// The bytes of the files.
+    pub bytes: u64,
+}
+
+impl Sent {
+    /// Returns whether there was nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// Sends what has changed on the host.
+pub async fn update(guest: &mut Guest, kept: StoredWorkspace, on_conflict: OnConflict) -> Result<Sent> {
+    let differing = ChangedFiles::find(&kept)?;
+    if differing.is_empty() && Repository::head_now(&kept.record.source)? == kept.record.commit {
+        return Ok(Sent::default());
+    }
+    let changes = Changes::find(&kept, differing)?;
+    let sent = Sent {
+        files: changes.plan.files.iter().map(|file| file.path.clone()).collect(),
+        removed: changes.gone.clone(),
+        bytes: changes.plan.bytes(),
+    };
+    send(guest, kept, changes, on_conflict).await.map(|()| sent)
+}
+
 /// Changes on the host.
 #[derive(Debug)]
-pub struct Changes {
+struct Changes {
     /// A plan with only the files that have another content or mode.
     plan: Plan,
     gone: Vec<Vec<u8>>,
@@ -39,17 +81,24 @@ pub struct Changes {
 
 impl Changes {
     /// Plans to send the differing files.
-    pub fn find(kept: &StoredWorkspace, differing: ChangedFiles) -> Result<Self> {
+    fn find(kept: &StoredWorkspace, differing: ChangedFiles) -> Result<Self> {
         let plan = Plan::make(Repository::open(&kept.record.source)?, SendOptions::of(&kept.record))?;
         Ok(Self { plan: plan.only(differing.changed)?, gone: differing.gone, sent: kept.sent()? })
     }
 }
 
-/// Sends the changes. Files that were changed in the sandbox, too, are not overwritten.
-pub async fn send(guest: &mut Guest, mut kept: StoredWorkspace, changes: Changes) -> Result<()> {
+/// Sends the changes: all of them, or none because of a conflict.
+async fn send(
+    guest: &mut Guest,
+    mut kept: StoredWorkspace,
+    changes: Changes,
+    on_conflict: OnConflict,
+) -> Result<()> {
     let head = changes.plan.repository.head.commit.clone();
     if !(changes.plan.files.is_empty() && changes.gone.is_empty()) {
-        check_guest(guest, &kept, &changes).await?;
+        if on_conflict == OnConflict::Fail {
+            check_guest(guest, &kept, &changes).await?;
+        }
         remove(guest, &kept, changes.gone.clone()).await?;
         put(guest, &kept, changes).await?;
     }
@@ -147,7 +196,8 @@ async fn check_guest(guest: &mut Guest, kept: &StoredWorkspace, changes: &Change
     ))
     .with_hint(
         "`banger vm workspace export NAME --apply --merge` brings back the work in the sandbox first; \
-             `banger vm exec --no-auto-prepare NAME` leaves the sandbox as it is.",
+             `banger vm workspace sync --force NAME` overwrites it; `banger vm exec --no-auto-prepare NAME` leaves \
+             the sandbox as it is.",
     ))
 }
 

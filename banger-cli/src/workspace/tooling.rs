@@ -94,6 +94,14 @@ pub async fn create_directories(
     run_as_root(guest, SCRIPT, arguments.collect(), paths.is_empty()).await
 }
 
+/// Makes a user the owner of a socket, so that no other user but root can connect to it.
+pub async fn give_socket(guest: &mut Guest, user: &str, path: &str) -> Result<()> {
+    const SCRIPT: &str = "chmod 600 \"$2\" && chown -- \"$1\" \"$2\"";
+    let arguments = vec![user.to_owned(), path.to_owned()];
+    let given = run_as_root(guest, SCRIPT, arguments, false).await?;
+    given.map_err(|said| Error::Refused(format!("cannot share credentials with {user}: {}", said.trim())))
+}
+
 /// Mounts file systems in memory. Returns the last lines of the error if that fails.
 pub async fn mount(guest: &mut Guest, all: &[Tmpfs]) -> Result<Result<(), String>> {
     const SCRIPT: &str = "while [ $# -gt 0 ]; do\n\

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent;
+mod commits;
 mod copies;
 mod devcontainer;
 mod documented;
@@ -14,8 +15,10 @@ mod schemas;
 mod service;
 mod sessions;
 mod settings;
+mod share;
 mod shells;
 mod ssh;
+mod sync;
 mod verbs;
 mod workspace;
 

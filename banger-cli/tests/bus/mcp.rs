@@ -294,6 +294,66 @@ fn a_cancelled_call_ends_what_it_started() {
 }
 
 #[test]
+fn a_cancelled_call_ends_git() {
+    let bench = Bench::new();
+    // git waits for somebody who writes into it.
+    let exclude = bench.repo.join(".git/info/exclude");
+    let _ = fs::remove_file(&exclude);
+    fs::create_dir_all(exclude.parent().unwrap()).unwrap();
+    assert!(Command::new("mkfifo").arg(&exclude).status().unwrap().success());
+    let mut client = Client::start_in(&bench.host, &[], &bench.repo);
+    let arguments = json!({"sandbox": "box", "guest_path": bench.guest, "include_untracked": true});
+    let id = client.begin("prepare", arguments);
+    let server = client.server.id();
+    let waiting = move || {
+        let all = fs::read_dir(format!("/proc/{server}/task")).unwrap().flatten();
+        let of_threads = all.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        let ids: String = of_threads.collect();
+        ids.split_whitespace()
+            .find(|id| {
+                let words = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&words).contains("ls-files")
+            })
+            .map(|id| Path::new("/proc").join(id))
+    };
+    until("git waits", || waiting().is_some());
+    let git = waiting().unwrap();
+    client.send(&json!({
+        "jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id},
+    }));
+    until("git has ended", || !runs(&git));
+    assert!(!bench.guest.exists());
+    assert_eq!(client.done("list", json!({}))["sandboxes"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn a_run_needs_the_place_of_one_sandbox() {
+    let host = Host::new();
+    let mut client = Client::start(&host, &["--max", "1"]);
+    // Each gives its place back, and one that is too slow, too.
+    for _ in 0..2 {
+        client.done("run", json!({"image": "debian", "command": "true"}));
+    }
+    let (command, file) = waiting(&host, "pid");
+    let slow = client.done("run", json!({"image": "debian", "command": command, "timeout_seconds": 1}));
+    assert_eq!((&slow["timed_out"], slow.get("exit_code")), (&json!(true), None));
+    let process = started(&file);
+    until("the command has ended", || !runs(&process));
+    let (command, file) = waiting(&host, "another");
+    let id = client.begin("run", json!({"image": "debian", "command": command}));
+    started(&file);
+    let refused = client.fails("run", json!({"image": "debian", "command": "true"}));
+    assert_eq!(refused["code"], "not-allowed", "{refused}");
+    client.send(&json!({
+        "jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id},
+    }));
+    until("there is a place again", || {
+        let result = client.call("run", json!({"image": "debian", "command": "true"}));
+        result["isError"] == false
+    });
+}
+
+#[test]
 fn wrong_input_is_an_error_and_changes_nothing() {
     let host = Host::new();
     let mut client = Client::start(&host, &[]);
@@ -458,6 +518,13 @@ fn work_comes_back_into_the_repository() {
     let applied = client.done("apply", json!({"sandbox": "box"}));
     assert_eq!(applied["count"], 1);
     assert_eq!(fs::read_to_string(bench.repo.join("lines")).unwrap(), "new\n");
+    bench.guest_git(&["commit", "-qam", "in the sandbox"]);
+    assert_eq!(other.fails("fetch_commits", json!({"sandbox": "box"}))["code"], "not-allowed");
+    let fetched = client.done("fetch_commits", json!({"sandbox": "box"}));
+    assert_eq!((&fetched["current"], &fetched["uncommitted"]), (&json!("refs/banger/box/main"), &json!([])));
+    assert_eq!(fetched["branches"][0]["new_commits"], 1);
+    let commit = bench.git(&["rev-parse", "refs/banger/box/main"]);
+    assert_eq!(commit, bench.guest_git(&["rev-parse", "HEAD"]));
     let none = client.fails("diff", json!({"sandbox": "web"}));
     assert_eq!(none["code"], "refused", "{none}");
 }
@@ -511,6 +578,7 @@ fn files_of_a_sandbox_are_no_repository() {
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, format!("{text}[core]\nworktree = {}\n", victim.display())).unwrap();
     client.fails("apply", json!({"sandbox": "box", "merge": true}));
+    client.fails("fetch_commits", json!({"sandbox": "box"}));
     assert_eq!(fs::read_to_string(victim.join("lines")).unwrap(), "victim");
 }
 

@@ -157,6 +157,7 @@ fn of_the_sandbox(checked: &mut Checked) {
     checked.check(host, "vm workspace prepare", &[&["-q", "box", repo][..], &place].concat());
     fs::write(bench.guest.join("lines"), "else\n").unwrap();
     fs::remove_file(bench.guest.join("run.sh")).unwrap();
+    fs::write(bench.repo.join("src/main.rs"), "new\n").unwrap();
     let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let detached = checked.check(host, "vm exec", &["-d", "box", "--", "true"]);
     // The sandbox of this test is this host.
@@ -167,6 +168,8 @@ fn of_the_sandbox(checked: &mut Checked) {
     checked.check(host, "vm sessions", &["box"]);
     for (verb, more) in [
         ("vm workspace export", &["-q", "box"][..]),
+        ("vm workspace fetch", &["-q", "box"]),
+        ("vm workspace sync", &["-q", "box"]),
         ("vm ports", &["box", "nope"]),
         ("vm health", &["box", "nope"]),
         ("vm ping", &["-c", "2", "box"]),

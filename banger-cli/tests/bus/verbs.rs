@@ -166,6 +166,25 @@ fn labels_are_set_and_removed() {
 }
 
 #[test]
+fn an_idle_policy_is_set_shown_and_removed() {
+    let Some(host) = host_with_image() else { return };
+    host.banger(&["create", "-q", "--no-start", "--name", "web", "--idle", "suspend=30m"]);
+    let idle = || {
+        let shown = json(&host.banger(&["show", "--json", "web"]));
+        (shown["idle_action"].clone(), shown["idle_after"].clone())
+    };
+    assert_eq!(idle(), ("suspend".into(), 1_800_000_000u64.into()));
+    assert!(host.banger(&["show", "web"]).output.contains("30 minutes"));
+    host.banger(&["vm", "set", "--idle", "stop=2h", "web"]);
+    assert_eq!(idle(), ("stop".into(), 7_200_000_000u64.into()));
+    let refused = host.banger(&["vm", "set", "--idle", "stop=1s", "web"]);
+    assert!(refused.status == 1 && refused.errors.contains("between a minute and 30 days"), "{refused:?}");
+    assert_eq!(idle(), ("stop".into(), 7_200_000_000u64.into()));
+    host.banger(&["vm", "set", "--idle", "off", "web"]);
+    assert_eq!(idle(), ("".into(), 0.into()));
+}
+
+#[test]
 fn events_name_their_objects() {
     const EXPECTED: [&str; 4] =
         ["VMNew seen", "VMRemoved seen", "JobNew vm-create", "Completed vm-delete done"];

@@ -55,7 +55,7 @@ impl Bench {
         bench
     }
 
-    fn git_in(&self, directory: &Path, arguments: &[&str]) -> String {
+    pub fn git_in(&self, directory: &Path, arguments: &[&str]) -> String {
         let output = Command::new("git")
             .arg("-C")
             .arg(directory)
@@ -79,7 +79,7 @@ impl Bench {
         self.git_in(&self.repo, arguments)
     }
 
-    fn guest_git(&self, arguments: &[&str]) -> String {
+    pub fn guest_git(&self, arguments: &[&str]) -> String {
         self.git_in(&self.guest, arguments)
     }
 
@@ -87,13 +87,13 @@ impl Bench {
         self.host.banger(arguments)
     }
 
-    fn prepare(&self, more: &[&str]) -> Ended {
+    pub fn prepare(&self, more: &[&str]) -> Ended {
         let arguments =
             ["vm", "workspace", "prepare", "-q", "box", self.repo.to_str().unwrap(), "--guest-path"];
         self.banger(&[&arguments[..], &[self.guest.to_str().unwrap()], more].concat())
     }
 
-    fn prepared(&self, more: &[&str]) {
+    pub fn prepared(&self, more: &[&str]) {
         let ended = self.prepare(more);
         assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
     }
@@ -108,7 +108,7 @@ impl Bench {
         ended.output
     }
 
-    fn assert_same(&self) {
+    pub fn assert_same(&self) {
         assert_eq!(tree(&self.repo), tree(&self.guest));
     }
 }
@@ -356,6 +356,8 @@ fn nothing_that_a_repository_configures_is_run() {
     bench.git(&["config", "user.name", "Ann"]);
     bench.git(&["config", "user.email", "ann@example.org"]);
     bench.exported(&["--branch", "work"]);
+    bench.guest_git(&["commit", "-qam", "in the sandbox"]);
+    bench.exported(&["--commits", "--branch", "commits"]);
     bench.exported(&["--apply", "--merge"]);
     fs::write(bench.repo.join("lines"), "changed again\n").unwrap();
     bench.banger(&["vm", "exec", "--auto-prepare", "box", "--", "true"]);

@@ -29,6 +29,10 @@ pub mod create {
     pub const LIFETIME: &str = "lifetime";
     /// `a{ss}`: labels.
     pub const LABELS: &str = "labels";
+    /// `s`: what happens to the sandbox when it idles, `suspend` or `stop`; nothing when absent or empty.
+    pub const IDLE_ACTION: &str = "idle-action";
+    /// `t`: after how many microseconds, a minute to 30 days.
+    pub const IDLE_AFTER: &str = "idle-after-usec";
     /// `s`: what the agent starts as the first process: `auto`, `agent`, or an absolute path in the image.
     pub const INIT: &str = "init";
     /// `s`: see [`super::vmm`]; `auto` when absent.
@@ -71,7 +75,7 @@ pub mod delete {
 
 /// Keys of `Configure`.
 pub mod configure {
-    pub use super::create::{DISK_SIZE, LABELS, MEMORY, NAT, ROOT_SIZE, VCPUS};
+    pub use super::create::{DISK_SIZE, IDLE_ACTION, IDLE_AFTER, LABELS, MEMORY, NAT, ROOT_SIZE, VCPUS};
     /// `as`: keys of labels to remove, before those in [`LABELS`] are set.
     pub const REMOVE_LABELS: &str = "remove-labels";
 }

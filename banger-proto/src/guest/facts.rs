@@ -79,6 +79,19 @@ pub struct Stats {
     pub processes: Vec<Process>,
 }
 
+/// The use of the guest at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Use {
+    /// Requests of clients that are being served: commands, shells, copies, forwards.
+    pub streams: u32,
+    /// Detached commands and sessions that run.
+    pub commands: u32,
+    /// Established TCP connections with others.
+    pub connections: u32,
+    /// Time that all processors together have spent working since the boot, in microseconds.
+    pub cpu_usec: u64,
+}
+
 /// A file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {

@@ -71,6 +71,8 @@ pub enum Request {
     Ports,
     /// Report resource usage. Answered by output, a [`super::facts::Stats`] in JSON, and `Done`.
     Stats,
+    /// Report whether anybody uses the guest. Answered by output, a [`super::facts::Use`] in JSON, and `Done`.
+    Use,
     /// Set the clock. Answered by `Done`.
     SetTime {
         /// Microseconds since the Unix epoch.

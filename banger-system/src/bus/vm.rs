@@ -10,11 +10,12 @@ use std::{
 use banger_domain::{
     egress::{Egress, log::EgressLog},
     id::{JobId, Timestamp, VmId},
+    idle::Busy,
     lifecycle::State,
     name::Name,
     net::port::{Port, Scope},
     stream::Purpose,
-    vm::Lifetime,
+    vm::{BootedFrom, Lifetime},
 };
 use banger_proto::{
     bus::{
@@ -34,7 +35,7 @@ use super::{
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
-    request::{read_commit, read_egress, read_fork, read_port, read_protocol},
+    request::{read_commit, read_egress, read_fork, read_idle, read_port, read_protocol},
     subscribers::Watching,
 };
 use crate::{
@@ -43,7 +44,7 @@ use crate::{
         agent::DEFAULT_TIMEOUT,
         request::{Configure, KeepMemory, Start, Stop, StopMode, WaitFor},
         stream::Service,
-        view::{BootedFrom, VmView},
+        view::VmView,
     },
     ports::{
         captures::Stored,
@@ -110,7 +111,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     property("Ready", "b", |view, _| view.is_ready().into()),
     property("BootId", "s", |view, _| view.vm.boot_id.clone().into()),
     property("BootedFrom", "s", |view, _| {
-        view.booted_from.map(BootedFrom::as_str).unwrap_or_default().to_owned().into()
+        view.vm.booted_from.map(BootedFrom::as_str).unwrap_or_default().to_owned().into()
     }),
     property("SuspendedAt", "t", |view, _| suspended(view).map_or(0, |stored| stored.at.0).into()),
     property("SuspendedSize", "t", |view, _| suspended(view).map_or(0, |stored| stored.size.0).into()),
@@ -153,6 +154,14 @@ const PROPERTIES: &[Property<VmView>] = &[
     constant("SshHostKey", "s", |view, _| view.vm.host_key.public().to_owned().into()),
     property("PublishedPorts", "a(sqqs)", |view, _| ports(&view.vm.spec.ports)),
     property("BlockedPorts", "a(sqqs)", |view, _| ports(&view.blocked_ports)),
+    property("IdleAction", "s", |view, _| {
+        view.vm.spec.idle.map_or("", |idle| idle.action.as_str()).to_owned().into()
+    }),
+    property("IdleAfter", "t", |view, _| {
+        view.vm.spec.idle.map_or(0, |idle| idle.after.as_micros() as u64).into()
+    }),
+    property("IdleAt", "t", |view, _| view.idle_at.unwrap_or_default().0.into()),
+    property("BusyWith", "s", |view, _| view.busy.map_or("", Busy::as_str).to_owned().into()),
     property("Lifetime", "s", |view, _| view.vm.lifetime.as_str().into()),
     property("Labels", "a{ss}", |view, _| {
         let labels: HashMap<String, String> = view.vm.spec.labels.clone().into_iter().collect();
@@ -177,7 +186,7 @@ const PROPERTIES: &[Property<VmView>] = &[
 
 /// Returns what is known of the memory of a suspended sandbox.
 fn suspended(view: &VmView) -> Option<Stored> {
-    view.captured.filter(|_| view.vm.state != State::Suspending)
+    view.captured.filter(|_| matches!(view.vm.state, State::Suspended | State::Resuming))
 }
 
 /// Returns the allowed names as rows: name, number of look-ups, and when last.
@@ -314,6 +323,7 @@ impl Methods {
             egress: nat.map(egress),
             labels: options.strings(configure::LABELS)?,
             removed_labels: options.list(configure::REMOVE_LABELS)?,
+            idle: read_idle(&mut options)?,
         };
         options.finish()?;
         // More resources need the right to run sandboxes: a user who was removed from the group keeps what there is.

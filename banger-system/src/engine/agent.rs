@@ -75,6 +75,7 @@ impl Engine {
     ) -> Result<OwnedFd> {
         let deadline = Instant::now() + timeout;
         self.wake(id, timeout).await?;
+        self.note_use(id).await;
         let queue = self.shared.stream_queues.of(id, purpose);
         let Ok(_place) = queue.places.try_acquire() else {
             let (_, name) = self.token(id)?;

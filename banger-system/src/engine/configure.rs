@@ -49,6 +49,7 @@ impl VmTask {
             disk_size: change.disk_size.unwrap_or(spec.disk_size),
             root_size: change.root_size.unwrap_or(spec.root_size),
             egress: change.egress.unwrap_or_else(|| spec.egress.clone()),
+            idle: change.idle.unwrap_or(spec.idle),
             ..spec.clone()
         };
         if new.egress != spec.egress {
@@ -64,6 +65,9 @@ impl VmTask {
             }
             self.require_unread_disks().await?;
             self.resize(&new).await?;
+        }
+        if new.idle != self.vm.spec.idle {
+            self.forget_use();
         }
         self.become_spec(new).await
     }

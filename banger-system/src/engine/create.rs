@@ -58,6 +58,7 @@ impl Engine {
                 authorized_keys: request.authorized_keys,
                 ports: ports.into_iter().collect(),
                 labels: request.labels,
+                idle: request.idle,
             },
             image: image.id,
             kernel,
@@ -72,6 +73,7 @@ impl Engine {
             started_at: Timestamp::default(),
             ready_at: Timestamp::default(),
             boot_id: String::new(),
+            booted_from: None,
         };
         let (sender, inbox) = mpsc::channel(INBOX);
         let view = self.shared.view(vm, String::new(), 0);

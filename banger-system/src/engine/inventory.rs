@@ -59,7 +59,7 @@ impl State {
         for Entry { view, .. } in self.vms.values().filter(|entry| entry.view.vm.owner == owner) {
             usage.vms += 1;
             let disk = self.disk_of(view.vm.image, &view.vm.spec);
-            usage.disk = Bytes(usage.disk.0.saturating_add(disk.0));
+            usage.disk = Bytes(usage.disk.0.saturating_add(disk.0).saturating_add(view.freezing.0));
             if view.vm.state.is_up() {
                 usage.running += 1;
                 usage.memory = Bytes(usage.memory.0.saturating_add(view.vm.spec.memory.0));
@@ -90,7 +90,7 @@ impl State {
     }
 
     /// Returns the bytes of a user's private images, including pending imports except one, and `more`, and of the
-    /// memory of suspended sandboxes. A file that several images share counts once.
+    /// memory of suspended sandboxes. A file that several of them share counts once.
     fn private_bytes(
         &self,
         owner: Uid,
@@ -101,8 +101,12 @@ impl State {
         let stored = private.map(|image| &image.facts).chain(more);
         let files: HashMap<ImageId, u64> = stored.map(|facts| (facts.file, facts.disk_usage.0)).collect();
         let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != except);
-        let suspended = self.vms.values().filter(|entry| entry.view.vm.owner == owner);
-        let captured = suspended.filter_map(|entry| entry.view.captured).map(|captured| captured.size.0);
+        let views = self.vms.values().map(|entry| &entry.view).filter(|view| view.vm.owner == owner);
+        let captured =
+            views.filter_map(|view| view.captured).map(|captured| (captured.file, captured.size.0));
+        let (shared, own): (Vec<_>, Vec<_>) = captured.partition(|(file, _)| file.is_some());
+        let shared: HashMap<Option<u64>, u64> = shared.into_iter().collect();
+        let captured = shared.into_values().chain(own.into_iter().map(|(_, size)| size));
         let sizes = files.into_values().chain(pending.map(|(_, bytes)| bytes.0)).chain(captured);
         Bytes(sizes.fold(0, u64::saturating_add))
     }

@@ -13,6 +13,7 @@ pub mod error;
 mod events;
 mod guest_clocks;
 mod guest_config;
+mod idle;
 mod inventory;
 mod job;
 mod lease;
@@ -164,6 +165,7 @@ impl Engine {
         tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
         tasks.spawn(Task::Egress, egress::announce(Arc::downgrade(&shared)));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Idle, idle::run(Arc::downgrade(&shared), shared.inventory.changes()));
         tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
@@ -460,8 +462,10 @@ impl Shared {
             unit,
             pid,
             captured: None,
+            idle_at: None,
+            busy: None,
             frozen: Vec::new(),
-            booted_from: None,
+            freezing: Bytes(0),
         }
     }
 }

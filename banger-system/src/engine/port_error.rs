@@ -32,6 +32,7 @@ impl From<disks::Error> for Error {
     fn from(error: disks::Error) -> Self {
         match error {
             disks::Error::Unsupported { message } => Self::Unsupported { message },
+            error @ disks::Error::NotLayered => Self::Unsupported { message: error.to_string() },
             disks::Error::TooDeep => Self::TooDeep,
             disks::Error::Host(error) => error.into(),
         }

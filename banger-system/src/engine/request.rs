@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 use banger_domain::{
     egress::Egress,
     id::Uid,
+    idle::IdlePolicy,
     name::{Name, Reference},
     net::port::Port,
     ssh::AuthorizedKey,
@@ -52,6 +53,8 @@ pub struct CreateVm {
     pub lifetime: Lifetime,
     /// The user's labels.
     pub labels: BTreeMap<String, String>,
+    /// What happens when it idles, if anything.
+    pub idle: Option<IdlePolicy>,
     /// The ports to publish; those without a number of the host get a free one.
     pub ports: Vec<Port>,
     /// How to start it; not started if absent.
@@ -146,7 +149,7 @@ pub struct CommitVm {
     pub on_conflict: OnConflict,
 }
 
-/// Makes new sandboxes with the disks of one that is down.
+/// Makes new sandboxes with the disks of another one, and with its memory if it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkVm {
     /// How many.
@@ -253,6 +256,8 @@ pub struct Configure {
     pub labels: BTreeMap<String, String>,
     /// Keys of labels to remove first.
     pub removed_labels: Vec<String>,
+    /// What happens when it idles: another policy, or none.
+    pub idle: Option<Option<IdlePolicy>>,
 }
 
 impl Configure {

@@ -7,7 +7,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 use banger_domain::{
     id::{Timestamp, Uid, VmId},
     lifecycle::State,
-    vm::Vm,
+    vm::{BootedFrom, Vm},
 };
 
 use super::{
@@ -15,7 +15,6 @@ use super::{
     error::{Error, Kind, Result},
     inventory::no_such,
     now,
-    view::BootedFrom,
 };
 
 /// Timeout of one connection attempt: a guest on this host answers at once, or is too busy.
@@ -66,6 +65,7 @@ impl Engine {
     /// Returns a connection to a service in a guest. While the guest boots, waits for it.
     pub async fn open_stream(&self, id: VmId, user: Uid, service: Service) -> Result<OwnedFd> {
         self.wake(id, WAKE_TIMEOUT).await?;
+        self.note_use(id).await;
         loop {
             // Checked each time: the VM may stop, and keeps its id when it is renamed.
             let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
@@ -82,7 +82,7 @@ impl Engine {
             if let Some(stream) = self.shared.ports.network.connect(address, CONNECT_TIMEOUT).await? {
                 return self.hand_out(user, stream);
             }
-            if !is_booting(&view.vm, view.booted_from, now(&*self.shared.ports.clock)) {
+            if !is_booting(&view.vm, now(&*self.shared.ports.clock)) {
                 return Err(Error::NoAnswer { program: service.program(), name: name() });
             }
             tokio::time::sleep(PAUSE).await;
@@ -91,11 +91,11 @@ impl Engine {
 }
 
 /// Returns whether the image's services may still be starting.
-fn is_booting(vm: &Vm, from: Option<BootedFrom>, now: Timestamp) -> bool {
+fn is_booting(vm: &Vm, now: Timestamp) -> bool {
     if !vm.is_ready() {
         return since(vm.started_at, now) < BOOT_MAX;
     }
-    is_booting_at(vm.started_at, vm.ready_at, from, now)
+    is_booting_at(vm.started_at, vm.ready_at, vm.booted_from, now)
 }
 
 /// The same for a guest that became ready then.

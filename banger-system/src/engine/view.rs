@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     egress::log::Destination,
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
+    idle::Busy,
     name::Name,
     net::{nic::Mac, port::Port},
     vm::Vm,
@@ -40,32 +41,14 @@ pub struct VmView {
     pub pid: u32,
     /// Its memory on disk: what it takes, and since when. While it is written, this is the most that it can take.
     pub captured: Option<Stored>,
+    /// When its idle policy applies, while it idles.
+    pub idle_at: Option<Timestamp>,
+    /// Why it does not idle, if it has such a policy.
+    pub busy: Option<Busy>,
     /// The frozen layers of its disks.
     pub frozen: Vec<FrozenLayer>,
-    /// How its guest began; none while it is down, or if an earlier run of the service started it.
-    pub booted_from: Option<BootedFrom>,
-}
-
-/// How a guest began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BootedFrom {
-    /// It booted.
-    Cold,
-    /// It continued from a kernel template.
-    Template,
-    /// It continued where it was suspended.
-    Suspension,
-}
-
-impl BootedFrom {
-    /// Returns the word of the D-Bus API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            BootedFrom::Cold => "cold",
-            BootedFrom::Template => "template",
-            BootedFrom::Suspension => "suspension",
-        }
-    }
+    /// What a fork that is under way may add to them.
+    pub freezing: Bytes,
 }
 
 impl VmView {

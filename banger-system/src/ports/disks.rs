@@ -1,5 +1,7 @@
 //! The disks of VMs.
 
+use std::{os::fd::OwnedFd, sync::Arc};
+
 use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, VmId},
@@ -7,7 +9,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 
-use super::{Check, HostError, captures::HostFacts};
+use super::{Check, HostError, Progress, captures::HostFacts};
 
 /// The disks of VMs.
 #[async_trait]
@@ -28,15 +30,30 @@ pub trait Disks: Send + Sync {
     /// Prepares the drives for a VMM, and returns them, the system disk first. Replaces what an earlier boot left, so
     /// a repeat is safe while no VMM runs.
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>>;
-    /// Checks that the disks of a VM that is down can be frozen, and returns the bytes that this would add to its
-    /// frozen layers. Fails with [`Error::TooDeep`] if they have too many already.
-    async fn freezable(&self, vm: VmId) -> Result<Bytes>;
+    /// Checks that the disks of a VM can be frozen, and returns the bytes that this would add to its frozen layers. Fails
+    /// with [`Error::TooDeep`] if they have too many already, and with [`Error::NotLayered`] if the VM is up and its disks
+    /// can only be copied.
+    async fn freezable(&self, vm: VmId, parent: Parent) -> Result<Bytes>;
     /// Freezes what a VM that is down has written: from now on it is only read, and the VM writes to new layers. Disks
     /// that can only be copied, and disks that nothing was written to since, are left alone, so a repeat is safe.
     async fn freeze(&self, vm: VmId) -> Result<()>;
-    /// Gives a VM that has only its directory the disks of another VM that is down and was frozen. Frozen layers are
-    /// shared, and everything else is copied. Fails with [`HostError::NoSpace`] if the disk is full.
-    async fn create_child(&self, vm: VmId, of: VmId) -> Result<()>;
+    /// Freezes what a VM has written whose guest stands still. Returns the new layers, the system disk's first: its VMM must
+    /// write to them before its guest continues. If it does not, the VM keeps writing to what is frozen, until the next
+    /// freeze; no child may have that. A repeat is safe. Fails as [`Disks::freezable`] does.
+    async fn freeze_running(&self, vm: VmId) -> Result<Vec<OwnedFd>>;
+    /// Gives a VM that has only its directory the disks of another VM that was frozen. Frozen layers are shared. What one
+    /// that is down has beside them is copied, and what one that is up has written since is left out. Fails with
+    /// [`HostError::NoSpace`] if the disk is full.
+    async fn create_child(
+        &self,
+        vm: VmId,
+        of: VmId,
+        parent: Parent,
+        progress: Arc<dyn Progress>,
+    ) -> Result<()>;
+    /// Discards what a child has written since it was made. No VMM may have the drives open. A repeat is safe, also after a
+    /// crash.
+    async fn empty(&self, vm: VmId) -> Result<()>;
     /// Returns the frozen layers of the disks of a VM. The image is not one of them. A layer exists as long as a VM
     /// has it.
     async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>>;
@@ -56,6 +73,15 @@ pub trait Disks: Send + Sync {
 
 /// The most frozen layers that a disk may have: each makes reads of what is below it slower.
 pub const MAX_DEPTH: usize = 8;
+
+/// Whether the VM that is forked may write to its disks meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parent {
+    /// It has no VMM.
+    Down,
+    /// Its VMM has the disks open.
+    Up,
+}
 
 /// A layer that is only read, and that several VMs may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,6 +110,9 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// The disks of a VM that is up can only be copied while it is down.
+    #[error("its disks have no layers, so they can only be copied while it is stopped")]
+    NotLayered,
     /// A disk has [`MAX_DEPTH`] frozen layers.
     #[error("its disks have {MAX_DEPTH} frozen layers, the limit")]
     TooDeep,

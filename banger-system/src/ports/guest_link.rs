@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
-use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
+use banger_domain::{clock::Occasion, id::VmId, idle::Use, stream::Purpose, vm::Token};
 use banger_proto::guest::{GuestConfig, rejuvenation::Identity};
 
 use super::{HostError, vmm};
@@ -25,6 +25,9 @@ pub trait GuestLink: Send + Sync {
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
     /// Compares the clock of the guest with the host's, and corrects it. A repeat is safe.
     async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()>;
+    /// Returns what the agent says about the use of the guest. Fails with [`Error::Timeout`] after some seconds. A repeat is
+    /// safe.
+    async fn usage(&self, vm: VmId, token: &Token) -> Result<Use>;
     /// Freezes all processes of the guest but its agent and its first one, and writes its data to the disks. Fails with
     /// [`Error::Refused`] if a process or a disk takes too long, and with [`Error::TooOld`]; then nothing is frozen.
     /// After any other failure, [`GuestLink::thaw`] is needed. The guest stays frozen until then, also when the service

@@ -24,6 +24,7 @@ pub mod host_error;
 pub mod image_files;
 pub mod kernel_files;
 pub mod logs;
+pub mod machines;
 pub mod names;
 pub mod network;
 mod progress;
@@ -39,9 +40,9 @@ use std::sync::Arc;
 
 use self::{
     authority::Authority, captures::Captures, catalogs::Catalogs, clock::Clock, disks::Disks,
-    guest_link::GuestLink, image_files::ImageFiles, kernel_files::KernelFiles, logs::Logs, names::Names,
-    network::Network, registry::Registry, store::Store, streams::Streams, supervisor::Supervisor,
-    templates::Templates, users::Users, vmm::Vmm,
+    guest_link::GuestLink, image_files::ImageFiles, kernel_files::KernelFiles, logs::Logs,
+    machines::Machines, names::Names, network::Network, registry::Registry, store::Store, streams::Streams,
+    supervisor::Supervisor, templates::Templates, users::Users, vmm::Vmm,
 };
 pub use self::{
     check::{Check, Status},
@@ -63,6 +64,7 @@ pub struct Ports {
     pub image_files: Arc<dyn ImageFiles>,
     pub kernel_files: Arc<dyn KernelFiles>,
     pub logs: Arc<dyn Logs>,
+    pub machines: Arc<dyn Machines>,
     pub names: Arc<dyn Names>,
     pub network: Arc<dyn Network>,
     pub registry: Arc<dyn Registry>,

@@ -73,12 +73,22 @@ pub trait Vmm: Send + Sync {
     async fn facts(&self, _vm: VmId) -> Result<HostFacts> {
         Err(Error::not_ready("only QEMU can suspend sandboxes; create it again with --vmm qemu"))
     }
+    /// Makes the guest of a running VM stand still until [`Vmm::go_on`]. Then its disks are complete on the host. A repeat
+    /// is safe.
+    async fn halt(&self, vm: VmId) -> Result<()> {
+        self.facts(vm).await.map(drop)
+    }
+    /// Makes a VM whose guest stands still write to these layers, one for each disk, the system disk's first. What it has
+    /// written before is only read from then on. Happens for all disks or for none.
+    async fn switch_layers(&self, vm: VmId, _layers: Vec<OwnedFd>) -> Result<()> {
+        self.facts(vm).await.map(drop)
+    }
     /// Stops the guest of a running VM, and writes its memory and the state of its devices into a pipe. Then its disks
     /// are complete on the host. The VM stands still, also after a failure, until [`Vmm::go_on`].
     async fn save(&self, vm: VmId, _to: OwnedFd) -> Result<()> {
         self.facts(vm).await.map(drop)
     }
-    /// Makes a guest run that stands still: after [`Vmm::save`], whether that has ended or not, or after [`Vmm::load`].
+    /// Makes a guest run that stands still: after [`Vmm::halt`], [`Vmm::save`], whether that has ended or not, or [`Vmm::load`].
     /// A repeat is safe.
     async fn go_on(&self, vm: VmId) -> Result<()> {
         self.facts(vm).await.map(drop)

@@ -7,15 +7,15 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{
-    id::{Timestamp, VmId},
+    id::{KernelId, Timestamp, VmId},
     resource::Resource,
 };
 use banger_proto::{guest::GuestConfig, size::Bytes};
 
 use super::Sim;
 use crate::ports::{
-    HostError,
-    captures::{Captures, Error, HostFacts, Result, Stored, Unfinished, difference},
+    FromHost as _, HostError,
+    captures::{Captures, Error, HostFacts, Origin, Result, Stored, Unfinished, difference},
     vmm,
 };
 
@@ -27,15 +27,19 @@ const SIZE: Bytes = Bytes::mib(100);
 pub(super) struct State {
     /// The captures, complete or not, with what their guests had in memory.
     pub(super) all: BTreeMap<VmId, Captured>,
-    /// What the VMMs write at the moment.
-    saved: BTreeMap<VmId, GuestConfig>,
+    /// What the VMMs write at the moment, by the number of the pipe.
+    saved: BTreeMap<u64, Guest>,
+    /// The number of the last file.
+    last_file: u64,
     /// The guests that stand still because they are saved, or were loaded.
     pub(super) standing: BTreeSet<VmId>,
-    /// The VMMs that have loaded a guest which has not run yet.
-    pub(super) loaded: BTreeSet<VmId>,
     damaged: bool,
     /// Saving takes until this is false.
     pub(super) slow: bool,
+    /// VMMs keep the pipe open that they write to.
+    keeps_pipes: bool,
+    /// VMMs cannot be ended.
+    immortal: bool,
     /// Another VMM is installed.
     upgraded: bool,
     /// VMMs cannot save guests.
@@ -43,8 +47,22 @@ pub(super) struct State {
 }
 
 pub(super) struct Captured {
-    guest: GuestConfig,
+    guest: Guest,
     complete: Option<(HostFacts, Stored)>,
+    origin: Option<Origin>,
+}
+
+/// What a guest has in memory.
+#[derive(Clone)]
+struct Guest {
+    config: GuestConfig,
+    /// Whether its processes are frozen.
+    is_frozen: bool,
+}
+
+/// Returns the number of a pipe, which is the same at both ends.
+fn number_of(pipe: &OwnedFd) -> u64 {
+    rustix::fs::fstat(pipe).map_or(0, |pipe| pipe.st_ino)
 }
 
 impl Sim {
@@ -56,6 +74,32 @@ impl Sim {
     /// Makes saving and loading a guest take until this is called again, or lets it end.
     pub fn slow_captures(&self, slow: bool) {
         self.lock().captures.slow = slow;
+    }
+
+    /// Makes VMMs keep the pipe open that they have written a guest to, as one does that its guest has taken over.
+    pub fn keep_pipes(&self, keep: bool) {
+        self.lock().captures.keeps_pipes = keep;
+    }
+
+    /// Makes VMMs impossible to end, or possible again.
+    pub fn withstand_kills(&self, withstand: bool) {
+        self.lock().captures.immortal = withstand;
+    }
+
+    pub(super) fn may_end(&self) -> Result<(), HostError> {
+        match self.lock().captures.immortal {
+            true => Err(HostError::not_ready("the unit does not go away")),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives a VM another kernel, in the database.
+    pub fn replace_kernel_of(&self, vm: VmId, kernel: KernelId) {
+        let mut state = self.lock();
+        state.kernel_files.insert(kernel);
+        if let Some(vm) = state.vms.get_mut(&vm) {
+            vm.kernel = kernel;
+        }
     }
 
     /// Replaces the VMM by another version.
@@ -93,17 +137,20 @@ impl Sim {
         }
     }
 
-    pub(super) async fn save_guest(&self, vm: VmId) -> vmm::Result<()> {
-        {
-            let mut state = self.step("stop a guest")?;
-            state.captures.standing.insert(vm);
-        }
+    pub(super) fn halt_guest(&self, vm: VmId) -> vmm::Result<()> {
+        self.step("stop a guest")?.captures.standing.insert(vm);
+        Ok(())
+    }
+
+    pub(super) async fn save_guest(&self, vm: VmId, to: OwnedFd) -> vmm::Result<()> {
+        self.halt_guest(vm)?;
         self.until_fast().await;
         let mut state = self.step("save a guest")?;
-        let Some(guest) = state.configured.get(&vm).cloned() else {
+        let is_frozen = state.frozen_guests.contains(&vm);
+        let Some(config) = state.configured.get(&vm).cloned() else {
             return Err(vmm::Error::Failed { message: "the guest has no memory".to_owned() });
         };
-        state.captures.saved.insert(vm, guest);
+        state.captures.saved.insert(number_of(&to), Guest { config, is_frozen });
         Ok(())
     }
 
@@ -112,25 +159,44 @@ impl Sim {
         let guest = state.captures.all.get(&vm).map(|capture| capture.guest.clone());
         let guest =
             guest.ok_or_else(|| vmm::Error::Failed { message: "there is nothing to load".to_owned() })?;
-        state.configured.insert(vm, guest);
+        state.configured.insert(vm, guest.config);
+        if guest.is_frozen {
+            state.frozen_guests.insert(vm);
+        }
         state.captures.standing.insert(vm);
-        state.captures.loaded.insert(vm);
         Ok(())
     }
 
     pub(super) fn let_guest_run(&self, vm: VmId) -> vmm::Result<()> {
-        let mut state = self.step("let a guest run")?;
-        state.captures.standing.remove(&vm);
-        state.captures.loaded.remove(&vm);
+        self.step("let a guest run")?.captures.standing.remove(&vm);
         Ok(())
     }
 }
 
 #[async_trait]
 impl Captures for Sim {
-    async fn receive(&self, vm: VmId, _from: OwnedFd, _most: Bytes) -> Result<Box<dyn Unfinished>> {
+    async fn receive(&self, vm: VmId, from: OwnedFd, _most: Bytes) -> Result<Box<dyn Unfinished>> {
         drop(self.step("write the memory of a guest")?);
-        Ok(Box::new(Receiving { sim: self.clone(), vm }))
+        while self.lock().captures.keeps_pipes {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+        Ok(Box::new(Receiving { sim: self.clone(), vm, pipe: number_of(&from), _from: from }))
+    }
+
+    async fn share(&self, of: VmId, with: VmId, facts: &HostFacts) -> Result<Stored> {
+        let mut state = self.step("share the memory of a guest")?;
+        let shared = state.captures.all.get(&of);
+        let complete = shared.and_then(|shared| Some((shared, shared.complete.as_ref()?.1)));
+        let (shared, stored) =
+            complete.ok_or_else(|| Error::Damaged { message: "its memory is missing".to_owned() })?;
+        let (guest, origin) = (shared.guest.clone(), shared.origin.clone());
+        let captured = Captured { guest, complete: Some((facts.clone(), stored)), origin };
+        state.captures.all.insert(with, captured);
+        Ok(stored)
+    }
+
+    async fn origin(&self, vm: VmId) -> Result<Option<Origin>> {
+        Ok(self.lock().captures.all.get(&vm).and_then(|capture| capture.origin.clone()))
     }
 
     async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()> {
@@ -139,7 +205,7 @@ impl Captures for Sim {
         let (captured, _) =
             capture.ok_or_else(|| Error::Damaged { message: "its memory is missing".to_owned() })?;
         match difference(captured, facts) {
-            Some(part) => Err(Error::Differs { what: part.to_owned() }),
+            Some(what) => Err(Error::Differs { what }),
             None => Ok(()),
         }
     }
@@ -171,16 +237,26 @@ impl Captures for Sim {
 struct Receiving {
     sim: Sim,
     vm: VmId,
+    /// Its number stays its own while it is open.
+    pipe: u64,
+    _from: OwnedFd,
 }
 
 #[async_trait]
 impl Unfinished for Receiving {
-    async fn finish(self: Box<Self>, facts: &HostFacts, at: Timestamp) -> Result<Stored> {
+    async fn finish(
+        self: Box<Self>,
+        facts: &HostFacts,
+        at: Timestamp,
+        origin: Option<Origin>,
+    ) -> Result<Stored> {
         let mut state = self.sim.step("store the memory of a guest")?;
-        let guest = state.captures.saved.remove(&self.vm);
+        let guest = state.captures.saved.remove(&self.pipe);
         let guest = guest.ok_or_else(|| Error::Damaged { message: "nothing was saved".to_owned() })?;
-        let stored = Stored { size: SIZE, at };
-        state.captures.all.insert(self.vm, Captured { guest, complete: Some((facts.clone(), stored)) });
+        state.captures.last_file += 1;
+        let stored = Stored { size: SIZE, at, file: Some(state.captures.last_file) };
+        let captured = Captured { guest, complete: Some((facts.clone(), stored)), origin };
+        state.captures.all.insert(self.vm, captured);
         Ok(stored)
     }
 }

@@ -10,6 +10,7 @@ use banger_domain::{
     clock::Occasion,
     guest_end::GuestEnd,
     id::{Uid, VmId},
+    idle::Use,
     launch_spec::LaunchSpec,
     resource::{self, Resource},
     stream,
@@ -101,8 +102,20 @@ impl Vmm for Sim {
         self.vmm_facts()
     }
 
-    async fn save(&self, vm: VmId, _to: OwnedFd) -> vmm::Result<()> {
-        self.save_guest(vm).await
+    async fn halt(&self, vm: VmId) -> vmm::Result<()> {
+        self.halt_guest(vm)
+    }
+
+    async fn switch_layers(&self, _vm: VmId, layers: Vec<OwnedFd>) -> vmm::Result<()> {
+        drop(self.step("switch layers")?);
+        match layers.is_empty() {
+            true => Err(vmm::Error::Failed { message: "there is nothing to write to".to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    async fn save(&self, vm: VmId, to: OwnedFd) -> vmm::Result<()> {
+        self.save_guest(vm, to).await
     }
 
     async fn go_on(&self, vm: VmId) -> vmm::Result<()> {
@@ -120,7 +133,7 @@ impl Vmm for Sim {
 
     async fn has_begun(&self, vm: VmId) -> vmm::Result<bool> {
         let state = self.lock();
-        Ok(!state.interrupted.contains(&vm) && !state.captures.loaded.contains(&vm))
+        Ok(!state.interrupted.contains(&vm) && !state.captures.standing.contains(&vm))
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
@@ -187,6 +200,7 @@ impl Supervisor for Sim {
     }
 
     async fn remove(&self, vm: VmId) -> supervisor::Result<()> {
+        self.may_end()?;
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
         self.removal(Resource::Unit)?.processes.remove(&vm);
         Ok(())
@@ -289,6 +303,11 @@ impl GuestLink for Sim {
         Ok(())
     }
 
+    async fn usage(&self, vm: VmId, _token: &Token) -> guest_link::Result<Use> {
+        self.answer(vm, "asking who uses the guest", Duration::ZERO).await?;
+        Ok(self.lock().uses.get(&vm).copied().unwrap_or_default())
+    }
+
     async fn freeze(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
         self.answer(vm, "freezing the guest", timeout).await?;
         let mut state = self.step("freeze a guest")?;
@@ -309,13 +328,21 @@ impl GuestLink for Sim {
     async fn rejuvenate(
         &self,
         vm: VmId,
-        _old: &Token,
+        old: &Token,
         new: &Token,
         identity: Option<&Identity>,
         timeout: Duration,
     ) -> guest_link::Result<()> {
         self.answer(vm, "renewing the guest", timeout).await?;
         let mut state = self.step("rejuvenate a guest")?;
+        let refused = |message: &str| Err(guest_link::Error::Refused { message: message.to_owned() });
+        if !state.frozen_guests.contains(&vm) {
+            return refused("the guest is not frozen");
+        }
+        let knows = |config: &GuestConfig| [old, new].iter().any(|token| config.token == token.as_str());
+        if !state.configured.get(&vm).is_some_and(knows) {
+            return refused("the token is wrong");
+        }
         if let Some(config) = state.configured.get_mut(&vm) {
             new.as_str().clone_into(&mut config.token);
         }

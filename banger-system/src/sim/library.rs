@@ -20,7 +20,7 @@ use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, HostError, NoProgress, Progress,
     captures::HostFacts,
-    disks::{self, Disks, FrozenLayer, MAX_DEPTH, OverlayBy},
+    disks::{self, Disks, FrozenLayer, MAX_DEPTH, OverlayBy, Parent},
     image_files::{self, Content, Exported, FileRange, ImageFiles, Layout},
     kernel_files::{self, BootFiles, HostKernel, KernelFiles},
 };
@@ -103,7 +103,7 @@ impl Disks for Sim {
         Ok(())
     }
 
-    async fn freezable(&self, vm: VmId) -> disks::Result<Bytes> {
+    async fn freezable(&self, vm: VmId, _parent: Parent) -> disks::Result<Bytes> {
         let state = self.step("look for layers")?;
         let depth = state.frozen_layers.get(&vm).map_or(0, Vec::len);
         match state.written.contains(&vm) {
@@ -116,15 +116,30 @@ impl Disks for Sim {
     async fn freeze(&self, vm: VmId) -> disks::Result<()> {
         let mut state = self.step("freeze disks")?;
         if state.written.remove(&vm) {
-            state.last_layer += 1;
-            let layer = FrozenLayer { id: state.last_layer, size: LAYER };
-            state.frozen_layers.entry(vm).or_default().push(layer);
+            state.add_layer(vm);
         }
         Ok(())
     }
 
-    async fn create_child(&self, vm: VmId, of: VmId) -> disks::Result<()> {
-        while self.lock().workers_blocked {
+    async fn freeze_running(&self, vm: VmId) -> disks::Result<Vec<OwnedFd>> {
+        self.step("freeze the disks of a running guest")?.add_layer(vm);
+        let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+        Ok(vec![null().map_err(|error| HostError::os("open /dev/null", error))?])
+    }
+
+    async fn empty(&self, vm: VmId) -> disks::Result<()> {
+        self.step("empty disks")?.written.remove(&vm);
+        Ok(())
+    }
+
+    async fn create_child(
+        &self,
+        vm: VmId,
+        of: VmId,
+        _parent: Parent,
+        progress: Arc<dyn Progress>,
+    ) -> disks::Result<()> {
+        while self.lock().workers_blocked && !progress.is_canceled() {
             tokio::time::sleep(LOOK).await;
         }
         let mut state = self.step("fork disks")?;
@@ -144,6 +159,14 @@ impl Disks for Sim {
 
     async fn checks(&self) -> Vec<Check> {
         Vec::new()
+    }
+}
+
+impl State {
+    fn add_layer(&mut self, vm: VmId) {
+        self.last_layer += 1;
+        let layer = FrozenLayer { id: self.last_layer, size: LAYER };
+        self.frozen_layers.entry(vm).or_default().push(layer);
     }
 }
 

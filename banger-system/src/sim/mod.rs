@@ -5,6 +5,7 @@ mod captures;
 mod catalogs;
 pub mod guests;
 mod library;
+mod machines;
 mod names;
 pub mod network;
 mod people;
@@ -25,6 +26,7 @@ use banger_domain::{
     egress::log::EgressLogs,
     guest_end::GuestEnd,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
+    idle::Use,
     lifecycle,
     net::{nic::Nic, subnet::Subnet},
     resource::Resource,
@@ -90,6 +92,10 @@ struct State {
     denied: Arc<Notify>,
     /// Ports that programs of the host use.
     occupied_ports: BTreeSet<u16>,
+    /// The process of each sandbox in the list of machines.
+    machines: BTreeMap<VmId, u32>,
+    /// Whether there is no such list.
+    lost_machines: bool,
     names: Option<Arc<Table>>,
     refused_lookups: BTreeMap<VmId, u64>,
     /// What the service added to the logs of VMMs.
@@ -153,6 +159,8 @@ struct State {
     stored_catalog: Option<FetchedIndex>,
     /// Whether the catalog's server answers.
     catalog_unreachable: bool,
+    /// How guests are used; a guest that is not here is not used.
+    uses: BTreeMap<VmId, Use>,
     templates: templates::State,
     captures: captures::State,
 }
@@ -186,6 +194,7 @@ impl Sim {
             network: sim.clone(),
             registry: sim.clone(),
             logs: sim.clone(),
+            machines: sim.clone(),
             store: sim.clone(),
             streams: sim.clone(),
             supervisor: sim.clone(),
@@ -272,6 +281,11 @@ impl Sim {
     /// Lets a minute pass.
     pub fn pass_minute(&self) {
         self.lock().minute_passed.notify_one();
+    }
+
+    /// Sets how a guest is used.
+    pub fn use_guest(&self, vm: VmId, used: Use) {
+        self.lock().uses.insert(vm, used);
     }
 
     /// Returns how often a guest's clock was compared on an occasion.
@@ -407,7 +421,6 @@ impl Sim {
         state.streams.remove(&vm);
         state.frozen.remove(&vm);
         state.captures.standing.remove(&vm);
-        state.captures.loaded.remove(&vm);
         if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }

@@ -2,9 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
+    sync::Arc,
 };
 
 use banger_domain::{
@@ -14,7 +15,10 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::disks::FileDisks,
-    ports::disks::{Disks, Error, MAX_DEPTH, OverlayBy},
+    ports::{
+        NoProgress,
+        disks::{Disks, Error, MAX_DEPTH, OverlayBy, Parent},
+    },
 };
 
 use crate::scratch::{self, Scratch, has_program, mode, names, require};
@@ -23,8 +27,8 @@ use crate::skip;
 const PARENT: VmId = VmId::from_bits(1);
 const CHILD: VmId = VmId::from_bits(2);
 const LATER: VmId = VmId::from_bits(3);
-const IMAGE: ImageId = ImageId::from_bits(4);
-const SIZE: u64 = 64 << 20;
+pub const IMAGE: ImageId = ImageId::from_bits(4);
+pub const SIZE: u64 = 64 << 20;
 
 struct Host {
     scratch: Scratch,
@@ -53,19 +57,23 @@ impl Host {
     async fn fork(&self, child: VmId) {
         self.disks.freeze(PARENT).await.unwrap();
         self.disks.create_directory(child).await.unwrap();
-        self.disks.create_child(child, PARENT).await.unwrap();
+        self.disks.create_child(child, PARENT, Parent::Down, Arc::new(NoProgress)).await.unwrap();
     }
 
-    /// Runs commands of qemu-io on a disk of a sandbox. A read fails if it finds anything else.
     async fn io(&self, vm: VmId, disk: usize, commands: &[&str]) {
-        let drive = &self.disks.attach(vm, IMAGE).await.unwrap()[disk];
-        let mut run = Command::new("qemu-io");
-        run.args(["--image-opts", &options(drive)]);
-        run.args(commands.iter().flat_map(|command| ["-c", command]));
-        let run = run.output().unwrap();
-        let said = String::from_utf8_lossy(&run.stdout);
-        assert!(run.status.success() && !said.contains("failed"), "{said}");
+        io(&self.disks, vm, disk, commands).await;
     }
+}
+
+/// Runs commands of qemu-io on a disk of a sandbox. A read fails if it finds anything else.
+pub async fn io(disks: &FileDisks, vm: VmId, disk: usize, commands: &[&str]) {
+    let drive = &disks.attach(vm, IMAGE).await.unwrap()[disk];
+    let mut run = Command::new("qemu-io");
+    run.args(["--image-opts", &options(drive)]);
+    run.args(commands.iter().flat_map(|command| ["-c", command]));
+    let run = run.output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && !said.contains("failed"), "{said}");
 }
 
 /// Returns a drive in the words of QEMU's tools.
@@ -92,7 +100,7 @@ async fn a_child_has_what_its_parent_had_and_neither_sees_what_the_other_writes(
     for disk in [0, 1] {
         host.io(PARENT, disk, &["write -P 7 32M 64k"]).await;
     }
-    let added = disks.freezable(PARENT).await.unwrap();
+    let added = disks.freezable(PARENT, Parent::Down).await.unwrap();
     assert!(added.0 >= 2 << 16, "{added}");
     assert_eq!(disks.frozen(PARENT).await.unwrap(), []);
     host.fork(CHILD).await;
@@ -155,13 +163,13 @@ async fn disks_are_frozen_only_so_often_and_only_when_they_were_written_to() {
         host.io(PARENT, 0, &[&format!("write -P {round} {round}M 64k")]).await;
         for _ in 0..2 {
             disks.freeze(PARENT).await.unwrap();
-            assert_eq!(disks.freezable(PARENT).await.unwrap(), Bytes(0));
+            assert_eq!(disks.freezable(PARENT, Parent::Down).await.unwrap(), Bytes(0));
         }
         assert_eq!(depth().await, [round, 0]);
     }
     host.io(PARENT, 0, &["write -P 99 32M 64k"]).await;
     let before = names(&host.scratch.paths.vm_dir(PARENT));
-    assert!(matches!(disks.freezable(PARENT).await, Err(Error::TooDeep)));
+    assert!(matches!(disks.freezable(PARENT, Parent::Down).await, Err(Error::TooDeep)));
     assert!(matches!(disks.freeze(PARENT).await, Err(Error::TooDeep)));
     assert_eq!(names(&host.scratch.paths.vm_dir(PARENT)), before);
     for round in 1..=MAX_DEPTH {
@@ -187,7 +195,10 @@ async fn a_freeze_that_a_crash_has_interrupted_is_as_if_it_had_not_begun_and_may
     assert_eq!(below().await, 0);
     assert_eq!(disks.frozen(PARENT).await.unwrap(), []);
     disks.create_directory(CHILD).await.unwrap();
-    assert!(disks.create_child(CHILD, PARENT).await.is_err(), "it was not frozen");
+    assert!(
+        disks.create_child(CHILD, PARENT, Parent::Down, Arc::new(NoProgress)).await.is_err(),
+        "it was not frozen"
+    );
     host.fork(LATER).await;
     assert_eq!(below().await, 1);
 }
@@ -282,7 +293,7 @@ async fn a_damaged_layer_is_not_frozen() {
     let layer = host.scratch.paths.system_layer(PARENT);
     // The size of the disk: an overlay of that size would take all memory.
     fs::File::options().write(true).open(&layer).unwrap().write_all_at(&[0x7f], 24).unwrap();
-    assert!(matches!(host.disks.freezable(PARENT).await, Err(Error::Unsupported { .. })));
+    assert!(matches!(host.disks.freezable(PARENT, Parent::Down).await, Err(Error::Unsupported { .. })));
     assert!(matches!(host.disks.freeze(PARENT).await, Err(Error::Unsupported { .. })));
     assert!(!host.scratch.paths.work_layer(PARENT).exists());
 }
@@ -300,7 +311,7 @@ async fn disks_without_layers_are_copied() {
         disk.write_all_at(text.as_bytes(), 0).unwrap();
     };
     write(PARENT, "before");
-    assert_eq!(disks.freezable(PARENT).await.unwrap(), Bytes(0));
+    assert_eq!(disks.freezable(PARENT, Parent::Down).await.unwrap(), Bytes(0));
     host.fork(CHILD).await;
     assert_eq!(disks.frozen(PARENT).await.unwrap(), []);
     assert_eq!(names(&paths.vm_dir(CHILD)), ["system.cow", "system.ext4", "system.tail", "work.ext4"]);
@@ -311,4 +322,81 @@ async fn disks_without_layers_are_copied() {
         assert_eq!(fs::read(paths.overlay(vm)).unwrap(), b"written");
     }
     scratch::run(Command::new("cmp").args([paths.work_disk(PARENT), paths.work_disk(CHILD)]));
+}
+
+#[tokio::test]
+async fn a_sandbox_that_runs_gets_new_layers_and_its_children_do_not_see_what_it_writes_there() {
+    require!(has_program("qemu-io"), "qemu-io");
+    let host = Host::new(OverlayBy::Vmm).await;
+    let (disks, paths) = (&host.disks, &host.scratch.paths);
+    if !host.has_layers() {
+        assert!(matches!(disks.freezable(PARENT, Parent::Up).await, Err(Error::NotLayered)));
+        return skip::skipped("this test needs a file system that cannot share blocks");
+    }
+    for round in 1..=2u8 {
+        for disk in [0, 1] {
+            host.io(PARENT, disk, &[&format!("write -P {round} 32M 64k")]).await;
+        }
+        let added = disks.freezable(PARENT, Parent::Up).await.unwrap();
+        assert!(added.0 >= 2 << 16, "{added}");
+        let layers = disks.freeze_running(PARENT).await.unwrap();
+        let tops = [paths.system_layer(PARENT), paths.work_layer(PARENT)];
+        for (layer, top) in layers.iter().zip(&tops) {
+            assert_eq!(rustix::fs::fstat(layer).unwrap().st_ino, fs::metadata(top).unwrap().ino());
+            assert!(rustix::fs::fcntl_getfl(layer).unwrap().contains(rustix::fs::OFlags::RDWR));
+        }
+        assert_eq!((layers.len(), tops.map(|top| mode(&top))), (2, [0o600; 2]));
+        // The sandbox runs on, and a child is made of what was frozen.
+        for disk in [0, 1] {
+            host.io(PARENT, disk, &["write -P 8 32M 64k"]).await;
+        }
+        assert!(
+            disks.create_child(CHILD, PARENT, Parent::Down, Arc::new(NoProgress)).await.is_err(),
+            "it was written to"
+        );
+        disks.create_directory(CHILD).await.unwrap();
+        disks.create_child(CHILD, PARENT, Parent::Up, Arc::new(NoProgress)).await.unwrap();
+        let identity = disks.identity(CHILD).await.unwrap();
+        for disk in [0, 1] {
+            let read = format!("read -P {round} 32M 64k");
+            host.io(CHILD, disk, &[&read, "write -P 9 32M 64k"]).await;
+        }
+        // Its first start failed.
+        for _ in 0..2 {
+            disks.empty(CHILD).await.unwrap();
+            assert_eq!(disks.identity(CHILD).await.unwrap(), identity);
+        }
+        for disk in [0, 1] {
+            host.io(CHILD, disk, &[&format!("read -P {round} 32M 64k")]).await;
+            host.io(PARENT, disk, &["read -P 8 32M 64k"]).await;
+        }
+        disks.remove_directory(CHILD).await.unwrap();
+    }
+}
+
+/// A service that ends after it has named the new layers leaves a VMM that writes to the frozen ones.
+#[tokio::test]
+async fn a_freeze_after_a_crash_covers_what_was_written_below_the_new_layer() {
+    require!(has_program("qemu-io"), "qemu-io");
+    let host = Host::new(OverlayBy::Vmm).await;
+    if !host.has_layers() {
+        return skip::skipped("this test needs a file system that cannot share blocks");
+    }
+    let (disks, paths) = (&host.disks, &host.scratch.paths);
+    let layer = paths.system_layer(PARENT);
+    // What the VMM has open.
+    host.io(PARENT, 0, &["write -P 1 32M 64k"]).await;
+    let open = paths.vm_dir(PARENT).join("open.qcow2");
+    fs::hard_link(&layer, &open).unwrap();
+    disks.freeze_running(PARENT).await.unwrap();
+    set_mode(&open, 0o600);
+    let write = format!("driver=qcow2,file.filename={}", open.display());
+    scratch::run(Command::new("qemu-io").args(["--image-opts", &write, "-c", "write -P 2 32M 64k"]));
+    fs::remove_file(open).unwrap();
+    assert_eq!(disks.freeze_running(PARENT).await.unwrap().len(), 2);
+    disks.create_directory(CHILD).await.unwrap();
+    disks.create_child(CHILD, PARENT, Parent::Up, Arc::new(NoProgress)).await.unwrap();
+    for vm in [PARENT, CHILD] {
+        host.io(vm, 0, &["read -P 2 32M 64k"]).await;
+    }
 }

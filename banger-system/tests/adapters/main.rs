@@ -7,6 +7,7 @@ mod disks;
 mod dns;
 mod egress;
 mod firecracker;
+mod fork_running;
 mod images;
 mod import;
 mod import_as_tar;

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,8 +20,8 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::{disks::FileDisks, mapper::MapperDisks},
     ports::{
-        HostError, Status,
-        disks::{Disks, Error, OverlayBy},
+        HostError, NoProgress, Status,
+        disks::{Disks, Error, OverlayBy, Parent},
     },
 };
 
@@ -172,7 +173,7 @@ fn a_fork_has_a_copy_of_its_parents_overlay() {
         host.disks.freeze(parent).await.unwrap();
         assert_eq!(host.disks.frozen(parent).await.unwrap(), []);
         host.disks.create_directory(child).await.unwrap();
-        host.disks.create_child(child, parent).await.unwrap();
+        host.disks.create_child(child, parent, Parent::Down, Arc::new(NoProgress)).await.unwrap();
         assert_eq!(&read(child).await, b"before");
         write(parent, "parent").await;
         assert_eq!((&read(parent).await, &read(child).await), (b"parent", b"before"));

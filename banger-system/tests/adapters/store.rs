@@ -1,16 +1,17 @@
 //! The database in real files.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
+use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock, time::Duration};
 
 use banger_domain::{
     digest::Digest,
     egress::Egress,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
+    idle::IdlePolicy,
     lifecycle::{Reason, State},
     net::subnet::{Slot, Subnet},
     resource::Resource,
     ssh::HostKey,
-    vm::{Init, Lifetime, Token, Vm, VmSpec},
+    vm::{BootedFrom, Init, Lifetime, Token, Vm, VmSpec},
     vmm::{VmmChoice, VmmKind},
 };
 use banger_image::{
@@ -99,6 +100,7 @@ pub fn vm() -> Vm {
             hostname: "calm-otter".parse().unwrap(),
             init: Init::Path("/sbin/init".into()),
             labels: BTreeMap::from([("a \"quote\"".into(), "ünïcode\n".into()), ("".into(), "".into())]),
+            idle: IdlePolicy::new("suspend", Duration::from_secs(1800)).ok(),
         },
         image: image().id,
         kernel: kernel().id,
@@ -111,6 +113,7 @@ pub fn vm() -> Vm {
         started_at: Timestamp(2),
         ready_at: Timestamp(3),
         boot_id: "boot".into(),
+        booted_from: Some(BootedFrom::Suspension),
         host_key: HOST_KEY.get_or_init(|| HostKey::random().unwrap()).clone(),
     }
 }

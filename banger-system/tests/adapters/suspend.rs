@@ -47,7 +47,7 @@ impl Host {
         let captures = self.captures();
         let (received, saved) = tokio::join!(captures.receive(VM, from, MOST), self.vmm.save(VM, to));
         saved.unwrap();
-        received.unwrap().finish(facts, AT).await.unwrap()
+        received.unwrap().finish(facts, AT, None).await.unwrap()
     }
 
     /// Loads the capture into another VMM. Its guest does not run yet.
@@ -60,7 +60,7 @@ impl Host {
 }
 
 /// Returns whether each character follows the one before it.
-fn counts(said: &[u8]) -> bool {
+pub fn counts(said: &[u8]) -> bool {
     said.windows(2).all(|pair| (pair[0] - b'0' + 1) & 63 == pair[1] - b'0')
 }
 

@@ -64,6 +64,15 @@ async fn a_sandbox_is_created_used_and_deleted_by_its_owner() {
     // The other one is from its creation.
     let expect = [("for", "tests"), ("team", "web")].map(|(key, value)| (key.to_owned(), value.to_owned()));
     assert_eq!(labels, HashMap::from(expect));
+    for (action, after) in [("suspend", 1_800_000_000u64), ("stop", 60_000_000)] {
+        let idle = options([("idle-action", action.into()), ("idle-after-usec", after.into())]);
+        alice.call::<()>(&vm, "Configure", &(idle,)).await.unwrap();
+        assert_eq!(alice.text(&vm, "IdleAction").await, action);
+        let found = u64::try_from(alice.property(&vm, "IdleAfter").await.unwrap()).unwrap();
+        assert_eq!(found, after);
+    }
+    alice.call::<()>(&vm, "Configure", &(options([("idle-action", "".into())]),)).await.unwrap();
+    assert_eq!(alice.text(&vm, "IdleAction").await, "");
     let boot = alice.text(&vm, "BootId").await;
     for (member, state) in [("Stop", "stopped"), ("Start", "running"), ("Restart", "running")] {
         let job: OwnedObjectPath = alice.call(&vm, member, &(options([]),)).await.unwrap();
@@ -130,6 +139,8 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
     refused(alice.create_with("a", "wait-for", "godot").await, E::InvalidOption);
     refused(alice.create_with("a", "ready-timeout-usec", u64::MAX).await, E::InvalidOption);
     refused(alice.create_with("a", "init", "relative/path").await, E::InvalidOption);
+    refused(alice.create_with("a", "idle-action", "suspend").await, E::InvalidOption);
+    refused(alice.create_with("a", "idle-after-usec", 60_000_000u64).await, E::InvalidOption);
     for keys in [vec![""], vec!["command=\"sh\" ssh-ed25519 AAAA"], vec![KEY; 17], vec![KEY, "a\nb"]] {
         refused(alice.create_with("a", "ssh-authorized-keys", keys).await, E::InvalidOption);
     }

@@ -12,13 +12,19 @@ fn names(names: &[&'static str]) -> Options {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_owner_forks_a_sandbox_that_is_down_and_others_need_an_administrator() {
+async fn the_owner_forks_a_sandbox_and_others_need_an_administrator() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
     let vm = alice.create("box", options([])).await;
     let fork = async |count: u32, with: Options| alice.call::<Forked>(&vm, "Fork", &(count, with)).await;
-    refused(fork(1, options([])).await, ErrorName::InvalidState);
+    let (children, job) = fork(1, names(&["live"])).await.unwrap();
+    let done = alice.done(&job).await;
+    assert!(done.contains_key("pause"), "{done:?}");
+    assert_eq!(alice.text(&children[0], "State").await, "suspended");
+    alice.call::<()>(&vm, "Pause", &()).await.unwrap();
+    refused(fork(1, options([])).await, ErrorName::Paused);
+    alice.call::<()>(&vm, "Unpause", &()).await.unwrap();
     let job: OwnedObjectPath = alice.call(&vm, "Stop", &(options([]),)).await.unwrap();
     alice.done(&job).await;
     for (count, with, name) in [

@@ -8,6 +8,7 @@ mod egress;
 mod floods;
 mod fork;
 mod lifetime;
+mod notify;
 #[path = "../private_bus/mod.rs"]
 mod private_bus;
 mod pull;

@@ -186,6 +186,7 @@ pub fn request() -> CreateVm {
         init: Init::Auto,
         lifetime: Lifetime::Persistent,
         labels: BTreeMap::new(),
+        idle: None,
         ports: Vec::new(),
         start: Some(Start::default()),
     }

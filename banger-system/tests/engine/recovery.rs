@@ -25,7 +25,7 @@ impl EngineLab {
         checks.into_iter().filter(|check| ["recovery", "leftovers"].contains(&check.name)).collect()
     }
 
-    async fn messages(&self, caller: Uid) -> Vec<String> {
+    pub async fn messages(&self, caller: Uid) -> Vec<String> {
         self.problems(caller).await.into_iter().map(|check| check.message).collect()
     }
 

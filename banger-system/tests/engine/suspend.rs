@@ -4,22 +4,23 @@ use std::time::Duration;
 
 use banger_domain::{
     clock::Occasion,
-    id::VmId,
+    id::{JobId, KernelId, VmId},
     lifecycle::{Reason, State},
+    resource::Resource,
     stream::Purpose,
-    vm::Lifetime,
+    vm::{BootedFrom, Lifetime},
 };
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         error::Error,
         request::{Configure, CreateVm, KeepMemory, Start, Stop, StopMode, WaitFor},
-        view::{BootedFrom, Outcome},
+        view::Outcome,
     },
     ports::supervisor::Ended,
 };
 
-use crate::engine_lab::{ALICE, EngineLab, TIMEOUT, request};
+use crate::engine_lab::{ALICE, EngineLab, LONG, TIMEOUT, request};
 
 const COLD: Start = Start { memory: KeepMemory::No, wait_for: WaitFor::Agent, ready_timeout: None };
 const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
@@ -27,6 +28,12 @@ const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 impl EngineLab {
     async fn suspend(&self, vm: VmId) {
         self.done(self.engine.suspend_vm(vm).await.unwrap()).await;
+    }
+
+    async fn cancel(&self, job: JobId) {
+        self.engine.cancel_job(job).unwrap();
+        let outcome = self.outcome(job).await;
+        assert!(matches!(outcome, Outcome::Canceled), "{outcome:?}");
     }
 
     async fn suspended(&self) -> VmId {
@@ -98,31 +105,156 @@ async fn a_suspended_sandbox_has_no_vmm_and_continues_with_its_memory() {
         lab.check(vm, "resumed");
         let view = lab.engine.vm(vm).unwrap();
         assert!(view.captured.is_none() && view.is_ready() && view.vm.token == token);
-        assert_eq!(view.booted_from, Some(BootedFrom::Suspension));
+        assert_eq!(view.vm.booted_from, Some(BootedFrom::Suspension));
         assert!(lab.sim.clock_syncs(vm, Occasion::Jump) > jumps, "its clock is set");
         lab.resume(vm).await;
     }
     // A start resumes, too.
     lab.suspend(vm).await;
     lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
-    assert_eq!(lab.engine.vm(vm).unwrap().booted_from, Some(BootedFrom::Suspension));
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.booted_from, Some(BootedFrom::Suspension));
     lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_canceled_wait_leaves_a_resumed_guest_running() {
-    let lab = EngineLab::new().await;
+    let mut lab = EngineLab::new().await;
     let vm = lab.suspended().await;
     lab.sim.silence_guests(true);
     let job = lab.engine.resume_vm(vm, Start::default()).await.unwrap();
-    lab.engine.cancel_job(job).unwrap();
-    let canceled = lab.outcome(job).await;
-    assert!(matches!(canceled, Outcome::Canceled), "{canceled:?}");
-    lab.sim.silence_guests(false);
-    // A request that the task handles after the cancellation.
+    lab.until(vm, |state| state == Some(State::Running)).await;
+    lab.cancel(job).await;
+    // Requests that the task handles after the cancellation.
     lab.engine.rename_vm(vm, "other".parse().unwrap()).await.unwrap();
+    // The same after a restart of the service.
+    let lab = lab.restart().await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.booted_from, Some(BootedFrom::Suspension));
+    lab.cancel(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    lab.engine.rename_vm(vm, "another".parse().unwrap()).await.unwrap();
+    lab.sim.silence_guests(false);
+    lab.settle(vm, "its memory is kept").await;
+}
+
+#[tokio::test]
+async fn a_canceled_resumption_leaves_the_sandbox_suspended_while_its_memory_is_loaded() {
+    let mut lab = EngineLab::new().await;
+    let vm = lab.suspended().await;
+    lab.sim.slow_captures(true);
+    let resume = async || lab.engine.resume_vm(vm, Start::default()).await.unwrap();
+    let (first, second) = (resume().await, resume().await);
+    lab.cancel(first).await;
+    assert_eq!(lab.state(vm), State::Resuming, "another job waits");
+    lab.cancel(second).await;
     lab.check(vm, "its memory is kept");
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::UserRequest);
+    let again = resume().await;
+    lab.sim.slow_captures(false);
+    lab.done(again).await;
+    lab.check(vm, "resumed");
+
+    // What loses the memory does not wait for it, either.
+    for how in ["stop", "kill", "delete"] {
+        lab.suspend(vm).await;
+        lab.sim.slow_captures(true);
+        let job = lab.engine.resume_vm(vm, Start::default()).await.unwrap();
+        for refused in [
+            lab.engine.stop_vm(vm, Stop::default()).await,
+            lab.engine.restart_vm(vm, Stop::default(), Start::default()).await,
+        ] {
+            assert!(matches!(refused, Err(Error::Suspended { .. })), "{refused:?}");
+        }
+        match how {
+            "stop" => lab.done(lab.engine.stop_vm(vm, FORCED).await.unwrap()).await,
+            "kill" => lab.engine.kill_vm(vm, 9).await.unwrap(),
+            _ => lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await,
+        }
+        lab.failed(job).await;
+        lab.sim.slow_captures(false);
+        if how != "delete" {
+            lab.until(vm, |state| state == Some(State::Stopped)).await;
+            assert!(!lab.sim.is_captured(vm), "{how}");
+            lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+        }
+    }
+    assert_eq!(lab.sim.alive(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_canceled_suspension_leaves_the_guest_running() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.sim.slow_captures(true);
+    let suspend = async || lab.engine.suspend_vm(vm).await.unwrap();
+    let (first, second) = (suspend().await, suspend().await);
+    lab.cancel(first).await;
+    assert_eq!(lab.state(vm), State::Suspending, "another job waits");
+    lab.cancel(second).await;
+    lab.check(vm, "it runs on");
+    assert_eq!(lab.engine.vm(vm).unwrap().captured, None);
+    lab.sim.slow_captures(false);
+    lab.suspend(vm).await;
+    lab.resume(vm).await;
+    lab.check(vm, "it can be suspended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vmm_that_cannot_be_ended_is_ended_later() {
+    for by_user in [true, false] {
+        let lab = EngineLab::new().await;
+        let vm = lab.running().await;
+        lab.sim.withstand_kills(true);
+        let message = lab.failed(lab.engine.suspend_vm(vm).await.unwrap()).await;
+        assert_eq!(message, "the unit does not go away");
+        assert_eq!(lab.state(vm), State::Suspending);
+        let problems = lab.messages(ALICE).await;
+        assert!(problems.iter().any(|problem| problem.contains("VMM process")), "{problems:?}");
+        lab.sim.withstand_kills(false);
+        match by_user {
+            true => lab.suspend(vm).await,
+            false => lab.wait_until("suspended", |lab| lab.state(vm) == State::Suspended).await,
+        }
+        lab.check(vm, "ended");
+        assert_eq!(lab.messages(ALICE).await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vmm_that_keeps_its_pipe_open_ends_the_suspension() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.sim.keep_pipes(true);
+    let job = lab.engine.suspend_vm(vm).await.unwrap();
+    let view = tokio::time::timeout(LONG, lab.engine.wait_job(job, None)).await.unwrap().unwrap();
+    let Some(Outcome::Failed(error)) = &view.outcome else { panic!("{view:?}") };
+    assert_eq!(error.to_string(), "reading the memory of the guest took longer than 60 s");
+    lab.check(vm, "it runs on");
+}
+
+#[tokio::test]
+async fn another_kernel_of_the_sandbox_does_not_get_the_memory() {
+    let lab = EngineLab::new().await;
+    let vm = lab.suspended().await;
+    lab.sim.replace_kernel_of(vm, KernelId::from_bits(77));
+    let lab = lab.restart().await;
+    let message = lab.failed(lab.engine.resume_vm(vm, Start::default()).await.unwrap()).await;
+    assert!(message.starts_with("the sandbox's kernel ("), "{message}");
+    lab.check(vm, "it stays suspended");
+}
+
+#[tokio::test]
+async fn memory_that_cannot_be_removed_counts_against_the_quota() {
+    let lab = EngineLab::new().await;
+    let vm = lab.suspended().await;
+    lab.sim.block_removal(Resource::Capture, true);
+    lab.resume(vm).await;
+    assert!(lab.engine.vm(vm).unwrap().captured.is_some(), "it is still on disk");
+    let refused = lab.engine.suspend_vm(vm).await.unwrap();
+    assert_eq!(lab.failed(refused).await, "the capture does not go away");
+    assert_eq!(lab.state(vm), State::Running);
+    lab.sim.block_removal(Resource::Capture, false);
+    lab.suspend(vm).await;
+    lab.check(vm, "suspended");
 }
 
 #[tokio::test]
@@ -172,7 +304,7 @@ async fn a_guest_that_cannot_be_resumed_says_why_to_each_request() {
     lab.check(vm, "it stays suspended");
     lab.done(lab.engine.start_vm(vm, COLD).await.unwrap()).await;
     lab.check(vm, "cold");
-    assert_eq!(lab.engine.vm(vm).unwrap().booted_from, Some(BootedFrom::Cold));
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.booted_from, Some(BootedFrom::Cold));
 }
 
 #[tokio::test]
@@ -181,7 +313,10 @@ async fn another_vmm_does_not_load_the_memory() {
     let vm = lab.suspended().await;
     lab.sim.upgrade_saving_vmm();
     let message = lab.failed(lab.engine.resume_vm(vm, Start::default()).await.unwrap()).await;
-    assert_eq!(message, "the VMM has changed since the sandbox was suspended; a cold start keeps the disks");
+    assert_eq!(
+        message,
+        "the VMM (1, now 2) has changed since the sandbox was suspended; a cold start keeps the disks"
+    );
     lab.check(vm, "it stays suspended");
 }
 

@@ -6,12 +6,13 @@ use crate::engine_lab::{ALICE, BOB, EngineLab, TIMEOUT, request};
 use banger_domain::{
     id::{Uid, VmId},
     lifecycle::State,
+    vm::BootedFrom,
 };
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         request::{CreateVm, Start, Stop, StopMode},
-        view::{BootedFrom, Outcome},
+        view::Outcome,
     },
     sim::Sim,
 };
@@ -32,7 +33,7 @@ impl EngineLab {
     }
 
     fn booted_from(&self, vm: VmId) -> Option<BootedFrom> {
-        self.engine.vm(vm).unwrap().booted_from
+        self.engine.vm(vm).unwrap().vm.booted_from
     }
 
     async fn restart_vm(&self, vm: VmId) {

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from __main__ import run, runs, scp, small, ssh, timed
 
 source = random.Random(7)
@@ -42,6 +43,16 @@ for turn in range(runs):
         ["sh", "-c", "git -C repo diff --binary main FETCH_HEAD > patch-by-hand"])
     same = subprocess.run(["sh", "-c", "git apply --numstat patch | sort > a; git apply --numstat patch-by-hand | sort > b; cmp a b; wc -l < a"], capture_output=True, text=True)
     assert same.stdout.strip() == str(2 * parts), same
+    # One file has changed, and both sides know all others to be as they were sent.
+    by_us = ["banger", "vm", "workspace", "sync", "-q", "bench", "--guest-path", "/root/ours"]
+    by_hand = ["rsync", "-a", "--exclude=.git", "-e", " ".join(ssh[:-1]), "repo/", "bench.vm:ours/"]
+    run(*by_hand)
+    time.sleep(3)
+    run(*by_us)
+    with open("repo/part-1/file-107.txt", "a") as file: file.write("edited\n")
+    timed("sync", by_us)
+    with open("repo/part-1/file-107.txt", "a") as file: file.write("edited\n")
+    timed("sync by hand", by_hand)
     # Last, since an export takes the workspace that was sent last.
     run("banger", "vm", "exec", "-w", "/", "bench", "--", "sync")
     timed("many", ["banger", "vm", "workspace", "prepare", "-q", "bench", "many", "--guest-path", "/root/many"])

@@ -1,6 +1,6 @@
 //! `cargo xtask bench workspace`: sends a repository of 5,000 files into a guest and exports the work, compared with
-//! `git bundle`, `scp` and `ssh` by hand over an open connection; and sends a repository of 20,000 small files,
-//! compared with `tar` through a command.
+//! `git bundle`, `scp` and `ssh` by hand over an open connection; sends one edited file of them, compared with `rsync`; and
+//! sends a repository of 20,000 small files, compared with `tar` through a command.
 
 use anyhow::Result;
 
@@ -29,6 +29,11 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
                 name: "workspace, out",
                 ours: ("out", "banger vm workspace export -o"),
                 peers: ("out by hand", "git commit and bundle there, scp, git fetch, git diff"),
+            },
+            Comparison {
+                name: "workspace, one of 5,000 files edited",
+                ours: ("sync", "banger vm workspace sync"),
+                peers: ("sync by hand", "rsync"),
             },
         ],
     )

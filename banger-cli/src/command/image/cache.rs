@@ -13,6 +13,7 @@ use zbus::{OwnedVariant, Variant};
 
 use crate::{
     client::{bus::Bus, job::Jobs},
+    command::vm::numbers::time,
     error::Result,
     ui::{
         output,
@@ -89,34 +90,4 @@ impl Prune {
 
 fn as_number(value: &OwnedVariant) -> Option<u64> {
     u64::try_from(value.clone()).ok()
-}
-
-/// Parses a duration such as `90s`, `30m`, `12h` or `7d`.
-fn time(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a time; write a number and s, m, h or d");
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds: u64 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn times_have_a_unit() {
-        assert_eq!(time("90s").unwrap(), Duration::from_secs(90));
-        assert_eq!(time("7d").unwrap(), Duration::from_secs(7 * 86400));
-        for text in ["", "7", "d", "-1d", "1w", "1.5h", "99999999999999999999d", "1é"] {
-            assert!(time(text).is_err(), "{text}");
-        }
-    }
 }

@@ -31,6 +31,7 @@ use crate::{
     },
     error::{Error, Result},
     guest::{agent::Guest, attach, terminfo},
+    share::{self, Shares},
     ui::{
         output,
         progress::{Progress, ProgressArgs},
@@ -41,8 +42,7 @@ use crate::{
         changed::ChangedFiles,
         devcontainer::lifecycle::Lifecycle,
         record::{Record, Records, StoredWorkspace, reference},
-        source::Repository,
-        sync::{self, Changes},
+        sync::{self, OnConflict},
         tooling,
     },
 };
@@ -123,6 +123,9 @@ impl ExecCommand {
     pub async fn run(&self) -> Result<u8> {
         let target = self.target.with_settings()?;
         let exec = &target.exec;
+        if self.detach && !exec.shares().is_empty() {
+            return Err(share::not_detached("--detach"));
+        }
         if self.detach {
             let mut listener = Signals::catch()?.listen();
             let ready = target.prepare(exec.detached(&self.command), &mut listener).await?;
@@ -160,9 +163,15 @@ impl Target {
 
     /// Runs a command there.
     async fn run(&self, exec: Exec) -> Result<u8> {
+        if self.session.is_some() && !self.exec.shares().is_empty() {
+            return Err(share::not_detached("--session"));
+        }
         // One listener for everything, because another one would miss the signals before it.
         let mut listener = Signals::catch()?.listen();
-        let Ready { bus, vm, stream, exec, proxies } = self.prepare(exec, &mut listener).await?;
+        let Ready { bus, vm, stream, mut exec, proxies } = self.prepare(exec, &mut listener).await?;
+        let shares = Shares::start((&bus, &vm, &listener), self.exec.shares(), exec.user.as_deref());
+        let shares = unless_ended(&mut listener.resubscribe(), shares).await?;
+        shares.add_to(&mut exec);
         if self.session.is_some() {
             proxies.check_detached("--session")?;
         }
@@ -176,7 +185,7 @@ impl Target {
             }
             None => attach::run(stream, exec, self.exec.stdin(), &mut listener).await,
         };
-        drop(proxies);
+        drop((proxies, shares));
         if let Some(explanation) = lookups.explain(&status, is_shell, true).await {
             eprintln!("{explanation}");
         }
@@ -266,13 +275,9 @@ impl Target {
             }
             return Ok(());
         }
-        let differing = ChangedFiles::find(&kept)?;
-        if differing.is_empty() && Repository::head_now(&kept.record.source)? == kept.record.commit {
-            return Ok(());
-        }
-        let changes = Changes::find(&kept, differing)?;
         let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
-        sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&reference))
+        let sent = sync::update(&mut guest, kept, OnConflict::Fail).await;
+        sent.map(drop).map_err(|error| error.about(&reference))
     }
 
     /// Returns whether to send changes first.

@@ -11,6 +11,7 @@ use clap::Args;
 use super::wait::Wait;
 use crate::{
     guest::attach::{Stdin, TerminalUse},
+    share::Share,
     user::{defaults::Key, locale, settings::Settings},
 };
 
@@ -52,6 +53,10 @@ pub struct ExecArgs {
     /// Set the environment variables in a file of NAME=VALUE lines, as `docker run --env-file`; --env goes first
     #[arg(long, value_name = "FILE", value_parser = env_file)]
     env_file: Vec<EnvFile>,
+    /// Let it use credentials of yours while it runs: the passwords of git for a host (git:HOST), or the keys of your
+    /// ssh-agent (ssh-agent, or ssh-agent:KEY with a fingerprint or the file of a public key). Each use is reported
+    #[arg(long, value_name = "WHAT")]
+    share: Vec<Share>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
@@ -149,6 +154,11 @@ impl ExecArgs {
     /// Returns whether the command line asks for that.
     pub fn asks_for_proxy(&self) -> bool {
         self.proxy
+    }
+
+    /// Returns the credentials that it may use.
+    pub fn shares(&self) -> &[Share] {
+        &self.share
     }
 
     /// Returns the variables that are set for the command.

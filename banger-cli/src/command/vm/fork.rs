@@ -15,16 +15,19 @@ use crate::{
     ui::{progress::Progress, signals::Signals},
 };
 
-/// Make new sandboxes with the disks of a stopped one, and start them
+/// Make new sandboxes from another one, and start them
 ///
 /// Each has the same files, sizes and settings, and a host name, addresses, ssh host key and machine id of its own.
 /// Published ports stay with the original. Later writes stay in the sandbox that makes them.
+///
+/// A running sandbox pauses while its memory is saved, and then runs on. The new ones continue with its programs. Under
+/// Firecracker, and where disks are not overlays of QEMU, stop it first.
 ///
 /// What was written before the fork is shared if the disks are overlays of QEMU, and copied otherwise.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger vm stop web && banger vm fork web      makes and starts web-1
+  banger vm fork web                            makes and starts web-1
   banger vm fork web -n 3                       the next three free numbers
   banger vm fork web --name left --name right
 

@@ -28,7 +28,7 @@ use crate::{
     error::{Error, Result},
     guest::{
         agent::Guest,
-        relay::{self, Relay, RelayEnd},
+        relay::{self, Incoming, Relay, RelayEnd},
     },
     ui::{
         age,
@@ -316,23 +316,15 @@ async fn serve(forwarder: Forwarder, listener: Listener, connect: Endpoint) -> R
     }
 }
 
-async fn serve_remote(forwarder: Forwarder, mut relay: Relay, connect: Endpoint) -> Result<()> {
-    let mut lines = Vec::new();
+async fn serve_remote(forwarder: Forwarder, relay: Relay, connect: Endpoint) -> Result<()> {
+    let mut incoming = Incoming::new(relay);
     loop {
-        lines.extend(relay.output().await?.ok_or_else(relay::protocol_error)?);
-        while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = lines.drain(..=end).collect();
-            let number = std::str::from_utf8(&line).ok().and_then(|line| line.trim().parse().ok());
-            let number = number.ok_or_else(relay::protocol_error)?;
-            let (forwarder, connect) = (forwarder.clone(), connect.clone());
-            tokio::spawn(async move {
-                let local = Local::dial(&connect).await;
-                forwarder.relay_connection(Request::Accept(number), local).await;
-            });
-        }
-        if lines.len() > 32 {
-            return Err(relay::protocol_error());
-        }
+        let number = incoming.next().await?;
+        let (forwarder, connect) = (forwarder.clone(), connect.clone());
+        tokio::spawn(async move {
+            let local = Local::dial(&connect).await;
+            forwarder.relay_connection(Request::Accept(number), local).await;
+        });
     }
 }
 

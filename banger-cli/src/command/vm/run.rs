@@ -36,6 +36,7 @@ use crate::{
     command::habits,
     error::{Error, Result},
     guest::{agent::Guest, attach, terminfo},
+    share::{self, Shares},
     ssh::installed,
     ui::{
         progress::{Progress, ProgressArgs},
@@ -181,6 +182,9 @@ impl Run {
     async fn run_with(&self, settings: &Settings) -> Result<u8> {
         if self.json && !self.detach && !self.workspace.dry_run {
             return Err(Error::Usage("--json needs --detach or --dry-run".to_owned()));
+        }
+        if self.detach && !self.exec.shares().is_empty() {
+            return Err(share::not_detached("--detach"));
         }
         if self.exec.proxy() {
             // Reported before a sandbox is created.
@@ -421,6 +425,10 @@ impl Sandbox<'_> {
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
         let _watch = self.watch_published(run, listener);
         let mut exec = self.in_workspace((run, settings), run.exec.exec(&run.command), workspace.as_ref());
+        let sharing = (self.bus, &self.vm, &*listener);
+        let shares = Shares::start(sharing, run.exec.shares(), exec.user.as_deref());
+        let shares = unless_ended(&mut listener.resubscribe(), shares).await?;
+        shares.add_to(&mut exec);
         if let Some(terminal) = &mut exec.terminal {
             terminal.term = terminfo::prepare(self.bus, &self.vm, &terminal.term).await;
         }

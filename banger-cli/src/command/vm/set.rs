@@ -6,7 +6,12 @@ use banger_proto::bus::{ErrorName, option::configure, proxy::Options};
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::{egress, size_args::SizeArgs, vm_args::label};
+use super::{
+    egress,
+    idle_policy::{IdlePolicy, idle_policy},
+    size_args::SizeArgs,
+    vm_args::label,
+};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::batch::{self, Effect, ResultArgs},
@@ -16,8 +21,8 @@ use crate::{
 
 /// Change the configuration of sandboxes
 ///
-/// NAT, egress and labels change at once, even those of a running sandbox. Processors, memory and disks change only while
-/// the sandbox is stopped. Disks can only grow; their file systems grow at the next start.
+/// NAT, egress, labels and the idle policy change at once, even those of a running sandbox. Processors, memory and
+/// disks change only while the sandbox is stopped. Disks can only grow; their file systems grow at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -25,6 +30,7 @@ Examples:
   banger vm set --no-nat web
   banger vm set --egress packages,github.com web
   banger vm set --label team=web --remove-label old web
+  banger vm set --idle suspend=30m web
   banger vm stop web && banger vm set --memory 8GiB --root-size 40GiB web")]
 #[group(id = "changes", multiple = true)]
 pub struct Set {
@@ -47,6 +53,9 @@ pub struct Set {
     /// Remove a label
     #[arg(long, alias = "label-rm", value_name = "KEY")]
     remove_label: Vec<String>,
+    /// What happens when the sandboxes idle: suspend=TIME, stop=TIME or off
+    #[arg(long, value_name = "ACTION=TIME", value_parser = idle_policy)]
+    idle: Option<IdlePolicy>,
     #[command(flatten)]
     sizes: SizeArgs,
     #[command(flatten)]
@@ -55,7 +64,7 @@ pub struct Set {
 
 /// The ids of the options of which one is required, unless `--nat` is given.
 fn changes() -> impl Iterator<Item = &'static str> {
-    SizeArgs::IDS.into_iter().chain(["no_nat", "egress", "label", "remove_label"])
+    SizeArgs::IDS.into_iter().chain(["no_nat", "egress", "label", "remove_label", "idle"])
 }
 
 impl Set {
@@ -81,6 +90,9 @@ impl Set {
         if self.nat || self.no_nat {
             options.insert(configure::NAT, Variant::from(self.nat));
         }
+        if let Some(policy) = self.idle {
+            options.extend(policy.options());
+        }
         if !self.label.is_empty() {
             let labels: HashMap<String, String> = self.label.iter().cloned().collect();
             options.insert(configure::LABELS, Variant::from(labels));
@@ -95,8 +107,9 @@ impl Set {
 /// Adds a hint for a sandbox whose state does not allow a change of its sizes.
 fn add_hint(error: Error) -> Error {
     match error.name() {
-        Some(ErrorName::InvalidState) => error
-            .with_hint("only NAT, egress and labels change while it runs: `banger vm stop NAME` stops it."),
+        Some(ErrorName::InvalidState) => error.with_hint(
+            "only NAT, egress, labels and the idle policy change while it runs: `banger vm stop NAME` stops it.",
+        ),
         _ => error,
     }
 }
@@ -145,6 +158,8 @@ mod tests {
         assert_eq!(keys("set --label =b web"), None);
         assert_eq!(keys("set --egress git,a.example --egress b.example web").unwrap(), []);
         assert_eq!(keys("set --egress git --nat web"), None);
+        assert_eq!(keys("set --idle suspend=30m web").unwrap().len(), 2);
+        assert_eq!(keys("set --idle off web").unwrap().len(), 1);
         assert_eq!(keys("set --disk 20GiB web"), keys("set --root-size 20GiB web"));
         assert_eq!(keys("set --root-size 20GiB --disk-size 9GiB web").unwrap().len(), 2);
     }

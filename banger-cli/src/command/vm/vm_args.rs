@@ -13,6 +13,7 @@ use clap_complete::engine::ArgValueCompleter;
 use zbus::{OwnedObjectPath, Variant};
 
 use super::{
+    idle_policy::{IdlePolicy, idle_policy},
     numbers::positive,
     port_spec::{PortSpec, Wish},
     pulls::Pulls,
@@ -84,6 +85,9 @@ pub struct VmArgs {
     /// `timezone`, else the host's]
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
+    /// What happens when the sandbox idles: suspend=TIME, stop=TIME or off [default: off]
+    #[arg(long, value_name = "ACTION=TIME", value_parser = idle_policy)]
+    idle: Option<IdlePolicy>,
     /// How long the guest may take to become ready [default: the service's]
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     ready_timeout: Option<u32>,
@@ -169,6 +173,7 @@ impl VmArgs {
             sizes: self.sizes.with(defaults),
             nat: self.nat || (is_open && egress.is_empty() && defaults.switch(Key::Nat).unwrap_or_default()),
             egress: if is_open { egress } else { self.egress.clone() },
+            idle: self.idle.or_else(|| defaults.text(Key::Idle).and_then(|text| idle_policy(text).ok())),
             ready_timeout: self.ready_timeout.or_else(|| defaults.count(Key::ReadyTimeout)),
             ..self.clone()
         }
@@ -363,6 +368,9 @@ impl VmArgs {
         if let Some(vmm) = &self.vmm {
             options.insert(create::VMM, Variant::from(vmm.as_str()));
         }
+        if let Some(policy) = self.idle {
+            options.extend(policy.options());
+        }
         if let Some(seconds) = self.ready_timeout {
             let timeout = Duration::from_secs(u64::from(seconds)).as_micros();
             options.insert(create::READY_TIMEOUT, Variant::from(u64::try_from(timeout).unwrap_or(u64::MAX)));
@@ -413,7 +421,7 @@ mod tests {
     fn arguments_become_options_of_the_right_type() {
         let vm = parse(
             "--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --root-size 20G --vmm qemu \
-             --ready-timeout 90",
+             --ready-timeout 90 --idle stop=2h",
         );
         let vm = vm.unwrap();
         let expect = Options::from([
@@ -425,6 +433,8 @@ mod tests {
             ("root-size", Variant::from(20u64 << 30)),
             ("vmm", Variant::from("qemu")),
             ("ready-timeout-usec", Variant::from(90_000_000u64)),
+            ("idle-action", Variant::from("stop")),
+            ("idle-after-usec", Variant::from(7_200_000_000u64)),
         ]);
         assert_eq!(vm.options(), expect);
         assert_eq!(parse("").unwrap().options(), Options::new());
@@ -441,6 +451,7 @@ mod tests {
             (Key::Pull, "never"),
             (Key::Vmm, "qemu"),
             (Key::Timezone, "UTC"),
+            (Key::Idle, "suspend=30m"),
         ];
         let values = values.map(|(key, text)| (key, key.parse(text).unwrap()));
         let defaults = Defaults::of([(values.into(), "file".to_owned())]);
@@ -448,8 +459,11 @@ mod tests {
         let with = |line: &str| parse(line).unwrap().with(&settings);
         assert_eq!(
             with("").options(),
-            parse("--image debian --memory 2GiB --vcpu 3 --nat --vmm qemu").unwrap().options()
+            parse("--image debian --memory 2GiB --vcpu 3 --nat --vmm qemu --idle suspend=30m")
+                .unwrap()
+                .options()
         );
+        assert_eq!(with("--idle off").options()["idle-action"], Variant::from(""));
         assert_eq!(
             (with("").pull, with("--pull always").pull),
             (Some(PullPolicy::Never), Some(PullPolicy::Always))

@@ -25,7 +25,7 @@ use super::{failure, policy::Policy, server::Server};
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     error::{Error, Result},
-    guest::agent::Guest,
+    guest::agent::{Guest, run_blocking},
     ui::{progress::Progress, signals::Listener},
 };
 
@@ -89,6 +89,7 @@ pub fn all(policy: &Policy) -> Vec<Entry> {
         entry::<workspace::Prepare>(),
         entry::<workspace::Diff>(),
         entry::<workspace::Apply>(),
+        entry::<workspace::FetchCommits>(),
         entry::<port::Ports>(),
         entry::<port::Publish>(),
         entry::<port::Unpublish>(),
@@ -220,19 +221,18 @@ impl Call {
     }
 }
 
-/// Runs blocking work, such as git. It counts as a call until it ends, even if the call is cancelled.
+/// Runs blocking work, such as git, which is killed if the call is cancelled. It counts as a call until it ends.
 async fn blocking<T: Send + 'static>(
     call: &Call,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let permit = Arc::clone(&call.permit);
-    let done = tokio::task::spawn_blocking(move || {
+    let counted = move || {
         let done = work();
         drop(permit);
         done
-    });
-    let done = done.await;
-    done.map_err(|error| Error::io("run a thread", std::io::Error::other(error)))?
+    };
+    run_blocking(&mut call.listener(), counted, || ()).await
 }
 
 #[cfg(test)]
@@ -274,7 +274,7 @@ mod tests {
             let hints = tool.annotations.as_ref().unwrap();
             let reads = ["read_file", "list_files", "diff", "ports", "list", "show", "logs"];
             assert_eq!(hints.read_only_hint, Some(reads.contains(&&*tool.name)), "{}", tool.name);
-            let adds = ["create", "run", "prepare", "publish", "start"];
+            let adds = ["create", "run", "prepare", "fetch_commits", "publish", "start"];
             let is_safe = reads.contains(&&*tool.name) || adds.contains(&&*tool.name);
             assert_eq!(hints.destructive_hint, Some(!is_safe), "{}", tool.name);
         }
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn without_a_directory_no_tool_touches_files_of_the_host() {
         let names: Vec<_> = all(&open()).iter().map(|entry| entry.tool.name.clone()).collect();
-        for tool in ["upload", "download", "prepare", "apply"] {
+        for tool in ["upload", "download", "prepare", "apply", "fetch_commits"] {
             assert!(!names.contains(&tool.into()), "{tool}");
         }
         assert!(names.contains(&"exec".into()) && names.contains(&"diff".into()));

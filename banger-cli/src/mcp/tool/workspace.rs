@@ -14,9 +14,11 @@ use crate::{
     mcp::failure::{invalid, not_allowed},
     workspace::{
         apply::{self, Dirty},
+        commits::{self, Commits, Fetched},
         export::{self, Difference, Range},
         prepare::{self, Target},
         record::{Records, StoredWorkspace},
+        source::Repository,
     },
 };
 
@@ -221,6 +223,86 @@ impl Tool for Apply {
         differences.truncate(MAX_FILES);
         let files = differences.into_iter().map(Changed::from).collect();
         Ok(Applied { directory: source.display().to_string(), files, count })
+    }
+}
+
+/// Arguments of `fetch_commits`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FetchCommits {
+    /// Name, id or id prefix of the sandbox.
+    sandbox: String,
+    /// The repository at this path in the sandbox. The one that was sent last if absent.
+    #[serde(default)]
+    guest_path: Option<String>,
+}
+
+/// A branch that was fetched.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Branch {
+    /// Its name in the sandbox.
+    name: String,
+    /// The ref on the host, for `git merge`.
+    #[serde(rename = "ref")]
+    reference: String,
+    /// Its commit.
+    commit: String,
+    /// How many commits the repository on the host did not have.
+    new_commits: u64,
+}
+
+impl From<Fetched> for Branch {
+    fn from(fetched: Fetched) -> Self {
+        let Fetched { name, reference, commit, new_commits, .. } = fetched;
+        Self { name, reference, commit, new_commits }
+    }
+}
+
+/// Result of `fetch_commits`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FetchedCommits {
+    /// The work tree on the host whose repository has the commits now.
+    directory: String,
+    /// The branches.
+    branches: Vec<Branch>,
+    /// The ref on the host of what is checked out in the sandbox.
+    current: Option<String>,
+    /// Files that are not committed in the sandbox, and stayed there; the first 1000.
+    uncommitted: Vec<String>,
+}
+
+impl Tool for FetchCommits {
+    const NAME: &'static str = "fetch_commits";
+    const ABOUT: &'static str = "Fetches the commits made in a sandbox into the repository on the host that was sent, to refs \
+                                 below `refs/banger/`. Nothing is checked out, and no branch of the user changes.";
+    const TIME_LIMIT: Duration = LONG;
+    const EFFECT: Effect = Effect::Adds;
+    const USES_HOST_FILES: bool = true;
+    type Output = FetchedCommits;
+
+    async fn run(self, call: Call) -> Result<FetchedCommits> {
+        let found = call.find_for_use(&self.sandbox).await?;
+        let kept = kept(&found, self.guest_path.as_deref())?;
+        let (directory, source) = (call.policy().host_dir()?, kept.record.source.clone());
+        let opened = blocking(&call, move || Repository::open(&source)).await?;
+        if !directory.contains(&kept.record.source) || !opened.is_within(directory.path()) {
+            return Err(not_allowed(format!(
+                "cannot fetch commits into {}: its files, its `.git` directory or its objects are outside of {}",
+                kept.record.source.display(),
+                directory.path().display()
+            )));
+        }
+        let track = call.progress().track(None);
+        let fetched = commits::fetch(&mut call.guest(&found), &kept, None, &track).await;
+        let Commits { branches, current, mut uncommitted, .. } =
+            fetched.map_err(|error| found.about(error))?;
+        uncommitted.truncate(MAX_FILES);
+        Ok(FetchedCommits {
+            directory: kept.record.source.display().to_string(),
+            branches: branches.into_iter().map(Branch::from).collect(),
+            current,
+            uncommitted: uncommitted.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect(),
+        })
     }
 }
 

@@ -13,8 +13,8 @@ use banger_proto::{
 };
 
 use super::{
-    Api, Caller, Dict, Error, Options, Result, parse_name, ports::read_ports, read_egress, read_start,
-    usable_kernel,
+    Api, Caller, Dict, Error, Options, Result, parse_name, ports::read_ports, read_egress, read_idle,
+    read_start, usable_kernel,
 };
 use crate::engine::request::CreateVm;
 
@@ -56,6 +56,7 @@ pub(in crate::bus) async fn read_create(
     let labels = options.strings(create::LABELS)?;
     check_labels(&labels).map_err(|error| Error::of(ErrorName::InvalidOption, &error))?;
     let ports = read_ports(&mut options)?;
+    let idle = read_idle(&mut options)?.flatten();
     let lifetime = options.string(create::LIFETIME)?;
     let start = options.boolean(create::START)?.unwrap_or(true);
     let how = read_start(&mut options)?;
@@ -82,6 +83,7 @@ pub(in crate::bus) async fn read_create(
         authorized_keys,
         lifetime: api.lifetime(caller, lifetime.as_deref()).await?,
         labels,
+        idle,
         ports,
         start: start.then_some(how),
     };

@@ -7,12 +7,15 @@ mod import;
 mod ports;
 mod pull;
 
+use std::time::Duration;
+
 use banger_domain::{
     egress::Egress,
+    idle::IdlePolicy,
     name::{Name, Reference},
 };
 use banger_image::oci::platform::Platform;
-use banger_proto::bus::ErrorName;
+use banger_proto::bus::{ErrorName, option};
 
 pub(super) use self::{
     commit::read_commit,
@@ -38,6 +41,24 @@ pub(super) fn parse_name(text: &str) -> Result<Name> {
 /// Parses the words of an egress policy.
 pub(super) fn read_egress(words: &[String]) -> Result<Egress> {
     Egress::parse(words).map_err(|error| Error::of(ErrorName::InvalidOption, &error))
+}
+
+/// Reads what happens to a sandbox that idles: a policy, or none with an empty word.
+pub(super) fn read_idle(options: &mut Options) -> Result<Option<Option<IdlePolicy>>> {
+    let (action, after) =
+        (options.string(option::create::IDLE_ACTION)?, options.number(option::create::IDLE_AFTER)?);
+    let (action, after) = match (action, after) {
+        (None, None) => return Ok(None),
+        (Some(none), None) if none.is_empty() => return Ok(Some(None)),
+        (Some(action), Some(after)) => (action, Duration::from_micros(after)),
+        _ => {
+            let why =
+                format!("{} and {} need each other", option::create::IDLE_ACTION, option::create::IDLE_AFTER);
+            return Err(Error::invalid_option(why));
+        }
+    };
+    let policy = IdlePolicy::new(&action, after);
+    policy.map(|policy| Some(Some(policy))).map_err(|error| Error::of(ErrorName::InvalidOption, &error))
 }
 
 /// Finds the kernel that the caller names, if it names one.

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use banger_domain::{
-    limits::Limits,
+    limits::{Limits, check_image_disk},
     name::Name,
     net::subnet::{Slot, Subnet},
 };
@@ -43,23 +43,27 @@ impl Inventory {
         Ok(view)
     }
 
-    /// Adds new VMs of one owner as [`Inventory::admit`] does, or none of them. `frozen` is what their creation adds to
-    /// the owner's frozen layers.
+    /// Adds the children of a VM as [`Inventory::admit`] does, or none of them, and publishes their parent. What is going to
+    /// be frozen of it counts at once, and so does their memory on disk.
     pub(in crate::engine) fn admit_all(
         &self,
         admissions: Vec<Admission>,
-        frozen: Bytes,
+        parent: VmView,
         subnet: Option<&Subnet>,
         limits: &Limits,
     ) -> Result<Vec<Arc<VmView>>> {
         let mut state = self.lock();
-        let Some(owner) = admissions.first().map(|admission| admission.view.vm.owner) else {
-            return Ok(Vec::new());
-        };
+        let owner = parent.vm.owner;
         let disks =
             admissions.iter().map(|Admission { view, .. }| state.disk_of(view.vm.image, &view.vm.spec));
-        let disk = Bytes(disks.fold(frozen.0, |sum, disk| sum.saturating_add(disk.0)));
+        let disk = Bytes(disks.fold(parent.freezing.0, |sum, disk| sum.saturating_add(disk.0)));
         limits.check_create_many(state.usage(owner), admissions.len() as u32, disk)?;
+        let captured = admissions.iter().filter_map(|Admission { view, .. }| view.captured);
+        let memory = captured.fold(0u64, |sum, captured| sum.saturating_add(captured.size.0));
+        if memory > 0 {
+            let would_be = state.private_bytes(owner, None, None).0.saturating_add(memory);
+            check_image_disk(Bytes(would_be), limits.image_disk)?;
+        }
         let mut added: Vec<Arc<VmView>> = Vec::new();
         for admission in admissions {
             match state.place(admission, subnet) {
@@ -71,6 +75,7 @@ impl Inventory {
             }
         }
         added.iter().for_each(|view| self.send(Event::VmAdded(Arc::clone(view))));
+        self.replace(&mut state, parent);
         Ok(added)
     }
 }

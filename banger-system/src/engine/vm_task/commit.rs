@@ -70,9 +70,7 @@ impl VmTask {
 
     /// Refuses what would use the disks while a job reads them. Releases them if that job is over.
     pub(in crate::engine) async fn require_unread_disks(&mut self) -> Result<()> {
-        if self.forking.is_some() {
-            return Err(Error::BeingForked { name: self.vm.name.to_string() });
-        }
+        self.require_not_forked()?;
         match &self.commit {
             None => return Ok(()),
             Some(commit) if !commit.is_over() => {

@@ -6,19 +6,19 @@ use banger_domain::{
     guest_end::GuestEnd,
     id::{JobId, KernelId, Timestamp},
     lifecycle::{Event, Reason, State},
-    resource::Scope,
-    vm::Lifetime,
+    resource::{Resource, Scope},
+    vm::{BootedFrom, Lifetime},
 };
 use tokio::task::JoinSet;
 
-use super::{FORCED, Goal, Next, VmTask, start::GuestWait};
+use super::{FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
         job::JobHandle,
         lease::not_released,
         now,
-        view::BootedFrom,
+        problems::Subject,
     },
     ports::{
         captures::Stored,
@@ -48,6 +48,12 @@ pub(super) enum TaskEvent {
     StopTimedOut,
     /// The memory is on disk, or the suspension failed; then also why the guest does not run on, if it does not.
     Captured(Box<Result<Stored, (Error, Option<Error>)>>),
+    /// The memory of a suspended guest is loaded, or cannot be.
+    Loaded(Result<()>),
+    /// Whether a copy has taken its new identity.
+    Renewed(Result<()>),
+    /// A guest whose memory was loaded runs, or does not; then also whether it may have begun to.
+    Continued(Result<GuestWait, (Error, bool)>),
     /// The VMM was killed; its end is reported separately.
     Killed(supervisor::Result<()>),
     /// The kernel of the host was imported, or could not be.
@@ -57,12 +63,15 @@ pub(super) enum TaskEvent {
     /// A job no longer reads the system disk.
     CommitEnded,
     /// The children of a fork exist, or none does.
-    ForkEnded(JobHandle, Result<()>),
+    ForkEnded(JobHandle, Box<Forked>),
+    /// A guest that an earlier run of the service may have left frozen was thawed, or did not answer.
+    Thawed,
 }
 
 impl VmTask {
     pub(super) async fn handle_event(&mut self, event: TaskEvent) -> Next {
         match event {
+            TaskEvent::VmmEnded(ended) if self.forking.is_some() => self.ended_in_fork(ended),
             TaskEvent::VmmEnded(ended) => return self.vmm_ended(ended).await,
             TaskEvent::GuestConfigured(Ok(()), wait) => {
                 self.template_in_use = None;
@@ -93,9 +102,16 @@ impl VmTask {
                 self.kill_vmm();
             }
             TaskEvent::Captured(result) => self.captured(*result).await,
+            TaskEvent::Loaded(result) => self.loaded(result).await,
+            TaskEvent::Renewed(result) => self.renewed(result).await,
+            TaskEvent::Continued(result) => self.continued(result).await,
             TaskEvent::Killed(Ok(())) => {}
             TaskEvent::Killed(Err(error)) => {
                 tracing::error!(vm = %self.vm.id, %error, "cannot end a VMM");
+                if self.vm.state == State::Suspending {
+                    // Its memory is on disk, and it stands still: nothing else would try again.
+                    self.shared.problems.set(Subject::Resource(self.vm.id, Resource::Unit), &error);
+                }
                 self.fail_waiters(&Arc::new(error.into()), |goal| {
                     matches!(goal, Goal::Down | Goal::Gone | Goal::Again(_) | Goal::Suspended)
                 });
@@ -103,7 +119,8 @@ impl VmTask {
             TaskEvent::KernelImported(kernel) => self.kernel_imported(kernel).await,
             TaskEvent::JobCanceled(job) => return self.job_canceled(job).await,
             TaskEvent::CommitEnded => return self.commit_ended().await,
-            TaskEvent::ForkEnded(job, made) => return self.fork_ended(job, made).await,
+            TaskEvent::ForkEnded(job, forked) => return self.fork_ended(job, *forked).await,
+            TaskEvent::Thawed => self.is_thawing = false,
         }
         Next::Continue
     }
@@ -138,7 +155,7 @@ impl VmTask {
 
     pub(super) async fn vmm_ended(&mut self, ended: Ended) -> Next {
         let (event, reason) = match self.vm.state == State::Suspending && self.is_captured {
-            true => (Event::Suspended, Reason::UserRequest),
+            true => (Event::Suspended, self.vm.reason.clone()),
             false => self.classify_end(&ended).await,
         };
         if event != Event::Suspended {
@@ -239,20 +256,30 @@ impl VmTask {
             self.waiters.swap_remove(index).job.finish(Err(Error::Canceled));
             return Next::Continue;
         }
+        if self.waiters[index].goal == Goal::Suspended {
+            self.cancel_suspension(index);
+            return Next::Continue;
+        }
         let starts = |goal| matches!(goal, Goal::Running | Goal::Ready);
         if !starts(self.waiters[index].goal) {
             // A stop or a deletion cannot be undone: the guest may be half-way down.
             return Next::Continue;
         }
         let waiter = self.waiters.swap_remove(index);
+        let others_wait = self.waiters.iter().any(|waiter| starts(waiter.goal));
+        if self.vm.state == State::Resuming && !others_wait {
+            self.stay_suspended(&Error::Canceled).await;
+            waiter.job.finish(Err(Error::Canceled));
+            return Next::Continue;
+        }
         waiter.job.finish(Err(Error::Canceled));
-        if self.waiters.iter().any(|waiter| starts(waiter.goal)) {
+        if others_wait {
             return Next::Continue;
         }
         if self.is_new {
             return self.delete_automatically(Reason::UserRequest).await;
         }
-        if self.booted_from == Some(BootedFrom::Suspension) {
+        if self.vm.booted_from == Some(BootedFrom::Suspension) {
             // Its memory is nowhere else.
             return Next::Continue;
         }

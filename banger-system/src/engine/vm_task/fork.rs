@@ -1,9 +1,14 @@
-//! Makes new sandboxes with the disks of one that is down.
+//! Makes new sandboxes with the disks of another one.
 //!
 //! What the parent has written is frozen first, and the children share it ([`Disks`](crate::ports::disks::Disks)). Then
-//! each child gets a directory of its own, by way of its own lease, while the parent's disks stay as they are. The rows
-//! come last: after a crash before that, the directories are orphans. So there are all children or none, unless the
-//! service crashes while it stores the rows; then those that have one are whole.
+//! each child gets a directory of its own, by way of its own lease. The rows come last: after a crash before that, the
+//! directories are orphans. So there are all children or none, unless the service crashes while it stores the rows; then
+//! those that have one are whole.
+//!
+//! The disks of a parent that is down stay as they are meanwhile. One that runs is captured (`fork_memory.rs`), and
+//! writes to its new layers. Its children are suspended VMs, whose first start is in `copy.rs`.
+//!
+//! A VMM that ends during a fork is dealt with once the fork has ended ([`VmTask::ended_in_fork`]).
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -21,93 +26,174 @@ use banger_proto::size::Bytes;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::{Command, INBOX, Next, TaskEvent, VmTask};
+use super::{Command, INBOX, Next, TaskEvent, VmTask, fork_memory, suspend::most_of};
 use crate::{
     engine::{
         Shared,
         error::{Error, Result, one_line},
         inventory::Admission,
         job::{JobHandle, Stages},
-        lease::Lease,
+        lease::{Lease, not_released},
         now,
         request::ForkVm,
-        view::{JobKind, Object},
+        view::{JobKind, Object, VmView},
     },
-    ports::{FromHost as _, HostError, disks::FrozenLayer},
+    ports::{
+        FromHost as _, HostError,
+        captures::{HostFacts, Stored},
+        disks::{self, FrozenLayer, Parent},
+        supervisor::Ended,
+    },
     tasks::Task,
 };
 
 const FORK: Stages = &["disk"];
+const FORK_RUNNING: Stages = &["save", "disk"];
 
 /// A sandbox that has a name and an address, and no task yet.
-struct Child {
-    vm: Vm,
-    lease: Lease,
+pub(super) struct Child {
+    pub(super) vm: Vm,
+    pub(super) lease: Lease,
     inbox: mpsc::Receiver<Command>,
+    /// Its memory on disk, if its parent ran.
+    pub(super) captured: Option<Stored>,
+}
+
+/// The parent of a fork.
+enum Source {
+    Down,
+    /// It runs, and its state depends on these facts.
+    Running(HostFacts),
+}
+
+impl Source {
+    fn parent(&self) -> Parent {
+        match self {
+            Source::Down => Parent::Down,
+            Source::Running(_) => Parent::Up,
+        }
+    }
+}
+
+/// The result of a fork.
+pub(super) struct Forked {
+    made: Result<()>,
+    /// The frozen layers of the parent; none if they are as before.
+    layers: Option<Vec<FrozenLayer>>,
 }
 
 impl VmTask {
     /// Starts to make children. Everything that can be checked is checked before anything is created.
     pub(super) async fn fork(&mut self, request: ForkVm) -> Result<(Vec<VmId>, JobId)> {
         self.require_unread_disks().await?;
-        self.require_down()?;
-        // A VMM that could not be removed may still write to the disks.
-        self.release_boot().await?;
-        let frozen = self.shared.ports.disks.freezable(self.vm.id).await?;
-        let children = self.admit_children(request, frozen)?;
-        let ids: Vec<VmId> = children.iter().map(|child| child.vm.id).collect();
-        let begun = match self.freeze_disks().await {
-            Ok(()) => {
-                let objects = [self.vm.id].iter().chain(&ids).copied().map(Object::Vm).collect();
-                self.shared.jobs.begin(JobKind::VmFork, self.vm.owner, objects, FORK)
-            }
-            Err(error) => Err(error),
+        let source = self.source().await?;
+        let freezable = self.shared.ports.disks.freezable(self.vm.id, source.parent()).await;
+        let freezing = match freezable {
+            // It must be stopped first, so that they can be copied.
+            Err(disks::Error::NotLayered) => Err(Error::StillWriting { name: self.vm.name.to_string() }),
+            freezable => freezable.map_err(Error::from),
+        }?;
+        let memory = match &source {
+            Source::Down => None,
+            Source::Running(_) => Some(most_of(self.vm.spec.memory)),
         };
-        let job = begun.inspect_err(|_| ids.iter().for_each(|id| self.shared.inventory.remove_vm(*id)))?;
+        let children = self.admit_children(request, freezing, memory)?;
+        let ids: Vec<VmId> = children.iter().map(|child| child.vm.id).collect();
+        let objects = [self.vm.id].iter().chain(&ids).copied().map(Object::Vm).collect();
+        let stages = if memory.is_some() { FORK_RUNNING } else { FORK };
+        let job = match self.shared.jobs.begin(JobKind::VmFork, self.vm.owner, objects, stages) {
+            Ok(job) => job,
+            Err(error) => {
+                ids.iter().for_each(|id| self.shared.inventory.remove_vm(*id));
+                self.publish();
+                return Err(error);
+            }
+        };
         let id = job.id();
-        self.forking = Some(id);
-        let (shared, parent, layers) = (Arc::clone(&self.shared), self.vm.clone(), self.frozen.clone());
+        (self.forking, self.freezing) = (Some(id), freezing);
+        let (shared, parent) = (Arc::clone(&self.shared), self.vm.clone());
         self.background.spawn(async move {
             let span = job.span();
-            let made = make(&shared, &job, &parent, children, layers).instrument(span).await;
-            TaskEvent::ForkEnded(job, made)
+            let forked = make(&shared, &job, &parent, children, source).instrument(span).await;
+            TaskEvent::ForkEnded(job, Box::new(forked))
         });
         Ok((ids, id))
     }
 
-    pub(super) async fn fork_ended(&mut self, job: JobHandle, made: Result<()>) -> Next {
-        self.forking = None;
-        job.finish(made);
+    /// Checks that the VM can be forked in its state.
+    async fn source(&mut self) -> Result<Source> {
+        match self.vm.state {
+            State::Running => {
+                // What it was resumed from must not be left when its guest stands still.
+                let left = self.lease.release_one(Resource::Capture).await;
+                not_released(self.vm.name.as_str(), left).map_or(Ok(()), Err)?;
+                Ok(Source::Running(self.capturable().await?))
+            }
+            State::Paused => Err(Error::Paused { name: self.vm.name.to_string() }),
+            _ => {
+                self.require_down()?;
+                // A VMM that could not be removed may still write to the disks.
+                self.release_boot().await?;
+                Ok(Source::Down)
+            }
+        }
+    }
+
+    /// Refuses what would end or stop a guest that is being captured, or change disks that are being forked.
+    pub(super) fn require_not_forked(&self) -> Result<()> {
+        match self.forking {
+            Some(_) => Err(Error::BeingForked { name: self.vm.name.to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that the VMM has ended during a fork, which fails by itself if it still needs the VMM.
+    pub(super) fn ended_in_fork(&mut self, ended: Ended) {
+        self.ended = Some(ended);
+    }
+
+    pub(super) async fn fork_ended(&mut self, job: JobHandle, forked: Forked) -> Next {
+        (self.forking, self.freezing) = (None, Bytes(0));
+        if let Some(layers) = forked.layers {
+            self.frozen = layers;
+        }
+        self.publish();
+        job.finish(forked.made);
+        if let Some(ended) = self.ended.take()
+            && self.vmm_ended(ended).await == Next::Leave
+        {
+            return Next::Leave;
+        }
+        if self.vm.is_ready() {
+            self.correct_clock();
+        }
         self.disks_are_free().await
     }
 
-    async fn freeze_disks(&mut self) -> Result<()> {
-        let disks = &self.shared.ports.disks;
-        disks.freeze(self.vm.id).await?;
-        self.frozen = disks.frozen(self.vm.id).await?;
-        self.publish();
-        Ok(())
-    }
-
-    /// Gives every child a name and an address, if the owner's quota allows all of them and what freezing adds.
-    fn admit_children(&self, request: ForkVm, frozen: Bytes) -> Result<Vec<Child>> {
+    /// Gives every child a name and an address, if the owner's quota allows all of them, what freezing adds, and the memory
+    /// that they share.
+    fn admit_children(&self, request: ForkVm, freezing: Bytes, memory: Option<Bytes>) -> Result<Vec<Child>> {
         let limits = &self.shared.settings.limits;
         let owned = self.shared.inventory.usage(self.vm.owner).vms;
         let names = candidates(&self.vm.name, request, owned)?;
         let (mut admissions, mut inboxes) = (Vec::new(), Vec::new());
         for names in names {
             let (sender, inbox) = mpsc::channel(INBOX);
-            let view = self.shared.view(self.child(names[0].clone())?, String::new(), 0);
+            let mut view = self.shared.view(self.child(names[0].clone())?, String::new(), 0);
+            if admissions.is_empty() {
+                view.captured = memory.map(|size| Stored { size, at: view.vm.created_at, file: None });
+            }
             admissions.push(Admission { view, names, inbox: sender });
             inboxes.push(inbox);
         }
         let subnet = self.shared.subnet.get();
-        let admitted = self.shared.inventory.admit_all(admissions, frozen, subnet, limits)?;
-        let child = |(view, inbox): (Arc<crate::engine::view::VmView>, _)| {
+        let parent = VmView { freezing, ..self.view() };
+        let admitted = self.shared.inventory.admit_all(admissions, parent, subnet, limits)?;
+        let child = |(view, inbox): (Arc<VmView>, _)| {
             let mut vm = view.vm.clone();
             vm.spec.hostname = vm.name.clone();
             let lease = Lease::new(vm.id, self.shared.ports.clone(), self.shared.problems.clone());
-            Child { vm, lease, inbox }
+            Child { vm, lease, inbox, captured: None }
         };
         Ok(admitted.into_iter().zip(inboxes).map(child).collect())
     }
@@ -138,9 +224,9 @@ impl VmTask {
 
     /// Starts the task of a child whose disks and row exist.
     fn forked(shared: &Arc<Shared>, child: Child, layers: Vec<FrozenLayer>) {
-        let Child { vm, lease, inbox } = child;
+        let Child { vm, lease, inbox, captured } = child;
         let mut task = Self::new(Arc::clone(shared), vm, lease, inbox);
-        task.frozen = layers;
+        (task.frozen, task.captured) = (layers, captured);
         // Its layers count from now on, and its host name is final.
         task.publish();
         shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), task.run());
@@ -153,42 +239,75 @@ async fn make(
     job: &JobHandle,
     parent: &Vm,
     mut children: Vec<Child>,
-    layers: Vec<FrozenLayer>,
-) -> Result<()> {
-    let made = match layers.is_empty() {
-        false => make_disks(shared, job, parent, &mut children).await,
-        // Whole disks are copied.
-        true => match job.acquire_worker().await {
-            Ok(_worker) => make_disks(shared, job, parent, &mut children).await,
-            Err(error) => Err(error),
-        },
-    };
+    source: Source,
+) -> Forked {
+    let mut layers = None;
+    let made = make_all(shared, job, parent, &mut children, source, &mut layers).await;
     for child in children {
-        match made {
-            Ok(()) => VmTask::forked(shared, child, layers.clone()),
+        match &made {
+            Ok(()) => VmTask::forked(shared, child, layers.clone().unwrap_or_default()),
             Err(_) => undo(shared, child).await,
         }
     }
-    made
+    Forked { made, layers }
 }
 
-async fn make_disks(shared: &Shared, job: &JobHandle, parent: &Vm, children: &mut [Child]) -> Result<()> {
-    let ports = &shared.ports;
+async fn make_all(
+    shared: &Shared,
+    job: &JobHandle,
+    parent: &Vm,
+    children: &mut [Child],
+    source: Source,
+    layers: &mut Option<Vec<FrozenLayer>>,
+) -> Result<()> {
+    let disks = &shared.ports.disks;
+    let state = source.parent();
+    let frozen = match (source, children.first_mut()) {
+        (Source::Running(facts), Some(first)) => {
+            fork_memory::capture(shared, job, parent, facts, first).await.map(Some)
+        }
+        _ => disks.freeze(parent.id).await.map(|()| None).map_err(Error::from),
+    };
+    // A fork that fails later has frozen them, too.
+    *layers = Some(disks.frozen(parent.id).await?);
+    let captured = frozen?;
+    // Whole disks are copied.
+    let worker = match layers.as_ref().is_none_or(Vec::is_empty) {
+        true => Some(job.acquire_worker().await?),
+        false => None,
+    };
+    make_disks(shared, job, parent, children, state).await?;
+    drop(worker);
+    if let Some(captured) = captured {
+        fork_memory::give(shared, captured, parent, children).await?;
+    }
+    for child in children {
+        shared.ports.store.put_vm(&child.vm).await?;
+    }
+    Ok(())
+}
+
+async fn make_disks(
+    shared: &Shared,
+    job: &JobHandle,
+    parent: &Vm,
+    children: &mut [Child],
+    state: Parent,
+) -> Result<()> {
+    let disks = &shared.ports.disks;
     let count = children.len();
     for (index, child) in children.iter_mut().enumerate() {
         job.stage("disk", format!("forking the disks of {} ({} of {count})", parent.name, index + 1));
         let id = child.vm.id;
         let make = async {
-            ports.disks.create_directory(id).await?;
-            ports.disks.create_child(id, parent.id).await
+            disks.create_directory(id).await?;
+            disks.create_child(id, parent.id, state, job.progress("disk")).await
         };
-        child.lease.hold(Resource::Disks, make).await?;
+        let made = child.lease.hold(Resource::Disks, make).await;
         if job.is_canceled() {
             return Err(Error::Canceled);
         }
-    }
-    for child in children {
-        ports.store.put_vm(&child.vm).await?;
+        made?;
     }
     Ok(())
 }

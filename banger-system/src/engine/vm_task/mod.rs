@@ -39,12 +39,16 @@
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
 //! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
-//! image of a VM that is down, `fork.rs` makes others with its disks, and `remove.rs` deletes it. `suspend.rs` writes the
-//! memory of a VM to disk before it ends the VMM, and `resume.rs` starts another one that continues with it.
+//! image of a VM that is down, `fork.rs` makes others with its disks, and those of one that runs continue with its memory
+//! (`fork_memory.rs`, `copy.rs`). `remove.rs` deletes it. `suspend.rs` writes the memory of a VM to disk before it ends the
+//! VMM, and `resume.rs` starts another one that continues with it. `idle.rs` does that to a VM that nobody uses.
 
 mod commit;
+mod copy;
 mod event;
 mod fork;
+mod fork_memory;
+mod idle;
 mod kernel;
 mod liveness;
 mod pause;
@@ -62,6 +66,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     guest_end::Reboots,
     id::{JobId, Timestamp, VmId},
+    idle::Use,
     launch_spec::LaunchSpec,
     lifecycle::{Event, Refused, Transition, step},
     name::Name,
@@ -69,6 +74,7 @@ use banger_domain::{
     resource::Resource,
     vm::{Lifetime, Vm},
 };
+use banger_proto::size::Bytes;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -77,7 +83,9 @@ use tokio::{
 use self::{
     commit::Commit,
     event::TaskEvent,
+    idle::Idle,
     liveness::Liveness,
+    resume::Loading,
     stop::FORCED,
     waiter::{Goal, Waiter},
 };
@@ -87,10 +95,15 @@ use super::{
     job::{JobHandle, Stages},
     lease::Lease,
     request::{CommitVm, Configure, ForkVm, Start, Stop, StopMode},
-    view::{BootedFrom, JobKind, Object, VmView},
+    view::{JobKind, Object, VmView},
 };
 use crate::{
-    ports::{captures::Stored, disks::FrozenLayer, supervisor::Started, templates::TemplateKey},
+    ports::{
+        captures::Stored,
+        disks::FrozenLayer,
+        supervisor::{Ended, Started},
+        templates::TemplateKey,
+    },
     tasks::Task,
 };
 
@@ -170,6 +183,8 @@ pub(super) enum Command {
         resources: BTreeSet<Resource>,
         process: Option<Started>,
     },
+    /// A look at the use of the guest, which fails without an answer; or the use by a client.
+    Used(Option<Option<Use>>),
     /// Probe the guest, because a request to it timed out.
     Probe,
 }
@@ -186,8 +201,6 @@ pub(super) struct VmTask {
     pub(super) vm: Vm,
     unit: String,
     pid: u32,
-    /// How the guest began.
-    booted_from: Option<BootedFrom>,
     lease: Lease,
     inbox: mpsc::Receiver<Command>,
     background: JoinSet<TaskEvent>,
@@ -203,6 +216,12 @@ pub(super) struct VmTask {
     commit: Option<Commit>,
     /// The job that makes sandboxes with its disks.
     forking: Option<JobId>,
+    /// What that may add to its frozen layers.
+    freezing: Bytes,
+    /// How its VMM has ended while that job ran.
+    ended: Option<Ended>,
+    /// An earlier run of the service may have left its guest frozen.
+    is_thawing: bool,
     /// The frozen layers of its disks.
     frozen: Vec<FrozenLayer>,
     /// The template to make once the guest is ready. None if it exists already.
@@ -213,6 +232,12 @@ pub(super) struct VmTask {
     captured: Option<Stored>,
     /// Whether that is complete, so that its VMM ends.
     is_captured: bool,
+    /// Gives up the writing of it.
+    cancel_capture: Option<oneshot::Sender<()>>,
+    /// The VMM that loads it, until its guest may run.
+    loading: Option<Loading>,
+    /// What is known of its use.
+    idle: Idle,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
     caller_is_gone: bool,
 }
@@ -275,12 +300,17 @@ impl VmTask {
             is_new: false,
             commit: None,
             forking: None,
+            freezing: Bytes(0),
+            ended: None,
+            is_thawing: false,
             frozen: Vec::new(),
-            booted_from: None,
             missing_template: None,
             template_in_use: None,
             captured: None,
             is_captured: false,
+            cancel_capture: None,
+            loading: None,
+            idle: Idle::default(),
             caller_is_gone: false,
         }
     }
@@ -373,6 +403,7 @@ impl VmTask {
             }
             Command::CallerVanished => return self.client_disconnected().await,
             Command::Found { resources, process } => return self.found(resources, process).await,
+            Command::Used(used) => self.used(used).await,
             Command::Probe => self.suspect(),
         }
         Next::Continue
@@ -417,7 +448,10 @@ impl VmTask {
     fn clear_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
-        self.booted_from = None;
+        self.vm.booted_from = None;
+        self.loading = None;
+        self.idle = Idle::default();
+        self.cancel_capture = None;
         self.blocked_ports.clear();
         self.liveness = Liveness::default();
         self.vm.ready_at = Timestamp::default();
@@ -446,13 +480,16 @@ impl VmTask {
     fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        let (booted_from, captured, frozen) = (self.booted_from, self.captured, self.frozen.clone());
+        let (captured, frozen) = (self.captured, self.frozen.clone());
+        let freezing = self.freezing;
         VmView {
             blocked_ports,
             silent,
-            booted_from,
             captured,
+            idle_at: self.idle.at,
+            busy: self.idle.busy,
             frozen,
+            freezing,
             ..self.shared.view(vm, self.unit.clone(), self.pid)
         }
     }

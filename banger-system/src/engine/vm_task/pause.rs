@@ -17,6 +17,7 @@ impl VmTask {
     /// Pauses a VM whose guest answers. Does nothing if it is paused.
     pub(super) async fn pause(&mut self) -> Result<()> {
         let Transition::To(_) = step(self.vm.state, Event::Pause)? else { return Ok(()) };
+        self.require_not_forked()?;
         if !self.vm.is_ready() {
             return Err(Error::NotReady { name: self.vm.name.to_string() });
         }
@@ -53,8 +54,12 @@ impl VmTask {
         Ok(())
     }
 
-    /// Lets a paused VM go on, so that it can end. A VMM that stays frozen is killed after the time of the stop.
-    pub(super) async fn thaw_to_end(&self) {
+    /// Makes the end of a VMM possible, and known: a paused one goes on, and one that loads memory is watched from now on.
+    /// A VMM that stays frozen is killed after the time of the stop.
+    pub(super) async fn expect_end(&mut self) {
+        if self.loading.take().is_some() {
+            self.watch_vmm();
+        }
         if self.vm.state == State::Paused
             && let Err(error) = self.shared.ports.supervisor.thaw(self.vm.id).await
         {

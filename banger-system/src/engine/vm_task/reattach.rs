@@ -40,6 +40,9 @@ impl VmTask {
                 }
                 self.publish();
                 self.freeze_as_stored().await;
+                if self.vm.state == State::Running {
+                    self.continue_after_fork().await;
+                }
                 self.reattach_nic().await;
                 self.watch_vmm();
                 self.watch_for_halt();
@@ -109,7 +112,9 @@ impl VmTask {
 
     async fn become_suspended(&mut self) {
         tracing::warn!(vm = %self.vm.id, "the service ended while it suspended or resumed a sandbox, which is suspended");
-        self.vm.reason = Reason::UserRequest;
+        if !matches!(self.vm.reason, Reason::Idle(_)) {
+            self.vm.reason = Reason::UserRequest;
+        }
         self.clear_boot();
         self.save_or_log().await;
     }
@@ -124,6 +129,8 @@ impl VmTask {
                 self.pid = process.pid;
                 self.publish();
             }
+            // Its VMM could not be ended.
+            (State::Suspending, _) if self.is_captured => self.kill_vmm(),
             (state, _) if state.is_up() => {}
             // Its disk is attached for a reason.
             _ if self.commit.is_some() => {}
@@ -131,13 +138,14 @@ impl VmTask {
             _ => drop(self.lease.release(Scope::Boot).await),
         }
         if !matches!(self.vm.state, State::Suspending | State::Suspended | State::Resuming) {
-            self.lease.release_one(Resource::Capture).await;
+            self.discard_capture().await;
+            self.publish();
         }
         Next::Continue
     }
 
     /// Returns whether the guest has begun to run. A VMM that does not say so is left to the time limit of the boot.
-    async fn has_begun(&self) -> bool {
+    pub(super) async fn has_begun(&self) -> bool {
         let begun = self.shared.ports.vmm.has_begun(self.vm.id).await;
         begun.unwrap_or_else(|error| {
             tracing::warn!(vm = %self.vm.id, %error, "cannot ask a VMM whether its guest runs");

@@ -10,19 +10,26 @@
 //!                 the capture is removed                     a crash: it is removed by recovery
 //! ```
 //!
-//! What cannot be loaded stays on disk. Its owner may try again, or boot without it.
+//! The VMM loads beside the task, so that a sandbox can be stopped or deleted meanwhile. A cancellation before the guest
+//! runs ends the VMM, and the sandbox is suspended as before. What cannot be loaded stays on disk. Its owner may try again,
+//! or boot without it.
 
-use std::time::Instant;
-
-use banger_domain::{
-    id::{JobId, Timestamp},
-    lifecycle::{Event, Reason, State, Transition, step},
-    resource::{Resource, Scope},
-    vm::Vm,
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
+use banger_domain::{
+    id::{JobId, Timestamp, VmId},
+    lifecycle::{Event, Reason, State, Transition, step},
+    resource::{Resource, Scope},
+    vm::{BootedFrom, Vm},
+};
+use tokio::task::JoinSet;
+
 use super::{
-    VmTask,
+    Goal, TaskEvent, VmTask,
+    fork_memory::thaw,
     start::{GuestWait, SetUp},
     suspend::{go_on, pipe},
 };
@@ -32,15 +39,25 @@ use crate::{
         job::{JobHandle, Stages},
         now,
         request::Start,
-        view::{BootedFrom, JobKind},
+        view::JobKind,
     },
-    ports::supervisor::Started,
+    ports::{Ports, captures::Origin, supervisor::Started},
 };
 
 const RESUME: Stages = &["load", "continue"];
 
+/// A VMM that loads the memory of its guest.
+pub(super) struct Loading {
+    started: Started,
+    begun: Instant,
+    /// How long the guest may take to answer.
+    timeout: Duration,
+    /// Whose memory it is, if this VM is a copy.
+    origin: Option<Origin>,
+}
+
 impl VmTask {
-    /// Starts to resume a suspended VM. Waits for the guest of one that runs.
+    /// Starts to resume a suspended VM. Waits for the guest of one that runs, or that is being resumed.
     pub(super) async fn resume(&mut self, start: Start) -> Result<JobId> {
         if self.vm.state == State::Paused {
             return Err(Error::Paused { name: self.vm.name.to_string() });
@@ -50,14 +67,14 @@ impl VmTask {
         }
         let job = self.begin_job(JobKind::VmResume, RESUME)?;
         let id = job.id();
-        match self.load(&job, start).await {
+        match self.begin_to_load(&job, start).await {
             Ok(()) => self.await_start(job, start),
             Err(error) => job.finish(Err(error)),
         }
         Ok(id)
     }
 
-    async fn load(&mut self, job: &JobHandle, start: Start) -> Result<()> {
+    async fn begin_to_load(&mut self, job: &JobHandle, start: Start) -> Result<()> {
         let (state, reason) = (State::Resuming, Reason::UserRequest);
         let admitted = Vm { state, reason, ready_at: Timestamp::default(), ..self.vm.clone() };
         let view = self.view_of(admitted.clone());
@@ -66,59 +83,160 @@ impl VmTask {
         self.vm.started_at = now(&*self.shared.ports.clock);
         job.stage("load", "loading the memory");
         let begun = Instant::now();
-        match self.launch_suspended().await {
-            Ok(started) => {
-                self.launched(started, BootedFrom::Suspension, begun).await;
-                let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
-                self.watch_configured(GuestWait::after_a_jump(timeout));
-                job.stage("continue", "waiting for the guest");
-                Ok(())
-            }
+        let (started, origin) = match self.launch_suspended().await {
+            Ok(launched) => launched,
             Err(error) => {
-                self.lease.release(Scope::Boot).await;
-                let has_memory = self.lease.holds(Resource::Capture);
-                self.apply(if has_memory { Event::LaunchFailed } else { Event::Crashed });
-                self.vm.reason = Reason::StartFailed(one_line(&error));
-                self.save_or_log().await;
-                Err(error)
+                self.stay_suspended(&error).await;
+                return Err(error);
             }
-        }
+        };
+        (self.unit, self.pid) = (started.unit.clone(), started.pid);
+        self.publish();
+        let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
+        self.loading = Some(Loading { started, begun, timeout, origin });
+        let (ports, vm) = (self.shared.ports.clone(), self.vm.id);
+        self.background.spawn(async move { TaskEvent::Loaded(load(&ports, vm).await) });
+        Ok(())
     }
 
-    /// Launches a VMM that continues from the capture, and removes that.
-    async fn launch_suspended(&mut self) -> Result<Started> {
+    /// Launches a VMM that the memory can be loaded into.
+    async fn launch_suspended(&mut self) -> Result<(Started, Option<Origin>)> {
         self.release_boot().await?;
-        let SetUp { spec, jail, .. } = self.set_up().await?;
         let (ports, vm) = (self.shared.ports.clone(), self.vm.id);
+        let origin = ports.captures.origin(vm).await?;
+        if origin.is_some() {
+            ports.disks.empty(vm).await?;
+        }
+        let SetUp { spec, jail, .. } = self.set_up().await?;
         let started = jail.run(ports.vmm.prepare_resume(&spec).await?).await?;
-        let mut facts = ports.vmm.facts(vm).await?;
+        let mut facts = self.facts().await?;
         facts.extend(ports.disks.identity(vm).await?);
         ports.captures.check(vm, &facts).await?;
-
-        let (from, to) = pipe()?;
-        let load = async {
-            let loaded = ports.vmm.load(vm, from).await;
-            if loaded.is_err() {
-                // It may still hold the pipe. If this fails, too, it is tried again with the rest of the boot.
-                let _ = ports.supervisor.remove(vm).await;
-            }
-            loaded
-        };
-        let (sent, loaded) = tokio::join!(ports.captures.send(vm, to), load);
-        sent?;
-        loaded?;
-
-        ports.store.put_vm(&Vm { state: State::Running, ..self.vm.clone() }).await?;
-        if let Err(error) = go_on(&ports, vm).await {
-            match ports.vmm.has_begun(vm).await {
-                // A crash before the boot is released must not find a VM that runs.
-                Ok(false) => ports.store.put_vm(&self.vm).await?,
-                // Its disks may have changed, so its memory does not fit to them.
-                _ => self.discard_capture().await,
-            }
-            return Err(error);
-        }
-        self.discard_capture().await;
-        Ok(started)
+        Ok((started, origin))
     }
+
+    /// Handles the end of the loading: lets the guest run, once the row says so.
+    pub(super) async fn loaded(&mut self, result: Result<()>) {
+        if self.vm.state != State::Resuming {
+            // It is being stopped.
+            return;
+        }
+        let origin = self.loading.as_ref().and_then(|loading| loading.origin.clone());
+        match (result, origin) {
+            (Ok(()), Some(origin)) => self.renew(origin),
+            (result, _) => self.renewed(result).await,
+        }
+    }
+
+    /// Stores that the guest runs, and lets it. A copy runs by now, except for its processes.
+    pub(super) async fn renewed(&mut self, result: Result<()>) {
+        if self.vm.state != State::Resuming {
+            // It is being stopped.
+            return;
+        }
+        let Some(Loading { started, begun, timeout, origin }) = self.loading.take() else { return };
+        let is_copy = origin.is_some();
+        let stored = match result {
+            Ok(()) => {
+                let running = Vm { state: State::Running, ..self.vm.clone() };
+                self.shared.ports.store.put_vm(&running).await.map_err(Error::from)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stored {
+            return self.cannot_resume(error).await;
+        }
+        self.launched(started, BootedFrom::Suspension, begun).await;
+        for waiter in &self.waiters {
+            waiter.job.stage("continue", "waiting for the guest");
+        }
+        let (ports, vm, wait) =
+            (self.shared.ports.clone(), self.vm.clone(), GuestWait::after_a_jump(timeout));
+        self.background.spawn(async move {
+            TaskEvent::Continued(match go_on(&ports, vm.id).await {
+                Ok(()) if is_copy => {
+                    // Its programs may run already if this fails, so it is a running sandbox either way.
+                    if let Err(error) = thaw(&ports, &vm).await {
+                        tracing::error!(vm = %vm.id, error = %one_line(&error), "a guest is not thawed");
+                    }
+                    Ok(wait)
+                }
+                Ok(()) => Ok(wait),
+                Err(error) => Err((error, ports.vmm.has_begun(vm.id).await.unwrap_or(true))),
+            })
+        });
+    }
+
+    async fn cannot_resume(&mut self, error: Error) {
+        self.stay_suspended(&error).await;
+        self.fail_waiters(&Arc::new(error), |goal| matches!(goal, Goal::Running | Goal::Ready));
+    }
+
+    /// Handles the first steps of a guest whose memory was loaded.
+    pub(super) async fn continued(&mut self, result: Result<GuestWait, (Error, bool)>) {
+        if self.vm.state != State::Running {
+            // It is being stopped.
+            return;
+        }
+        let (error, has_begun) = match result {
+            Ok(wait) => {
+                self.discard_capture().await;
+                self.publish();
+                self.watch_configured(wait);
+                for job in self.take_waiters(|goal| goal == Goal::Running) {
+                    job.finish(Ok(()));
+                }
+                return;
+            }
+            Err(failed) => failed,
+        };
+        if has_begun || !self.lease.holds(Resource::Capture) {
+            // Its disks may have changed, so its memory does not fit to them.
+            self.discard_capture().await;
+            self.kill_vmm();
+        } else {
+            // A crash from here on must not find a VM that runs.
+            let resuming = Vm { state: State::Resuming, ..self.vm.clone() };
+            if let Err(error) = self.shared.ports.store.put_vm(&resuming).await {
+                tracing::error!(vm = %self.vm.id, %error, "cannot store a sandbox");
+            }
+            self.apply(Event::Suspend);
+            self.stay_suspended(&error).await;
+        }
+        self.fail_waiters(&Arc::new(error), |goal| matches!(goal, Goal::Running | Goal::Ready));
+    }
+
+    /// Makes a VM a suspended one again whose memory was not loaded, or whose guest has not run.
+    pub(super) async fn stay_suspended(&mut self, error: &Error) {
+        // All background work belongs to the VMM that ends.
+        self.background = JoinSet::new();
+        self.lease.release(Scope::Boot).await;
+        self.clear_boot();
+        self.apply(match self.vm.state {
+            State::Suspending => Event::Suspended,
+            _ if self.lease.holds(Resource::Capture) => Event::LaunchFailed,
+            _ => Event::Crashed,
+        });
+        self.vm.reason = match error {
+            Error::Canceled => Reason::UserRequest,
+            error => Reason::StartFailed(one_line(error)),
+        };
+        self.save_or_log().await;
+    }
+}
+
+/// Has a VMM load the memory of its guest, which does not run yet.
+async fn load(ports: &Ports, vm: VmId) -> Result<()> {
+    let (from, to) = pipe()?;
+    let load = async {
+        let loaded = ports.vmm.load(vm, from).await;
+        if loaded.is_err() {
+            // It may still hold the pipe. If this fails, too, it is tried again with the rest of the boot.
+            let _ = ports.supervisor.remove(vm).await;
+        }
+        loaded
+    };
+    let (sent, loaded) = tokio::join!(ports.captures.send(vm, to), load);
+    sent?;
+    Ok(loaded?)
 }

@@ -7,24 +7,25 @@ use std::{
 
 use banger_domain::{
     clock::Occasion,
-    id::{JobId, Timestamp, Uid},
+    id::{JobId, Timestamp, Uid, VmId},
     launch_spec::{self, Access, Drive, LaunchSpec, Medium},
     lifecycle::{Event, Reason, State, Transition, step},
     resource::{Resource, Scope},
-    vm::{Token, Vm},
+    vm::{BootedFrom, Token, Vm},
 };
 use tracing::Instrument;
 
 use super::{Goal, Next, TaskEvent, VmTask};
 use crate::{
     engine::{
+        Shared,
         error::{Error, Result, one_line},
         job::{JobHandle, Stages},
         lease::not_released,
         now,
         request::{KeepMemory, Start, WaitFor},
         templates::Template,
-        view::{BootedFrom, JobKind},
+        view::JobKind,
     },
     ports::{
         guest_link,
@@ -127,7 +128,9 @@ impl VmTask {
             _ => {}
         }
         let transition = step(self.vm.state, Event::Start)?;
-        self.require_unread_disks().await?;
+        if transition != Transition::Unchanged {
+            self.require_unread_disks().await?;
+        }
         let job = self.begin_job(JobKind::VmStart, START)?;
         let id = job.id();
         if transition == Transition::Unchanged {
@@ -190,7 +193,7 @@ impl VmTask {
         self.unit = started.unit;
         self.pid = started.pid;
         tracing::info!(vm = %self.vm.id, booted_from = from.as_str(), host_us, "started a VMM");
-        self.booted_from = Some(from);
+        self.vm.booted_from = Some(from);
         self.apply(Event::Launched);
         // If this fails, the row still says `starting`, and recovery handles that the same way.
         self.save_or_log().await;
@@ -311,17 +314,16 @@ impl VmTask {
         self.wait_for(job, goal);
     }
 
+    /// Waits for the end of the VMM in the background, and meanwhile lists it among the host's virtual machines.
     pub(super) fn watch_vmm(&mut self) {
-        let (shared, vm) = (Arc::clone(&self.shared), self.vm.id);
+        let (shared, vm, pid) = (Arc::clone(&self.shared), self.vm.clone(), self.pid);
         self.background.spawn(async move {
-            loop {
-                match shared.ports.supervisor.ended(vm).await {
-                    Ok(ended) => return TaskEvent::VmmEnded(ended),
-                    Err(error) => {
-                        tracing::warn!(%vm, %error, "cannot watch a VMM");
-                        tokio::time::sleep(SUPERVISOR_RETRY).await;
-                    }
-                }
+            let listed = list_machine(&shared, &vm, pid);
+            let ended = wait_for_end(&shared, vm.id);
+            tokio::pin!(ended);
+            tokio::select! {
+                ended = &mut ended => ended,
+                () = listed => ended.await,
             }
         });
     }
@@ -364,5 +366,28 @@ impl VmTask {
             }
             TaskEvent::GuestReady(ready)
         });
+    }
+}
+
+async fn wait_for_end(shared: &Shared, vm: VmId) -> TaskEvent {
+    loop {
+        match shared.ports.supervisor.ended(vm).await {
+            Ok(ended) => return TaskEvent::VmmEnded(ended),
+            Err(error) => {
+                tracing::warn!(%vm, %error, "cannot watch a VMM");
+                tokio::time::sleep(SUPERVISOR_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Lists a sandbox among the host's virtual machines. It works without that.
+async fn list_machine(shared: &Shared, vm: &Vm, pid: u32) {
+    let register = async {
+        let tap = shared.nic(vm).await?.tap().to_string();
+        Ok::<_, Error>(shared.ports.machines.register(vm.id, pid, &tap).await?)
+    };
+    if let Err(error) = register.await {
+        tracing::warn!(vm = %vm.id, error = %one_line(&error), "cannot list a sandbox among the host's machines");
     }
 }

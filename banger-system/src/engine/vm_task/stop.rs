@@ -19,7 +19,7 @@ use crate::engine::{
 /// HUP, INT, QUIT, ABRT, KILL and TERM. With any other signal the VMM might keep running, and the VM would stay
 /// `stopping`.
 const ENDING_SIGNALS: [i32; 6] = [1, 2, 3, 6, 9, 15];
-const STOP: Stages = &["shutdown", "power-off"];
+pub(super) const STOP: Stages = &["shutdown", "power-off"];
 const RESTART: Stages = &["shutdown", "power-off", "start", "boot"];
 /// A stop without the guest's cooperation.
 pub(super) const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
@@ -27,9 +27,11 @@ pub(super) const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 impl VmTask {
     pub(super) async fn stop(&mut self, stop: Stop) -> Result<JobId> {
         step(self.vm.state, Event::Stop)?;
-        let loses_memory = matches!(self.vm.state, State::Suspending | State::Suspended);
-        if loses_memory && stop.mode == StopMode::Graceful {
+        if self.has_memory_on_disk() && stop.mode == StopMode::Graceful {
             return Err(Error::Suspended { name: self.vm.name.to_string() });
+        }
+        if stop.mode == StopMode::Graceful {
+            self.require_not_forked()?;
         }
         let job = self.begin_job(JobKind::VmStop, STOP)?;
         let id = job.id();
@@ -41,6 +43,11 @@ impl VmTask {
         job.stage("shutdown", "asking the guest to power off");
         self.wait_for(job, Goal::Down);
         Ok(id)
+    }
+
+    /// Returns whether a stop would lose memory that is nowhere else.
+    fn has_memory_on_disk(&self) -> bool {
+        matches!(self.vm.state, State::Suspending | State::Suspended | State::Resuming)
     }
 
     /// Makes a VM a stopped one of which nothing is up: one that failed, whose user has seen the failure, or a suspended
@@ -55,13 +62,16 @@ impl VmTask {
     }
 
     pub(super) async fn restart(&mut self, stop: Stop, start: Start) -> Result<JobId> {
-        if matches!(self.vm.state, State::Suspending | State::Suspended) {
+        if self.has_memory_on_disk() {
             return Err(Error::Suspended { name: self.vm.name.to_string() });
         }
         if !self.vm.state.is_up() {
             return self.start(start).await;
         }
         step(self.vm.state, Event::Stop)?;
+        if stop.mode == StopMode::Graceful {
+            self.require_not_forked()?;
+        }
         let job = self.begin_job(JobKind::VmRestart, RESTART)?;
         let id = job.id();
         self.stop_vmm(stop, Reason::UserRequest).await?;
@@ -73,7 +83,7 @@ impl VmTask {
     /// Starts to end the VMM. A forced stop overrides a clean one that is under way.
     pub(super) async fn stop_vmm(&mut self, stop: Stop, reason: Reason) -> Result<()> {
         let never_answered = self.vm.reason == Reason::BootTimeout;
-        self.thaw_to_end().await;
+        self.expect_end().await;
         let transition = self.enter(Event::Stop)?;
         if transition != Transition::Unchanged {
             self.vm.reason = reason;
@@ -116,7 +126,7 @@ impl VmTask {
         if !self.vm.state.is_up() {
             return Err(Error::NotRunning { name: self.vm.name.to_string() });
         }
-        self.thaw_to_end().await;
+        self.expect_end().await;
         if self.enter(Event::Stop)? != Transition::Unchanged {
             self.vm.reason = Reason::UserRequest;
             self.save().await?;

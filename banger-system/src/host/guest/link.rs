@@ -4,7 +4,7 @@
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
+use banger_domain::{clock::Occasion, id::VmId, idle::Use, stream::Purpose, vm::Token};
 use banger_proto::guest::{
     Decoder, Frame, GuestConfig, Request,
     hello::{self, HostHello, MAX_STALE},
@@ -15,7 +15,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{boot_config, capture, clock};
+use super::{boot_config, capture, clock, usage};
 use crate::ports::{
     FromHost as _,
     guest_link::{Channel, Error, GuestFacts, GuestLink, Result, UnconfiguredGuest},
@@ -28,6 +28,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(50);
 /// How long a comparison of clocks may take.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer about the use of a guest may take, after a comparison of clocks on the same channel.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What callers wait for while a guest boots.
 const BOOT: &str = "waiting for the guest";
 /// The longest accepted boot id.
@@ -137,6 +139,15 @@ impl GuestLink for AgentLink {
             }
             compared => compared,
         }
+    }
+
+    async fn usage(&self, vm: VmId, token: &Token) -> Result<Use> {
+        let late = || Error::Timeout { what: "asking who uses the guest".to_owned(), after: USAGE_TIMEOUT };
+        let asked = async {
+            let mut stream = self.vmm.connect(vm, Channel::Control).await?;
+            usage::ask(&mut stream, token).await
+        };
+        tokio::time::timeout(USAGE_TIMEOUT, asked).await.map_err(|_| late())?
     }
 
     async fn freeze(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {

@@ -5,3 +5,4 @@ mod capture;
 mod clock;
 pub mod link;
 pub mod streams;
+mod usage;

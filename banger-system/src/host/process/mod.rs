@@ -6,6 +6,7 @@
 mod changes;
 pub mod descriptor_store;
 pub mod logs;
+pub mod machined;
 mod shim;
 pub mod supervisor_process;
 pub mod supervisor_systemd;

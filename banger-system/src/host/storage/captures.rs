@@ -6,6 +6,8 @@
 //!   captures/.staging-ID          unfinished
 //! ```
 //!
+//! The children of a fork each have a directory with a hard link to the same file.
+//!
 //! Only root reads them. The file is read once for each resumption: it is verified while the VMM loads it, and the guest
 //! does not run before its last byte was verified. A damaged one stays where it is, so that its owner decides about it.
 
@@ -17,10 +19,15 @@ use std::{
         unix::fs::{FileExt, MetadataExt},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use banger_domain::id::{Timestamp, VmId};
+use banger_domain::{
+    id::{Timestamp, VmId},
+    net::nic::Mac,
+    vm::Token,
+};
 use banger_proto::size::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -34,7 +41,7 @@ use crate::{
     host::blocking::blocking,
     ports::{
         FromHost as _, HostError,
-        captures::{Captures, Error, HostFacts, Result, Stored, Unfinished, difference},
+        captures::{Captures, Error, HostFacts, Origin, Result, Stored, Unfinished, difference},
     },
 };
 
@@ -42,6 +49,8 @@ const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 /// How much is read and written at a time.
 const CHUNK: usize = 1 << 20;
+/// How long a VMM may take to read a chunk, also on a busy host.
+const STALLED: Duration = Duration::from_secs(60);
 /// What a capture leaves free: the disks of sandboxes grow on the same file system, and their guests fail on a full one.
 const RESERVE: u64 = 256 << 20;
 /// The longest manifest: the flags of a processor are the most of it.
@@ -59,6 +68,26 @@ struct Manifest {
     at: u64,
     length: u64,
     digest: String,
+    #[serde(default)]
+    origin: Option<StoredOrigin>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct StoredOrigin {
+    token: String,
+    mac: [u8; 6],
+}
+
+impl From<Origin> for StoredOrigin {
+    fn from(origin: Origin) -> Self {
+        Self { token: origin.token.as_str().to_owned(), mac: origin.mac.0 }
+    }
+}
+
+impl From<StoredOrigin> for Origin {
+    fn from(stored: StoredOrigin) -> Self {
+        Self { token: Token::from_text(stored.token), mac: Mac(stored.mac) }
+    }
 }
 
 struct Staged {
@@ -137,7 +166,7 @@ impl Captures for LocalCaptures {
     async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()> {
         let manifest = self.manifest(vm).await?.ok_or_else(|| damaged("its memory is missing"))?;
         match difference(&manifest.facts, facts) {
-            Some(part) => Err(Error::Differs { what: part.to_owned() }),
+            Some(what) => Err(Error::Differs { what }),
             None => Ok(()),
         }
     }
@@ -162,9 +191,9 @@ impl Captures for LocalCaptures {
             if chunk.is_empty() || length > manifest.length {
                 break;
             }
-            if let Some(pipe) = &mut to
-                && let Err(error) = pipe.write_all(&chunk).await
-            {
+            let Some(pipe) = &mut to else { continue };
+            let written = tokio::time::timeout(STALLED, pipe.write_all(&chunk)).await;
+            if let Err(error) = written.unwrap_or_else(|late| Err(late.into())) {
                 tracing::warn!(%vm, %error, "a VMM stopped loading the memory of a guest");
                 to = None;
             }
@@ -175,13 +204,31 @@ impl Captures for LocalCaptures {
         }
     }
 
+    async fn share(&self, of: VmId, with: VmId, facts: &HostFacts) -> Result<Stored> {
+        let manifest = self.manifest(of).await?.ok_or_else(|| damaged("its memory is missing"))?;
+        let manifest = Manifest { facts: facts.clone(), ..manifest };
+        let (directory, name, state) = (self.directory.clone(), with.to_string(), self.path(of).join(STATE));
+        let share = move || {
+            staging::remove(&directory, &name)?;
+            let staging = Staging::begin(&directory, &name)?;
+            staging.link(&state, STATE)?;
+            finish(staging, &manifest)?;
+            stored(&state, manifest.at)
+        };
+        let doing = "share the memory of a guest";
+        blocking(doing, move || share().map_err(|error| os(doing, error))).await
+    }
+
+    async fn origin(&self, vm: VmId) -> Result<Option<Origin>> {
+        Ok(self.manifest(vm).await?.and_then(|manifest| manifest.origin).map(Origin::from))
+    }
+
     async fn stored(&self, vm: VmId) -> Result<Option<Stored>> {
         let Some(manifest) = self.manifest(vm).await? else { return Ok(None) };
-        let path = self.path(vm);
-        let size = blocking("look at a suspended guest", move || {
-            size_of(&path).map_err(|error| os("look at a suspended guest", error))
-        });
-        Ok(Some(Stored { size: size.await?, at: Timestamp(manifest.at) }))
+        let state = self.path(vm).join(STATE);
+        let doing = "look at a suspended guest";
+        let look = move || stored(&state, manifest.at).map_err(|error| os(doing, error));
+        Ok(Some(blocking(doing, look).await?))
     }
 
     async fn remove(&self, vm: VmId) -> Result<()> {
@@ -198,23 +245,36 @@ impl Captures for LocalCaptures {
 
 #[async_trait]
 impl Unfinished for Staged {
-    async fn finish(self: Box<Self>, facts: &HostFacts, at: Timestamp) -> Result<Stored> {
+    async fn finish(
+        self: Box<Self>,
+        facts: &HostFacts,
+        at: Timestamp,
+        origin: Option<Origin>,
+    ) -> Result<Stored> {
         let Staged { staging, file, length, digest } = *self;
-        let manifest = Manifest { facts: facts.clone(), at: at.0, length, digest };
+        let origin = origin.map(StoredOrigin::from);
+        let manifest = Manifest { facts: facts.clone(), at: at.0, length, digest, origin };
         let finish = move || {
-            staging.file(MANIFEST, 0o600)?.write_all_at(&serde_json::to_vec(&manifest)?, 0)?;
-            let size = Bytes(file.metadata()?.blocks() * 512);
-            staging.finish()?;
-            Ok(Stored { size, at })
+            finish(staging, &manifest)?;
+            Ok(describe(&file.metadata()?, manifest.at))
         };
         let doing = "store the memory of a guest";
         blocking(doing, move || finish().map_err(|error| os(doing, error))).await
     }
 }
 
-fn size_of(directory: &Path) -> io::Result<Bytes> {
-    let file = fs::metadata(directory.join(STATE))?;
-    Ok(Bytes(file.blocks() * 512))
+/// Adds the manifest to a directory that has the memory, and gives it its name.
+fn finish(staging: Staging, manifest: &Manifest) -> io::Result<()> {
+    staging.file(MANIFEST, 0o600)?.write_all_at(&serde_json::to_vec(manifest)?, 0)?;
+    staging.finish()
+}
+
+fn stored(state: &Path, at: u64) -> io::Result<Stored> {
+    Ok(describe(&fs::metadata(state)?, at))
+}
+
+fn describe(state: &fs::Metadata, at: u64) -> Stored {
+    Stored { size: Bytes(state.blocks() * 512), at: Timestamp(at), file: Some(state.ino()) }
 }
 
 /// Fails as a write to a full file system does if only the reserve is left.

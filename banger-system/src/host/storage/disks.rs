@@ -10,7 +10,10 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Write},
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,9 +36,9 @@ use super::{
 use crate::{
     host::blocking::blocking,
     ports::{
-        Check, FromHost as _, Status,
+        Check, FromHost as _, Progress, Status,
         captures::HostFacts,
-        disks::{Disks, Error, FrozenLayer, OverlayBy, Result},
+        disks::{Disks, Error, FrozenLayer, OverlayBy, Parent, Result},
     },
 };
 
@@ -156,9 +159,9 @@ impl Disks for FileDisks {
         .await
     }
 
-    async fn freezable(&self, vm: VmId) -> Result<Bytes> {
+    async fn freezable(&self, vm: VmId, parent: Parent) -> Result<Bytes> {
         let paths = self.paths.clone();
-        blocking("look for the layers of a disk", move || layers::freezable(&paths, vm)).await
+        blocking("look for the layers of a disk", move || layers::freezable(&paths, vm, parent)).await
     }
 
     async fn freeze(&self, vm: VmId) -> Result<()> {
@@ -166,9 +169,28 @@ impl Disks for FileDisks {
         blocking("freeze the disks of a sandbox", move || layers::freeze(&paths, vm)).await
     }
 
-    async fn create_child(&self, vm: VmId, of: VmId) -> Result<()> {
+    async fn freeze_running(&self, vm: VmId) -> Result<Vec<OwnedFd>> {
         let paths = self.paths.clone();
-        blocking("fork the disks of a sandbox", move || layers::create_child(&paths, vm, of)).await
+        blocking("freeze the disks of a sandbox", move || layers::freeze_running(&paths, vm)).await
+    }
+
+    async fn create_child(
+        &self,
+        vm: VmId,
+        of: VmId,
+        parent: Parent,
+        progress: Arc<dyn Progress>,
+    ) -> Result<()> {
+        let paths = self.paths.clone();
+        blocking("fork the disks of a sandbox", move || {
+            layers::create_child(&paths, vm, of, parent, &*progress)
+        })
+        .await
+    }
+
+    async fn empty(&self, vm: VmId) -> Result<()> {
+        let paths = self.paths.clone();
+        blocking("empty the disks of a sandbox", move || layers::empty(&paths, vm)).await
     }
 
     async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>> {

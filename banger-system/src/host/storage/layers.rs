@@ -17,12 +17,19 @@
 //! a layer: it stays when the sandbox that wrote it is deleted, and the last deletion frees it. Nothing is recorded
 //! elsewhere, and a crash cannot leave a layer that no sandbox has.
 //!
+//! A sandbox that runs is frozen in the same way while its guest stands still. Then its VMM writes to the new layers: the
+//! names come first. If it is not told to, after a crash, it writes on to a layer that counts as frozen and that no
+//! other sandbox has, and the next freeze adds another layer on top. So each of these freezes adds one.
+//!
 //! All other disks are copied. The copy shares blocks with the original if the file system can.
 
 use std::{
     fs::{self, File, Permissions},
     io::{self, Write},
-    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -32,8 +39,8 @@ use banger_proto::size::Bytes;
 
 use super::{partial::Partial, sparse};
 use crate::ports::{
-    FromHost as _,
-    disks::{Error, FrozenLayer, MAX_DEPTH, Result},
+    FromHost as _, Progress,
+    disks::{Error, FrozenLayer, MAX_DEPTH, Parent, Result},
 };
 
 /// A disk that is an overlay, and what is below it.
@@ -111,21 +118,16 @@ fn is_layered(paths: &Paths, vm: VmId) -> Result<bool> {
     Ok(inode(&paths.system_layer(vm))?.is_some())
 }
 
-fn plan(paths: &Paths, vm: VmId, disk: Disk) -> Result<Freeze> {
+fn plan(paths: &Paths, vm: VmId, disk: Disk, parent: Parent) -> Result<Freeze> {
     let Some(chain) = Chain::of(paths, vm, disk)? else {
         let (top, base) = files(paths, vm, disk);
         let size = Bytes(metadata(&base)?.len());
         return Ok(Freeze::Base { base, top, size });
     };
-    let os = |source| Error::os(format!("read {}", chain.top.display()), source);
-    let file = File::open(&chain.top).map_err(os)?;
-    let mut head = [0; qcow2::HEAD];
-    file.read_exact_at(&mut head, 0).map_err(os)?;
-    let size = qcow2::disk_size(&head).ok_or_else(|| Error::Unsupported {
-        message: format!("the layer {} is damaged", chain.top.display()),
-    })?;
+    let size = disk_size(&chain.top)?;
     // A VMM makes it longer with the first cluster that it writes.
-    if file.metadata().map_err(os)?.len() <= qcow2::empty(size).len() as u64 {
+    let is_empty = metadata(&chain.top)?.len() <= qcow2::empty(size).len() as u64;
+    if parent == Parent::Down && is_empty {
         return Ok(Freeze::Nothing);
     }
     if chain.layers(disk).len() >= MAX_DEPTH {
@@ -135,14 +137,25 @@ fn plan(paths: &Paths, vm: VmId, disk: Disk) -> Result<Freeze> {
     Ok(Freeze::Layer { top: chain.top, name, size })
 }
 
+/// Returns the size of the disk in a layer.
+fn disk_size(layer: &Path) -> Result<Bytes> {
+    let os = |source| Error::os(format!("read {}", layer.display()), source);
+    let mut head = [0; qcow2::HEAD];
+    File::open(layer).and_then(|file| file.read_exact_at(&mut head, 0)).map_err(os)?;
+    qcow2::disk_size(&head)
+        .ok_or_else(|| Error::Unsupported { message: format!("the layer {} is damaged", layer.display()) })
+}
+
 /// Returns how much would be frozen.
-pub(super) fn freezable(paths: &Paths, vm: VmId) -> Result<Bytes> {
-    if !is_layered(paths, vm)? {
-        return Ok(Bytes(0));
+pub(super) fn freezable(paths: &Paths, vm: VmId, parent: Parent) -> Result<Bytes> {
+    match (is_layered(paths, vm)?, parent) {
+        (true, _) => {}
+        (false, Parent::Down) => return Ok(Bytes(0)),
+        (false, Parent::Up) => return Err(Error::NotLayered),
     }
     let mut total = 0;
     for disk in DISKS {
-        total += match plan(paths, vm, disk)? {
+        total += match plan(paths, vm, disk, parent)? {
             Freeze::Nothing => 0,
             Freeze::Base { base: written, .. } | Freeze::Layer { top: written, .. } => allocated(&written)?,
         };
@@ -150,29 +163,43 @@ pub(super) fn freezable(paths: &Paths, vm: VmId) -> Result<Bytes> {
     Ok(Bytes(total))
 }
 
-/// Freezes the disks of a VM, if they have layers.
+/// Freezes the disks of a VM that is down, if they have layers.
 pub(super) fn freeze(paths: &Paths, vm: VmId) -> Result<()> {
-    if !is_layered(paths, vm)? {
-        return Ok(());
+    match is_layered(paths, vm)? {
+        true => freeze_layers(paths, vm, Parent::Down).map(drop),
+        false => Ok(()),
     }
+}
+
+/// Freezes the disks of a VM whose guest stands still. Returns its new layers.
+pub(super) fn freeze_running(paths: &Paths, vm: VmId) -> Result<Vec<OwnedFd>> {
+    match is_layered(paths, vm)? {
+        true => freeze_layers(paths, vm, Parent::Up),
+        false => Err(Error::NotLayered),
+    }
+}
+
+fn freeze_layers(paths: &Paths, vm: VmId, parent: Parent) -> Result<Vec<OwnedFd>> {
     // All of it is checked before anything changes.
-    let plans = [plan(paths, vm, Disk::System)?, plan(paths, vm, Disk::Work)?];
+    let plans = [plan(paths, vm, Disk::System, parent)?, plan(paths, vm, Disk::Work, parent)?];
+    let mut layers = Vec::new();
     for plan in plans {
         match plan {
             Freeze::Nothing => {}
             Freeze::Base { base, top, size } => {
                 sync(&base)?;
-                put_overlay(&top, size)?;
+                layers.push(put_overlay(&top, size)?);
             }
             Freeze::Layer { top, name, size } => {
                 sync(&top)?;
                 link(&top, &name)?;
-                put_overlay(&top, size)?;
+                layers.push(put_overlay(&top, size)?);
             }
         }
     }
     sync(&paths.vm_dir(vm))?;
-    close(paths, vm)
+    close(paths, vm)?;
+    Ok(layers)
 }
 
 /// Makes the frozen layers read-only. This comes last: until there is a new overlay, the sandbox writes to them.
@@ -193,25 +220,47 @@ pub(super) fn open(file: &Path) -> Result<()> {
 }
 
 /// Makes the disks of a child.
-pub(super) fn create_child(paths: &Paths, child: VmId, parent: VmId) -> Result<()> {
+pub(super) fn create_child(
+    paths: &Paths,
+    child: VmId,
+    parent: VmId,
+    state: Parent,
+    progress: &dyn Progress,
+) -> Result<()> {
     if !is_layered(paths, parent)? {
+        if state == Parent::Up {
+            return Err(Error::NotLayered);
+        }
         let copies = [Paths::overlay, Paths::system_tail, Paths::system_disk, Paths::work_disk];
-        copies.iter().try_for_each(|file| copy(&file(paths, parent), &file(paths, child)))?;
+        copies.iter().try_for_each(|file| copy(&file(paths, parent), &file(paths, child), progress))?;
         return sync_new(paths, child);
     }
     for disk in DISKS {
-        let chain = Chain::of(paths, parent, disk)?;
-        let (Some(chain), Freeze::Nothing) = (chain, plan(paths, parent, disk)?) else {
-            return Err(Error::other("fork the disks", "they were written to after they were frozen"));
-        };
+        let not_frozen = || Error::other("fork the disks", "they were written to after they were frozen");
+        let chain = Chain::of(paths, parent, disk)?.ok_or_else(not_frozen)?;
+        if state == Parent::Down && !matches!(plan(paths, parent, disk, state)?, Freeze::Nothing) {
+            return Err(not_frozen());
+        }
         let (top, base) = files(paths, child, disk);
         link(&chain.base, &base)?;
         for (index, layer) in chain.frozen.iter().enumerate() {
             link(layer, &paths.frozen_layer(child, disk, index + 1))?;
         }
-        copy(&chain.top, &top)?;
+        put_overlay(&top, disk_size(&chain.top)?)?;
     }
     sync_new(paths, child)
+}
+
+/// Empties the layers that a child writes to. Their headers stay valid at each step, and the files the same ones.
+pub(super) fn empty(paths: &Paths, vm: VmId) -> Result<()> {
+    for disk in DISKS {
+        let Some(Chain { top, .. }) = Chain::of(paths, vm, disk)? else { continue };
+        let os = |source| Error::os(format!("empty {}", top.display()), source);
+        let content = qcow2::empty(disk_size(&top)?);
+        let file = File::options().write(true).open(&top).map_err(os)?;
+        file.write_all_at(&content, 0).and_then(|()| file.set_len(content.len() as u64)).map_err(os)?;
+    }
+    Ok(())
 }
 
 /// Returns the frozen layers of a VM.
@@ -247,24 +296,26 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
     set.map_err(|source| Error::os(format!("set the mode of {}", path.display()), source))
 }
 
-/// Puts an empty overlay in the place of a file.
-fn put_overlay(top: &Path, size: Bytes) -> Result<()> {
+/// Puts an empty overlay in the place of a file. Returns it, open for writing.
+fn put_overlay(top: &Path, size: Bytes) -> Result<OwnedFd> {
     let os = |source| Error::os(format!("make {}", top.display()), source);
     let mut overlay = Partial::begin(top, WRITABLE).map_err(os)?;
     overlay.file.write_all(&qcow2::empty(size)).map_err(os)?;
     overlay.file.sync_all().map_err(os)?;
-    overlay.replace().map_err(os)
+    let file = overlay.file.try_clone().map_err(os)?;
+    overlay.replace().map_err(os)?;
+    Ok(file.into())
 }
 
 /// Copies a file, if it exists.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+fn copy(from: &Path, to: &Path, progress: &dyn Progress) -> Result<()> {
     let os = |source| Error::os(format!("copy a disk to {}", to.display()), source);
     let original = match File::open(from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(os)?,
     };
     let copy = Partial::begin(to, WRITABLE).map_err(os)?;
-    sparse::copy(&original, &copy.file).map_err(os)?;
+    sparse::copy_with(&original, &copy.file, progress).map_err(os)?;
     copy.file.sync_all().map_err(os)?;
     copy.add().map_err(os)
 }

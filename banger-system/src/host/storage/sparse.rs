@@ -3,10 +3,13 @@
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use banger_image::holes::{CHUNK, chunks, next_data, write_sparse};
+use banger_proto::size::Bytes;
 use rustix::{
     fs::{copy_file_range, ioctl_ficlone},
     io::Errno,
 };
+
+use crate::ports::{NoProgress, Progress};
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +20,16 @@ pub(in crate::host) enum Method {
     Copied,
 }
 
+/// How much is copied between two looks at whether the copy is still wanted.
+const STEP: u64 = 64 << 20;
+
 /// Makes the empty file `to` a copy of `from`, with the same holes.
 pub(in crate::host) fn copy(from: &File, to: &File) -> io::Result<Method> {
+    copy_with(from, to, &NoProgress)
+}
+
+/// Does the same, reports the position in the file, and fails once it is cancelled.
+pub(super) fn copy_with(from: &File, to: &File, progress: &dyn Progress) -> io::Result<Method> {
     if share(from, to)? {
         return Ok(Method::Shared);
     }
@@ -26,8 +37,16 @@ pub(in crate::host) fn copy(from: &File, to: &File) -> io::Result<Method> {
     to.set_len(len)?;
     let mut at = 0;
     while let Some(data) = next_data(from, at, len)? {
-        copy_range(from, to, data.clone())?;
-        at = data.end;
+        at = data.start;
+        while at < data.end {
+            let end = data.end.min(at + STEP);
+            copy_range(from, to, at..end)?;
+            at = end;
+            progress.advanced(Bytes(at), Some(Bytes(len)));
+            if progress.is_canceled() {
+                return Err(io::Error::other("it was canceled"));
+            }
+        }
     }
     Ok(Method::Copied)
 }

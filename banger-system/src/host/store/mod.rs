@@ -12,7 +12,7 @@ use banger_domain::{
     net::subnet::{NotASubnet, Subnet},
     resource::{Paths, Resource},
     ssh::AuthorizedKey,
-    vm::{Lifetime, Vm},
+    vm::{BootedFrom, Lifetime, Vm},
 };
 use banger_image::record::{Image, Kernel};
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
@@ -79,8 +79,8 @@ impl Store for SqliteStore {
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
-                    vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size,
-                    egress
+                    vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size, booted_from,
+                    idle_action, idle_after, egress
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -109,12 +109,19 @@ impl Store for SqliteStore {
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
+        let booted_from = vm.booted_from.map(BootedFrom::as_str).unwrap_or_default();
+        let (idle_action, idle_after) = match vm.spec.idle {
+            Some(idle) => {
+                (idle.action.as_str(), integer(u64::try_from(idle.after.as_micros()).unwrap_or(u64::MAX))?)
+            }
+            None => ("", 0),
+        };
         sqlx::query!(
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
                               ready_at, boot_id, vmm, slot, nat, ports, host_key,
-                              authorized_keys, timezone, root_size, egress)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              authorized_keys, timezone, root_size, booted_from, idle_action, idle_after, egress)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -126,7 +133,8 @@ impl Store for SqliteStore {
                  boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
                  nat = excluded.nat, ports = excluded.ports, host_key = excluded.host_key,
                  authorized_keys = excluded.authorized_keys, timezone = excluded.timezone,
-                 root_size = excluded.root_size, egress = excluded.egress",
+                 root_size = excluded.root_size, booted_from = excluded.booted_from,
+                 idle_action = excluded.idle_action, idle_after = excluded.idle_after, egress = excluded.egress",
             id,
             name,
             owner,
@@ -156,6 +164,9 @@ impl Store for SqliteStore {
             authorized_keys,
             timezone,
             root_size,
+            booted_from,
+            idle_action,
+            idle_after,
             egress,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)

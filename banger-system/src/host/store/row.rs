@@ -1,15 +1,16 @@
 //! Rows of the tables, and how they are decoded.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use banger_domain::{
     egress::Egress,
     id::{Timestamp, Uid, VmId},
+    idle::IdlePolicy,
     lifecycle::{Reason, State},
     net::subnet::Slot,
     resource::Resource,
     ssh::{AuthorizedKey, HostKey},
-    vm::{Init, Lifetime, Token, Vm, VmSpec},
+    vm::{BootedFrom, Init, Lifetime, Token, Vm, VmSpec},
     vmm::VmmChoice,
 };
 use banger_image::record::{Image, ImageFacts, Kernel, KernelFacts, Origin};
@@ -55,6 +56,9 @@ pub(super) struct VmRow {
     pub started_at: i64,
     pub ready_at: i64,
     pub boot_id: String,
+    pub booted_from: String,
+    pub idle_action: String,
+    pub idle_after: i64,
 }
 
 impl TryFrom<VmRow> for Vm {
@@ -86,6 +90,13 @@ impl TryFrom<VmRow> for Vm {
                     text => Some(read.text("timezone", text)?),
                 },
                 labels: read.known("labels", serde_json::from_str(&row.labels).ok())?,
+                idle: match row.idle_action.as_str() {
+                    "" => None,
+                    action => {
+                        let after = Duration::from_micros(read.number("idle_after", row.idle_after)?);
+                        Some(read.known("idle_action", IdlePolicy::new(action, after).ok())?)
+                    }
+                },
             },
             image: read.text("image", &row.image)?,
             kernel: read.text("kernel", &row.kernel)?,
@@ -113,6 +124,10 @@ impl TryFrom<VmRow> for Vm {
             started_at: Timestamp(read.number("started_at", row.started_at)?),
             ready_at: Timestamp(read.number("ready_at", row.ready_at)?),
             boot_id: row.boot_id,
+            booted_from: match row.booted_from.as_str() {
+                "" => None,
+                word => Some(read.known("booted_from", BootedFrom::parse(word))?),
+            },
         })
     }
 }

@@ -135,6 +135,14 @@ impl Vmm for Vmms {
         self.of(vm).facts(vm).await
     }
 
+    async fn halt(&self, vm: VmId) -> Result<()> {
+        self.of(vm).halt(vm).await
+    }
+
+    async fn switch_layers(&self, vm: VmId, layers: Vec<OwnedFd>) -> Result<()> {
+        self.of(vm).switch_layers(vm, layers).await
+    }
+
     async fn save(&self, vm: VmId, to: OwnedFd) -> Result<()> {
         self.of(vm).save(vm, to).await
     }

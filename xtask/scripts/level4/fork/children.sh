@@ -10,7 +10,6 @@ look() { banger vm exec "$1" -- sh -c "$facts" > "/tmp/fork-$1"; }
 
 banger vm create --quiet --wait boot --memory 384M --name work
 banger vm exec work -- sh -c 'echo system > /etc/mark && echo work > /root/mark && sync'
-banger vm fork work 2> /dev/null || echo 'refused while it runs'
 look work
 banger vm stop --quiet work > /dev/null
 banger vm fork --quiet -n 3 work

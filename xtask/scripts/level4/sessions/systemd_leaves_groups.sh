@@ -1,5 +1,6 @@
 #!/bin/sh -eu
-# Prints the control groups of commands after systemd has reloaded its configuration.
+# Prints the control groups of commands after systemd has reloaded its configuration, and the state of the user's own
+# systemd after a command with a terminal.
 
 banger vm create --quiet --name groups
 run() { banger vm exec -T groups -- sh -c "$1"; }
@@ -13,6 +14,10 @@ run 'cd /sys/fs/cgroup/banger/sessions; cat cgroup.controllers; cat memory.max; 
 run 'for n in /sys/fs/cgroup/banger/sessions/[0-9]*; do cat $n/cgroup.procs | wc -l; done' | tr '\n' ' '
 run 'for p in $(cat /sys/fs/cgroup/banger/agent/cgroup.procs); do cat /proc/$p/oom_score_adj; done'
 run 'cat /proc/self/oom_score_adj; systemctl show -p MemoryCurrent init.scope'
+run 'echo kept > $XDG_RUNTIME_DIR/earlier'
+manager='echo "manager: $(timeout 120 systemctl --user is-system-running --wait)"'
+script -qec "banger vm exec -t groups -- sh -c '$manager'" /dev/null < /dev/null
+run 'cat $XDG_RUNTIME_DIR/earlier; systemctl --user show -p Version'
 kill $running; wait $running || true
 banger vm delete --force groups
 rm first

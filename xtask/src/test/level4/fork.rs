@@ -1,4 +1,4 @@
-//! Checks of forks: new sandboxes with the disks of a stopped one.
+//! Checks of forks: new sandboxes with the disks of another one, and with its memory if it runs.
 
 use anyhow::{Result, ensure};
 
@@ -7,14 +7,15 @@ use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] =
     &[("a fork of a fork keeps the layers of deleted sandboxes, grows, and becomes an image", layers)];
-pub(super) const WITH_SYSTEMD: &[(&str, Check)] =
-    &[("forks of a stopped sandbox have its files and share no identity", children)];
+pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
+    ("forks of a stopped sandbox have its files and share no identity", children),
+    ("forks of a running sandbox continue its processes and share no identity", running),
+];
 
 fn children(host: &Host) -> Result<()> {
     expect_lines(
         &run_as(host, "alice", &script!("level4/fork/children.sh"))?,
         &[
-            "refused while it runs",
             "work-1: started",
             "work-2: started",
             "work-3: started",
@@ -27,6 +28,31 @@ fn children(host: &Host) -> Result<()> {
             "work-2 still has system work",
         ],
     )
+}
+
+fn running(host: &Host) -> Result<()> {
+    let said = run_as(host, "alice", &script!("level4/fork/running.sh"))?;
+    let of_each = ["has the process", "has no gap", "has system work"];
+    let each = ["live", "live-1", "live-2", "live-3"];
+    let each = each.iter().flat_map(|name| of_each.map(|what| format!("{name} {what}")));
+    let others = [
+        "live running",
+        "live-1 suspended",
+        "live-2 suspended",
+        "live-3 suspended",
+        "facts: 24, different: 24",
+        "boots: 1",
+        "live-1 finds live-2",
+        "live-1 finds live-3.vm",
+        "live-1 finds live",
+        "live-1 reaches live-2",
+        "live-2 still has system work",
+        "after a boot: system work, no gap",
+    ];
+    for expect in each.chain(others.map(str::to_owned)) {
+        ensure!(said.lines().any(|line| line == expect), "no {expect:?} in {said}");
+    }
+    Ok(())
 }
 
 fn layers(host: &Host) -> Result<()> {

@@ -5,6 +5,7 @@ mod attach;
 mod boot_config;
 mod clients;
 mod cockpit;
+mod commits;
 mod copies;
 mod devcontainer;
 mod egress;
@@ -13,6 +14,7 @@ mod fork;
 mod guests;
 mod habits;
 mod host_kernel;
+mod idle;
 mod images;
 mod limits;
 mod lists;
@@ -59,6 +61,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     attach::CHECKS,
     boot_config::CHECKS,
     clients::CHECKS,
+    commits::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
     egress::CHECKS,
@@ -82,6 +85,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     settings::CHECKS,
     ssh::CHECKS,
     suspend::CHECKS,
+    idle::CHECKS,
     terminal::CHECKS,
     workspace::CHECKS,
 ];

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::{Check, as_user, expect, run_as, run_as_root, sh, sh_as_root, text};
 use crate::host::Host;
@@ -15,6 +16,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("doctor changes nothing of what is kept", doctor),
     ("busctl creates and shows a sandbox", busctl),
     ("a desktop's client sees its user's sandboxes and no others", desktop),
+    ("machinectl lists a sandbox while it runs, and not its name", machines),
 ];
 
 fn polkit(host: &Host) -> Result<()> {
@@ -113,4 +115,19 @@ fn desktop(host: &Host) -> Result<()> {
     ensure!(saw("added") && alice.contains("seen-vm") && saw("removed"), "alice saw {alice:?}");
     ensure!(bob == "ready", "bob saw {bob:?}");
     Ok(())
+}
+
+fn machines(host: &Host) -> Result<()> {
+    sh(host, "alice", "banger vm create --name secret")?;
+    let shown: Value = serde_json::from_str(&sh(host, "alice", "banger vm show secret --json")?)?;
+    let id = shown["id"].as_str().context("no id")?;
+    let seen = run_as(host, "bob", &script!("level4/people/machines.sh", id = id));
+    sh(host, "alice", "banger vm delete --force secret")?;
+    let seen = seen?;
+    ensure!(seen.contains(&format!("banger-{id} vm banger")), "{seen:?}");
+    ensure!(!seen.contains("secret"), "bob sees the name of the sandbox: {seen:?}");
+    let unit = format!("Unit=banger-vm-{id}.service");
+    ensure!(seen.lines().any(|line| line == unit), "{seen:?}");
+    let left = "! machinectl list --no-legend | grep banger-";
+    run_as_root(host, &["timeout", "30", "sh", "-c", &format!("until {left}; do sleep 0.2; done")]).map(drop)
 }

@@ -9,8 +9,8 @@ use banger_proto::count::counted;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::{fetch::Fetch, stored};
 use crate::{
-    client::service::id_of,
     command::vm::workspace_args::guest_path,
     error::{Error, Result},
     guest::agent::Guest,
@@ -21,7 +21,7 @@ use crate::{
     workspace::{
         apply::{self, Dirty},
         export::{self, Difference, Range},
-        record::{Records, StoredWorkspace, reference},
+        record::{StoredWorkspace, reference},
     },
 };
 
@@ -64,6 +64,9 @@ pub struct Export {
     /// Put the changes on a new branch of the repository, as one commit
     #[arg(long, value_name = "BRANCH")]
     branch: Option<String>,
+    /// Bring back the commits themselves, as `banger vm workspace fetch` does
+    #[arg(long, conflicts_with_all = ["base_commit", "output", "apply", "message", "stat", "json"])]
+    commits: bool,
     /// Message of that commit
     #[arg(short, long, value_name = "TEXT", requires = "branch")]
     message: Option<String>,
@@ -79,9 +82,13 @@ pub struct Export {
 
 impl Export {
     pub async fn run(&self) -> Result<u8> {
+        if self.commits {
+            let (path, branch) = (self.guest_path.as_deref(), self.branch.as_deref());
+            return Fetch::of_export(&self.sandbox, path, branch, self.json, self.progress).run().await;
+        }
         let progress = Progress::new(self.progress);
         let mut guest = Guest::of(&self.sandbox).await?;
-        let kept = self.kept(&id_of(guest.vm()))?;
+        let kept = stored(&guest, &self.sandbox, self.guest_path.as_deref())?;
         let track = progress.track(None);
         export::fetch(&mut guest, &kept, &track).await.map_err(|error| error.about(&self.reference()))?;
         drop(track);
@@ -104,18 +111,6 @@ impl Export {
     /// Returns the workspace as the user would type it.
     fn reference(&self) -> String {
         reference(&self.sandbox, self.guest_path.as_deref())
-    }
-
-    fn kept(&self, id: &str) -> Result<StoredWorkspace> {
-        Records::of(id)?.find(self.guest_path.as_deref()).ok_or_else(|| {
-            let location = self.guest_path.as_deref().map(|path| format!(" at {path}")).unwrap_or_default();
-            Error::Refused(format!("you sent no repository to {}{location}", self.sandbox)).with_hint(
-                format!(
-                    "`banger vm workspace prepare {} PATH` sends one; `banger vm cp` copies any file.",
-                    self.sandbox
-                ),
-            )
-        })
     }
 
     /// Applies the changes as requested. Returns them if they are to be printed.

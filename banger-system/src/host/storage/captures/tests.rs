@@ -32,7 +32,7 @@ impl Host {
 
     async fn keep(&self, content: &[u8]) -> Stored {
         let unfinished = self.receive(content, content.len()).await.unwrap();
-        unfinished.finish(&facts("QEMU 7.2.1"), AT).await.unwrap()
+        unfinished.finish(&facts("QEMU 7.2.1"), AT, None).await.unwrap()
     }
 
     async fn send(&self) -> (Vec<u8>, Result<()>) {
@@ -92,7 +92,7 @@ async fn a_capture_has_no_name_before_it_is_complete_and_leaves_nothing_if_it_is
     assert_eq!(host.captures.found().await.unwrap(), [VM], "recovery finds it");
     // As a stop does meanwhile: what was removed does not come back.
     host.captures.remove(VM).await.unwrap();
-    assert!(unfinished.finish(&facts("QEMU 7.2.1"), AT).await.is_err());
+    assert!(unfinished.finish(&facts("QEMU 7.2.1"), AT, None).await.is_err());
     assert!(host.is_empty());
     drop(host.receive(&memory(), memory().len()).await.unwrap());
     assert!(host.is_empty());
@@ -139,7 +139,8 @@ async fn a_capture_is_loaded_only_where_it_was_made() {
     let host = Host::new();
     host.keep(&memory()).await;
     let differs = host.captures.check(VM, &facts("QEMU 8.0.0")).await;
-    assert!(matches!(&differs, Err(Error::Differs { what }) if what == "the VMM"), "{differs:?}");
+    let expect = "the VMM (QEMU 7.2.1, now QEMU 8.0.0)";
+    assert!(matches!(&differs, Err(Error::Differs { what }) if what == expect), "{differs:?}");
 }
 
 #[tokio::test]
@@ -155,4 +156,13 @@ async fn a_vmm_that_stops_reading_does_not_hide_damage() {
         let sent = host.captures.send(VM, to).await;
         assert_eq!(matches!(sent, Err(Error::Damaged { .. })), is_damaged, "{sent:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vmm_that_does_not_read_is_given_up_and_the_rest_is_verified() {
+    let host = Host::new();
+    host.keep(&memory()).await;
+    let (unread, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    host.captures.send(VM, to).await.unwrap();
+    drop(unread);
 }

@@ -22,6 +22,7 @@ mod snapshot;
 use std::{
     fs::{File, OpenOptions},
     io::ErrorKind,
+    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -40,9 +41,9 @@ use super::disks::{self, FileDisks};
 use crate::{
     host::blocking::blocking,
     ports::{
-        Check, FromHost as _, Status,
+        Check, FromHost as _, Progress, Status,
         captures::HostFacts,
-        disks::{Disks, Error, FrozenLayer, OverlayBy, Result},
+        disks::{Disks, Error, FrozenLayer, OverlayBy, Parent, Result},
     },
 };
 
@@ -148,16 +149,30 @@ impl Disks for MapperDisks {
         Ok(vec![system, disks::work_drive(&self.paths, vm)])
     }
 
-    async fn freezable(&self, vm: VmId) -> Result<Bytes> {
-        self.files.freezable(vm).await
+    async fn freezable(&self, vm: VmId, parent: Parent) -> Result<Bytes> {
+        self.files.freezable(vm, parent).await
     }
 
     async fn freeze(&self, vm: VmId) -> Result<()> {
         self.files.freeze(vm).await
     }
 
-    async fn create_child(&self, vm: VmId, of: VmId) -> Result<()> {
-        self.files.create_child(vm, of).await
+    async fn freeze_running(&self, vm: VmId) -> Result<Vec<OwnedFd>> {
+        self.files.freeze_running(vm).await
+    }
+
+    async fn create_child(
+        &self,
+        vm: VmId,
+        of: VmId,
+        parent: Parent,
+        progress: Arc<dyn Progress>,
+    ) -> Result<()> {
+        self.files.create_child(vm, of, parent, progress).await
+    }
+
+    async fn empty(&self, vm: VmId) -> Result<()> {
+        self.files.empty(vm).await
     }
 
     async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>> {

@@ -71,12 +71,17 @@ pub async fn resume(qmp: &mut Qmp, capture: &Capture) -> Result<()> {
     Ok(())
 }
 
+/// Stops a guest, and writes out what the disks have cached.
+pub async fn halt(qmp: &mut Qmp) -> Result<()> {
+    qmp.run_within(MEMORY_TIMEOUT, "stop", json!({})).await?;
+    Ok(())
+}
+
 /// Stops a guest, and has QEMU write its memory and its state into a pipe.
 pub async fn save(qmp: &mut Qmp, to: OwnedFd) -> Result<()> {
     set_memory(qmp, Memory::InTheStream).await?;
     qmp.run("migrate-set-parameters", json!({"max-bandwidth": UNLIMITED})).await?;
-    // It writes out what the disks have cached.
-    qmp.run_within(MEMORY_TIMEOUT, "stop", json!({})).await?;
+    halt(qmp).await?;
     qmp.pass_file(STATE, to.as_fd()).await?;
     // The reader sees the end once QEMU closes its own copy.
     drop(to);

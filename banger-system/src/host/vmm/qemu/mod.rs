@@ -3,6 +3,7 @@
 mod args;
 mod capture;
 mod key;
+mod layers;
 mod qmp;
 mod sockets;
 
@@ -157,6 +158,14 @@ impl Vmm for Qemu {
     async fn facts(&self, vm: VmId) -> Result<HostFacts> {
         let version = capture::version(&mut self.sockets.control(vm).await?).await?;
         Ok(key::facts(version, self.acceleration, &self.host().await?))
+    }
+
+    async fn halt(&self, vm: VmId) -> Result<()> {
+        capture::halt(&mut self.sockets.control(vm).await?).await
+    }
+
+    async fn switch_layers(&self, vm: VmId, layers: Vec<OwnedFd>) -> Result<()> {
+        layers::switch(&mut self.sockets.control(vm).await?, &layers).await
     }
 
     async fn save(&self, vm: VmId, to: OwnedFd) -> Result<()> {

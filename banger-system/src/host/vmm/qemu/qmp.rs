@@ -98,6 +98,12 @@ impl Qmp {
         Ok(())
     }
 
+    /// Gives QEMU a file, and returns the number in `/dev/fdset` by which its drivers open it.
+    pub async fn add_file(&mut self, file: BorrowedFd<'_>) -> Result<u64> {
+        let added = self.request("add-fd", json!({}), Some(file), TIMEOUT).await?;
+        added["fdset-id"].as_u64().ok_or_else(nonsense)
+    }
+
     async fn request(
         &mut self,
         command: &str,
@@ -160,7 +166,7 @@ fn gone(why: &dyn std::fmt::Display) -> Error {
     Error::Failed { message: format!("lost the connection to QEMU: {why}") }
 }
 
-fn nonsense() -> Error {
+pub fn nonsense() -> Error {
     Error::Failed { message: "unexpected reply from QEMU".to_owned() }
 }
 

@@ -1,0 +1,244 @@
+//! Lets commands in a sandbox use credentials of the user while they run.
+//!
+//! ```text
+//!   sandbox: git, ssh ──► socket in /run ──► agent ──► this process ──► git credential fill, ssh-agent
+//!            hostile                                    filter, count, report
+//! ```
+//!
+//! This process answers, as long as the command runs. Each use is a line on its standard error. Passwords get to the
+//! program that asks, over the stream of the agent: never on the bus, into a database or onto a disk. Everything that the
+//! sandbox sends is bounded.
+
+mod git;
+mod rate;
+mod spec;
+mod ssh_agent;
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use banger_proto::{
+    bus::{names::VM_INTERFACE, option::agent},
+    guest::{Exec, Request, message::Endpoint},
+};
+use tokio::{io::DuplexStream, sync::Semaphore, task::JoinSet};
+use zbus::OwnedObjectPath;
+
+pub use self::spec::Share;
+use self::{
+    rate::{Rate, Verdict},
+    ssh_agent::Keys,
+};
+use crate::{
+    client::bus::Bus,
+    error::{Error, Result},
+    guest::{
+        agent::Guest,
+        relay::{Incoming, Relay},
+    },
+    ui::{sanitize, signals::Listener},
+    workspace::tooling,
+};
+
+/// Limit on connections of the sandbox to one socket. Further ones wait.
+const MAX_CONNECTIONS: usize = 4;
+/// How long a connection may last, with the time that it waits for the user to touch a key.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a connection waits for a stream to the sandbox.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes on their way between the two halves of a connection.
+const BUFFER: usize = 16 << 10;
+
+/// What is shared with a command, as long as this is kept.
+#[derive(Default)]
+pub struct Shares {
+    variables: Vec<(String, String)>,
+    sockets: JoinSet<Result<()>>,
+}
+
+/// Answers the connections to one socket.
+struct Answerer {
+    bus: Bus,
+    vm: OwnedObjectPath,
+    sandbox: String,
+    source: Source,
+    rate: Mutex<Rate>,
+}
+
+/// Where answers come from.
+enum Source {
+    /// Passwords for these hosts.
+    Git(Vec<git::Site>),
+    /// An ssh-agent, with these of its keys.
+    SshAgent(PathBuf, Keys),
+}
+
+impl Shares {
+    /// Makes these credentials available to commands of this user in a sandbox. The variables are for the command only.
+    pub async fn start(
+        (bus, vm, listener): (&Bus, &OwnedObjectPath, &Listener),
+        shares: &[Share],
+        user: Option<&str>,
+    ) -> Result<Self> {
+        let mut this = Self::default();
+        let sandbox = match shares.is_empty() {
+            true => return Ok(this),
+            false => bus.properties(vm, VM_INTERFACE).await?.name().to_owned(),
+        };
+        for source in sources(shares)? {
+            let socket = socket_path(&source)?;
+            this.variables.extend(source.variables(&socket));
+            let answerer = Arc::new(Answerer {
+                bus: bus.clone(),
+                vm: vm.clone(),
+                sandbox: sandbox.clone(),
+                source,
+                rate: Mutex::default(),
+            });
+            let relay = answerer.open(&Request::Listen(Endpoint::Unix(socket.clone()))).await?;
+            let mut guest = Guest::new(bus.clone(), vm.clone(), listener.resubscribe());
+            if let Some(user) = user {
+                tooling::give_socket(&mut guest, user, &socket).await?;
+            }
+            this.sockets.spawn(answerer.accept(Incoming::new(relay)));
+        }
+        Ok(this)
+    }
+
+    /// Adds the variables to a command.
+    pub fn add_to(&self, exec: &mut Exec) {
+        exec.env.extend(self.variables.iter().cloned());
+    }
+}
+
+/// Returns the error for a command that would outlive its credentials, because of this option.
+pub fn not_detached(option: &str) -> Error {
+    Error::Refused(
+        "the credentials are shared by this command, which may end before the one in the sandbox".to_owned(),
+    )
+    .with_hint(format!("leave out `{option}` or `--share`."))
+}
+
+fn sources(shares: &[Share]) -> Result<Vec<Source>> {
+    let (mut sites, mut keys, mut agent) = (Vec::new(), Keys::default(), None);
+    for share in shares {
+        match share {
+            Share::Git(site) => sites.push(site.clone()),
+            Share::SshAgent(key) => {
+                keys.allow(key.as_deref());
+                agent = Some(ssh_agent::socket_of_caller()?);
+            }
+        }
+    }
+    let git = (!sites.is_empty()).then_some(Source::Git(sites));
+    Ok(git.into_iter().chain(agent.map(|path| Source::SshAgent(path, keys))).collect())
+}
+
+/// Returns a path for a socket in the guest's file system in memory, which no other command knows.
+fn socket_path(source: &Source) -> Result<String> {
+    let mut random = [0; 16];
+    let filled = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+    filled.map_err(|error| Error::io("get random bytes", error.into()))?;
+    let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let kind = match source {
+        Source::Git(_) => "git",
+        Source::SshAgent(..) => "ssh",
+    };
+    Ok(format!("/run/banger-{kind}-{name}.sock"))
+}
+
+impl Source {
+    fn variables(&self, socket: &str) -> Vec<(String, String)> {
+        match self {
+            Self::Git(sites) => git::variables(sites, socket),
+            Self::SshAgent(..) => vec![("SSH_AUTH_SOCK".to_owned(), socket.to_owned())],
+        }
+    }
+}
+
+impl Answerer {
+    async fn open(&self, request: &Request) -> Result<Relay> {
+        let stream = self.bus.open_agent(&self.vm, agent::CONNECTION, Some(STREAM_TIMEOUT)).await?;
+        Relay::begin(stream, request).await
+    }
+
+    /// Answers connections as they come. While as many are answered as may be, the others wait in the sandbox.
+    async fn accept(self: Arc<Self>, mut incoming: Incoming) -> Result<()> {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let number = incoming.next().await?;
+            // It is never closed.
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            let this = Arc::clone(&self);
+            tokio::spawn(async move {
+                // A connection that fails gets no credentials, and that is all.
+                let _ = tokio::time::timeout(CONNECTION_TIMEOUT, this.answer(number)).await;
+                drop(slot);
+            });
+        }
+    }
+
+    async fn answer(&self, number: u64) -> Result<()> {
+        let relay = self.open(&Request::Accept(number)).await?;
+        let (ours, theirs) = tokio::io::duplex(BUFFER);
+        let (carried, ()) = tokio::join!(relay.carry(theirs), self.talk(ours));
+        carried.map(drop)
+    }
+
+    async fn talk(&self, connection: DuplexStream) {
+        // Errors are of the connection, which ends.
+        let _ = match &self.source {
+            Source::Git(sites) => git::answer(connection, sites, self).await,
+            Source::SshAgent(path, keys) => ssh_agent::answer(connection, path, keys, self).await,
+        };
+    }
+}
+
+/// Decides whether a credential may be used, and tells the user.
+trait Uses {
+    /// Returns whether there were few uses of late. Tells the user about this one.
+    fn allow(&self, what: &str) -> bool;
+    /// Tells the user about something that was refused.
+    fn refuse(&self, what: &str);
+}
+
+impl Uses for Answerer {
+    fn allow(&self, what: &str) -> bool {
+        let is_allowed = self.count();
+        if is_allowed {
+            self.tell(&format!("uses {what}"));
+        }
+        is_allowed
+    }
+
+    fn refuse(&self, what: &str) {
+        if self.count() {
+            self.tell(&format!("asked for {what}, which is not shared"));
+        }
+    }
+}
+
+impl Answerer {
+    /// Counts a request. Returns whether there were few of late.
+    fn count(&self) -> bool {
+        // Each change under the lock is complete.
+        let verdict = self.rate.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
+        if verdict == Verdict::Last {
+            self.tell("asks for credentials too often: further requests are refused for a minute");
+        }
+        verdict == Verdict::Allowed
+    }
+
+    /// Tells the user, also with `--quiet`. A command may have put the terminal into raw mode.
+    fn tell(&self, what: &str) {
+        let line = sanitize::line(&format!("note: {} {what}.", self.sandbox));
+        match io::stderr().is_terminal() {
+            true => eprint!("\r\n{line}\r\n"),
+            false => eprintln!("{line}"),
+        }
+    }
+}

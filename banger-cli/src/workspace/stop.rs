@@ -1,0 +1,130 @@
+//! Ends the processes that a thread waits for. A thread cannot be cancelled, but what it waits for can be killed.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    os::fd::OwnedFd,
+    process::Child,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+thread_local! {
+    /// What ends the work of this thread.
+    static CURRENT: RefCell<Stop> = RefCell::default();
+}
+
+/// Ends the processes of one piece of work.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    is_stopped: bool,
+    running: HashMap<u32, OwnedFd>,
+}
+
+/// A process that is killed when its work is stopped.
+#[derive(Debug)]
+pub struct Killable {
+    stop: Stop,
+    id: u32,
+}
+
+impl Stop {
+    /// Runs blocking work, whose processes this ends.
+    pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        CURRENT.set(self.clone());
+        let done = work();
+        CURRENT.take();
+        done
+    }
+
+    /// Kills the processes that run, and those that are started from now on.
+    pub fn stop(&self) {
+        let mut state = self.state();
+        state.is_stopped = true;
+        state.running.values().for_each(kill);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change under the lock is complete.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs the part of this thread's work that must not stop half-way: its processes are not killed.
+pub fn to_the_end<T>(work: impl FnOnce() -> T) -> T {
+    let outer = CURRENT.replace(Stop::default());
+    let done = work();
+    CURRENT.set(outer);
+    done
+}
+
+/// Makes a process of this thread one that is killed when the thread's work is stopped.
+pub fn killable(child: &Child) -> Killable {
+    let (stop, id) = (CURRENT.with_borrow(Clone::clone), child.id());
+    let process = i32::try_from(id).ok().and_then(Pid::from_raw);
+    let process = process.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok());
+    if let Some(process) = process {
+        let mut state = stop.state();
+        if state.is_stopped {
+            kill(&process);
+        }
+        state.running.insert(id, process);
+    }
+    Killable { stop, id }
+}
+
+fn kill(process: &OwnedFd) {
+    // It may have ended by itself.
+    let _ = pidfd_send_signal(process, Signal::KILL);
+}
+
+impl Drop for Killable {
+    fn drop(&mut self) {
+        self.stop.state().running.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        process::{Command, ExitStatus},
+        thread,
+    };
+
+    use super::*;
+
+    fn run(words: &[&str]) -> ExitStatus {
+        let mut child = Command::new(words[0]).args(&words[1..]).spawn().unwrap();
+        let _killable = killable(&child);
+        child.wait().unwrap()
+    }
+
+    fn sleep() -> ExitStatus {
+        run(&["sleep", "1000"])
+    }
+
+    fn short() -> ExitStatus {
+        run(&["sleep", "0.01"])
+    }
+
+    #[test]
+    fn a_process_ends_with_the_work_that_waits_for_it() {
+        let stop = Stop::default();
+        let theirs = stop.clone();
+        let work = thread::spawn(move || theirs.during(|| (sleep(), sleep(), to_the_end(short))));
+        while stop.state().running.is_empty() {
+            thread::yield_now();
+        }
+        // Another one is not affected.
+        Stop::default().stop();
+        stop.stop();
+        let (first, second, last) = work.join().unwrap();
+        assert!(!first.success() && !second.success() && last.success());
+        assert!(stop.state().running.is_empty());
+    }
+}
