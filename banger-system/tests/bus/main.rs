@@ -7,6 +7,7 @@ mod crowd;
 mod floods;
 mod fork;
 mod lifetime;
+mod matrix;
 #[path = "../private_bus/mod.rs"]
 mod private_bus;
 mod pull;

@@ -4,10 +4,17 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
+use policy::{Decision, Group, Session, decide};
+
 use super::{Check, as_user, expect, run_as, run_as_root, sh, sh_as_root, text};
 use crate::host::Host;
 
+#[path = "../../../../banger-system/tests/private_bus/policy.rs"]
+#[expect(clippy::unwrap_used, clippy::panic, dead_code, reason = "it is shared with a test")]
+mod policy;
+
 pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("a real polkit decides by the packaged policy as the table of callers says", policy_is_followed),
     ("members of the group need no prompt and others get a hint", polkit),
     ("an administrator is asked for a password and then served", password),
     ("other users neither see nor stop a sandbox", privacy),
@@ -16,6 +23,36 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("busctl creates and shows a sandbox", busctl),
     ("a desktop's client sees its user's sandboxes and no others", desktop),
 ];
+
+fn policy_is_followed(host: &Host) -> Result<()> {
+    let ask = script!("level4/people/permissions.sh");
+    let actions: Vec<&str> = include_str!("../../../../polkit/dev.banger.Manager1.policy")
+        .split("<action id=\"")
+        .skip(1)
+        .filter_map(|part| part.split('"').next())
+        .collect();
+    ensure!(actions.len() >= 8, "the policy has only {actions:?}");
+    for (user, at_a_display, session, group) in [
+        ("alice", false, Session::Elsewhere, Group::Member),
+        ("carol", false, Session::Elsewhere, Group::Other),
+        ("carol", true, Session::Active, Group::Other),
+    ] {
+        let mut asking = host.session(user, at_a_display, &ask)?;
+        let said = expect(&asking.stdin(Stdio::null()).output().context("cannot ask")?, 0)?;
+        for action in &actions {
+            let word = match decide(action, session, group) {
+                Decision::Yes => "yes",
+                Decision::No => "no",
+                Decision::Password => "auth",
+            };
+            let line = format!("\"{action}\" \"{word}\"");
+            ensure!(said.contains(&line), "{user} in {session:?}: no {line} in {said:?}");
+        }
+    }
+    let root = run_as_root(host, &ask)?;
+    ensure!(actions.iter().all(|action| root.contains(&format!("\"{action}\" \"yes\""))), "root: {root:?}");
+    Ok(())
+}
 
 fn polkit(host: &Host) -> Result<()> {
     let refused = as_user(host, "carol", &["banger", "vm", "run", "--rm", "--", "true"])?;
