@@ -37,6 +37,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--pull", &["", "sometimes"]),
     ("--ready-timeout", &["", "0", "soon", "-1", "99999999999"]),
     ("--remote", FORWARDS),
+    ("--restart", &["", "sometimes", "unless-stopped"]),
     ("--root-size", SIZES),
     ("--signal", &["", "SIGNOTHING", "99", "-9"]),
     ("--session", SESSIONS),

@@ -49,6 +49,8 @@ impl VmTask {
             disk_size: change.disk_size.unwrap_or(spec.disk_size),
             root_size: change.root_size.unwrap_or(spec.root_size),
             nat: change.nat.unwrap_or(spec.nat),
+            restart: change.restart.unwrap_or(spec.restart),
+            autostart: change.autostart.unwrap_or(spec.autostart),
             ..spec.clone()
         };
         let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
@@ -62,7 +64,12 @@ impl VmTask {
             self.require_unread_disks().await?;
             self.resize(&new).await?;
         }
-        self.become_spec(new).await
+        let started = self.vm.spec.starts_with_host();
+        self.become_spec(new).await?;
+        if self.vm.spec.starts_with_host() != started {
+            self.shared.follow_autostart().await;
+        }
+        Ok(())
     }
 
     /// Grows the disks, after checking that all new sizes are possible. A disk that has grown stays so when a later

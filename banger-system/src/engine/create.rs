@@ -58,6 +58,8 @@ impl Engine {
                 authorized_keys: request.authorized_keys,
                 ports: ports.into_iter().collect(),
                 labels: request.labels,
+                restart: request.restart,
+                autostart: request.autostart,
             },
             image: image.id,
             kernel,

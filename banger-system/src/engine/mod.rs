@@ -4,6 +4,7 @@
 //! methods, and every change goes out on one queue ([`Events`]).
 
 pub mod agent;
+mod autostart;
 mod capability;
 mod configure;
 mod create;
@@ -49,7 +50,7 @@ use banger_domain::{
 };
 use banger_image::record::{DefaultImage, Image, Kernel};
 use banger_proto::size::Bytes;
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{Mutex, OnceCell, oneshot};
 
 use self::{
     agent::StreamQueues,
@@ -124,6 +125,8 @@ struct Shared {
     making: Making,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
+    /// Held while the host is told whether to start the service when it boots.
+    autostart: Mutex<()>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
     /// What went wrong on the host and is not mended yet.
@@ -148,6 +151,7 @@ impl Engine {
             stream_queues: StreamQueues::default(),
             making: Making::default(),
             subnet: OnceCell::new(),
+            autostart: Mutex::default(),
             names: RwLock::default(),
             problems: Problems::default(),
             tasks: tasks.clone(),

@@ -11,6 +11,7 @@ mod matrix;
 #[path = "../private_bus/mod.rs"]
 mod private_bus;
 mod pull;
+mod restart;
 mod signals;
 #[path = "../skip/mod.rs"]
 mod skip;

@@ -7,6 +7,7 @@ use banger_domain::{
     lifecycle::State,
     limits::Limits,
     net::nic::{Nat, SameOwner},
+    restart::RestartPolicy,
     vm::{Init, Lifetime},
     vmm::VmmChoice,
 };
@@ -183,6 +184,8 @@ pub fn request() -> CreateVm {
         init: Init::Auto,
         lifetime: Lifetime::Persistent,
         labels: BTreeMap::new(),
+        restart: RestartPolicy::No,
+        autostart: false,
         ports: Vec::new(),
         start: Some(Start::default()),
     }

@@ -15,6 +15,7 @@ mod pull;
 mod queue;
 mod reboot;
 mod recovery;
+mod restart;
 mod sharing;
 mod steps;
 mod streams;

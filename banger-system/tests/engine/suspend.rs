@@ -13,7 +13,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         error::Error,
-        request::{Configure, CreateVm, KeepMemory, Start, Stop, StopMode, WaitFor},
+        request::{Configure, CreateVm, KeepMemory, Start, StartCause, Stop, StopMode, WaitFor},
         view::{BootedFrom, Outcome},
     },
     ports::supervisor::Ended,
@@ -21,7 +21,8 @@ use banger_system::{
 
 use crate::engine_lab::{ALICE, EngineLab, TIMEOUT, request};
 
-const COLD: Start = Start { memory: KeepMemory::No, wait_for: WaitFor::Agent, ready_timeout: None };
+const COLD: Start =
+    Start { memory: KeepMemory::No, wait_for: WaitFor::Agent, ready_timeout: None, cause: StartCause::User };
 const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 
 impl EngineLab {

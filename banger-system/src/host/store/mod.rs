@@ -81,7 +81,8 @@ impl Store for SqliteStore {
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
-                    vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size
+                    vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size,
+                    restart, autostart
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -106,6 +107,7 @@ impl Store for SqliteStore {
         let authorized_keys: Vec<&str> = vm.spec.authorized_keys.iter().map(AuthorizedKey::as_str).collect();
         let authorized_keys = authorized_keys.join("\n");
         let timezone = vm.spec.timezone.as_ref().map(ToString::to_string).unwrap_or_default();
+        let restart = vm.spec.restart.as_str();
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
@@ -113,8 +115,8 @@ impl Store for SqliteStore {
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
                               ready_at, boot_id, vmm, slot, nat, ports, host_key,
-                              authorized_keys, timezone, root_size)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              authorized_keys, timezone, root_size, restart, autostart)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -126,7 +128,7 @@ impl Store for SqliteStore {
                  boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
                  nat = excluded.nat, ports = excluded.ports, host_key = excluded.host_key,
                  authorized_keys = excluded.authorized_keys, timezone = excluded.timezone,
-                 root_size = excluded.root_size",
+                 root_size = excluded.root_size, restart = excluded.restart, autostart = excluded.autostart",
             id,
             name,
             owner,
@@ -156,6 +158,8 @@ impl Store for SqliteStore {
             authorized_keys,
             timezone,
             root_size,
+            restart,
+            vm.spec.autostart,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await

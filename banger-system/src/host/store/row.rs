@@ -7,6 +7,7 @@ use banger_domain::{
     lifecycle::{Reason, State},
     net::{nic::Nat, subnet::Slot},
     resource::Resource,
+    restart::RestartPolicy,
     ssh::{AuthorizedKey, HostKey},
     vm::{Init, Lifetime, Token, Vm, VmSpec},
     vmm::VmmChoice,
@@ -53,6 +54,8 @@ pub(super) struct VmRow {
     pub started_at: i64,
     pub ready_at: i64,
     pub boot_id: String,
+    pub restart: String,
+    pub autostart: i64,
 }
 
 impl TryFrom<VmRow> for Vm {
@@ -84,6 +87,8 @@ impl TryFrom<VmRow> for Vm {
                     text => Some(read.text("timezone", text)?),
                 },
                 labels: read.known("labels", serde_json::from_str(&row.labels).ok())?,
+                restart: read.known("restart", RestartPolicy::parse(&row.restart))?,
+                autostart: row.autostart != 0,
             },
             image: read.text("image", &row.image)?,
             kernel: read.text("kernel", &row.kernel)?,

@@ -24,6 +24,7 @@ mod ready;
 mod recipe;
 mod refusals;
 mod registry;
+mod restart;
 mod sessions;
 mod settings;
 mod ssh;
@@ -76,6 +77,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     recipe::CHECKS,
     refusals::CHECKS,
     registry::CHECKS,
+    restart::CHECKS,
     sessions::CHECKS,
     settings::CHECKS,
     ssh::CHECKS,
