@@ -8,6 +8,7 @@ mod disks;
 mod engine_lab;
 mod fork;
 mod host_kernel;
+mod killpoints;
 mod network;
 mod panics;
 mod pause;

@@ -13,6 +13,7 @@ mod guests;
 mod habits;
 mod host_kernel;
 mod images;
+mod killpoints;
 mod limits;
 mod lists;
 mod mcp;
@@ -32,6 +33,8 @@ mod suspend;
 mod template;
 mod terminal;
 mod workspace;
+
+pub use killpoints::random as random_kills;
 
 use std::{
     collections::VecDeque,
@@ -66,6 +69,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     habits::CHECKS,
     host_kernel::CHECKS,
     images::CHECKS,
+    killpoints::CHECKS,
     limits::CHECKS,
     lists::CHECKS,
     mcp::CHECKS,
