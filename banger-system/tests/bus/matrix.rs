@@ -16,7 +16,6 @@ use banger_proto::bus::{
         MANAGER_INTERFACE as MANAGER, MANAGER_PATH, SERVICE, VM_INTERFACE as VM, action,
     },
 };
-use banger_system::sim::Sim;
 use futures_util::{StreamExt, future::join_all};
 use zbus::{
     Fd, Message, MessageStream, OwnedObjectPath, OwnedVariant, Structure, Variant,
@@ -24,8 +23,8 @@ use zbus::{
 };
 
 use crate::private_bus::{
-    Answer, BOB, CAROL, Client, Group, Service, Session, TIMEOUT, decide, is_possible, null, options,
-    require, within_timeout,
+    Answer, BOB, CAROL, Client, Group, Service, Session, decide, is_possible, null, options, require,
+    within_timeout,
 };
 
 /// What a row calls a member on.
@@ -224,10 +223,7 @@ struct Lab {
 
 impl Lab {
     async fn new(column: &Column) -> Self {
-        let sim = Sim::new();
-        let users = sim.ports().users;
-        let timeout = if column.authority == Authority::Hangs { SHORT } else { TIMEOUT };
-        let service = Service::start_with_timeout(sim, users, timeout).await;
+        let mut service = Service::start().await;
         let caller = service.client(column.uid).await;
         let other = service.client(BOB).await;
         for action in action::ALL {
@@ -238,8 +234,6 @@ impl Lab {
             let (vm, job) = client.create_with("box", "start", false).await.unwrap();
             client.done(&job).await;
             objects.insert((VM, whose), vm);
-            // The creator of a job has its owner's rights.
-            objects.insert((JOB, whose), job);
             objects.insert((IMAGE, whose), client.import_image("mine", options([])).await);
             objects.insert((KERNEL, whose), import_kernel(client).await);
         }
@@ -250,6 +244,16 @@ impl Lab {
             objects.insert((interface, Shared), found.to_string());
         }
         objects.insert((MANAGER, Nothing), MANAGER_PATH.to_owned());
+        if column.authority == Authority::Hangs {
+            service.polkit_timeout = SHORT;
+            service.crash().await;
+            service.restart().await;
+        }
+        for (client, whose) in [(&caller, Own), (&other, Others)] {
+            let vm = &objects[&(VM, whose)];
+            let job: OwnedObjectPath = client.call(vm, "Stop", &(options([]),)).await.unwrap();
+            objects.insert((JOB, whose), job.to_string());
+        }
         let eyes = vec![caller.clone(), other, service.client(0).await];
         let mut flags = Flags::empty();
         for action in action::ALL {

@@ -31,7 +31,8 @@ pub struct Service {
     pub sim: Sim,
     pub clock: PausableClock,
     users: Arc<dyn Users>,
-    polkit_timeout: Duration,
+    /// How long polkit may take to answer, from the next start on.
+    pub polkit_timeout: Duration,
     pub engine: Engine,
     pub polkit: Polkit,
     pub connection: Connection,
@@ -51,11 +52,7 @@ impl Service {
 
     /// Does the same with these accounts.
     pub async fn start_with(sim: Sim, users: Arc<dyn Users>) -> Self {
-        Self::start_with_timeout(sim, users, POLKIT_TIMEOUT).await
-    }
-
-    /// Does the same, and gives polkit this time to answer.
-    pub async fn start_with_timeout(sim: Sim, users: Arc<dyn Users>, polkit_timeout: Duration) -> Self {
+        let polkit_timeout = POLKIT_TIMEOUT;
         let bus = Bus::start();
         let polkit = Polkit::start(&bus).await;
         let clock = PausableClock::default();
