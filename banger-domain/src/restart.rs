@@ -1,4 +1,4 @@
-//! When a sandbox starts again by itself: after an end, and when the host boots. The policies and the pauses are Docker's.
+//! When a sandbox starts by itself: after an end, and when the host boots. The policies and the pauses are Docker's.
 
 use std::{fmt, time::Duration};
 
@@ -19,7 +19,7 @@ pub enum RestartPolicy {
     /// None.
     #[default]
     No,
-    /// Those that nobody asked for: of the VMM, of the guest's kernel, or unseen.
+    /// Those that no user asked for: of the VMM, of the guest's kernel, or unseen.
     OnFailure,
     /// All but those that a user asked for. It also starts when the host boots.
     Always,

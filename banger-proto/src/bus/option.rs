@@ -293,7 +293,7 @@ pub mod vmm {
 pub mod restart {
     /// None.
     pub const NO: &str = "no";
-    /// Those that nobody asked for: of the VMM, or of the guest's kernel.
+    /// Those that no user asked for: of the VMM, or of the guest's kernel.
     pub const ON_FAILURE: &str = "on-failure";
     /// All but those that a user asked for. It also starts when the host boots.
     pub const ALWAYS: &str = "always";

@@ -125,7 +125,7 @@ struct Shared {
     making: Making,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
-    /// Held while the host is told whether to start the service when it boots.
+    /// Held from the look at the sandboxes until the host has the mark that makes it start the service, or not.
     autostart: Mutex<()>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,

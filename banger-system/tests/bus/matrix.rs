@@ -175,7 +175,7 @@ const SHORT: Duration = Duration::from_millis(200);
 /// What polkit does for the caller of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Authority {
-    /// It decides by the packaged policy, and nobody answers a dialog.
+    /// It decides by the packaged policy, without an agent that could ask a person.
     Decides,
     /// The same, and an administrator closes each dialog.
     Cancelled,
