@@ -14,7 +14,7 @@ work() {
         0) alice "banger create -q --no-start --vcpu 1 --name kill-$2" ;;
         1) alice 'banger start -q kill-base' ;;
         2) alice 'banger stop -q --force kill-base' ;;
-        3) alice 'banger vm set -q --nat --label run=1 kill-base; banger vm set -q --no-nat kill-base' ;;
+        3) alice 'banger vm set --nat --label run=1 kill-base; banger vm set --no-nat kill-base' ;;
         4) alice 'banger vm publish kill-base 8055:22; banger vm unpublish kill-base 8055' ;;
         5) alice "banger vm stop -q --force kill-base; banger vm fork -q --no-start --name fork-$2 kill-base" ;;
         6) alice 'banger rm -q --force $(banger ls -q | head -n 1)' ;;

@@ -6,7 +6,7 @@ alice() { HOME=/home/alice runuser -u alice -- sh -c "cd; $1"; }
 field() { alice "banger show --json keep" | sed -n "s/.*\"$1\": \"\{0,1\}\([^\",]*\).*/\1/p"; }
 is_up_again() { [ "$(field ready)" = true ] && [ "$(field boot_id)" != "$boot" ]; }
 
-alice 'banger create -q --vcpu 1 --name keep; banger vm set -q --restart on-failure keep'
+alice 'banger create -q --vcpu 1 --name keep; banger vm set --restart on-failure keep' > /dev/null
 echo "policy $(field restart)"
 boot=$(field boot_id)
 kill -KILL "$(field main_pid)"
