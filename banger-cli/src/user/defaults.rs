@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, env, ffi::OsString, fmt};
 
-use banger_proto::{bus::option::vmm, size::Bytes};
+use banger_proto::{
+    bus::option::{restart, vmm},
+    size::Bytes,
+};
 use serde_json::Value as Json;
 
 use crate::{
@@ -24,6 +27,8 @@ pub enum Key {
     RootSize,
     DiskSize,
     Nat,
+    Restart,
+    Autostart,
     Vmm,
     ReadyTimeout,
     Timezone,
@@ -52,7 +57,7 @@ enum Kind {
 }
 
 /// The keys, with their names in the file. The variable of the environment is the name in capitals after `BANGER_`.
-const KEYS: [(Key, &str, Kind); 17] = [
+const KEYS: [(Key, &str, Kind); 19] = [
     (Key::Image, "image", Kind::Text),
     (Key::Kernel, "kernel", Kind::Text),
     (Key::Pull, "pull", Kind::Word(&["missing", "never", "always"])),
@@ -61,6 +66,8 @@ const KEYS: [(Key, &str, Kind); 17] = [
     (Key::RootSize, "root_size", Kind::Size),
     (Key::DiskSize, "disk_size", Kind::Size),
     (Key::Nat, "nat", Kind::Switch),
+    (Key::Restart, "restart", Kind::Word(&[restart::NO, restart::ON_FAILURE, restart::ALWAYS])),
+    (Key::Autostart, "autostart", Kind::Switch),
     (Key::Vmm, "vmm", Kind::Word(&[vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])),
     (Key::ReadyTimeout, "ready_timeout", Kind::Count),
     (Key::Timezone, "timezone", Kind::Text),

@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// Increased by one with each addition to the interfaces.
-const API_LEVEL: u32 = 6;
+const API_LEVEL: u32 = 7;
 /// Features of this service, for clients that are newer than it.
 const FEATURES: [&str; 9] =
     ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh", "vm-commit", "vm-fork"];

@@ -50,6 +50,8 @@ impl VmTask {
             root_size: change.root_size.unwrap_or(spec.root_size),
             nat: change.nat.unwrap_or(spec.nat),
             idle: change.idle.unwrap_or(spec.idle),
+            restart: change.restart.unwrap_or(spec.restart),
+            autostart: change.autostart.unwrap_or(spec.autostart),
             ..spec.clone()
         };
         let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
@@ -66,7 +68,12 @@ impl VmTask {
         if new.idle != self.vm.spec.idle {
             self.forget_use();
         }
-        self.become_spec(new).await
+        let started = self.vm.spec.starts_with_host();
+        self.become_spec(new).await?;
+        if self.vm.spec.starts_with_host() != started {
+            self.shared.follow_autostart().await;
+        }
+        Ok(())
     }
 
     /// Grows the disks, after checking that all new sizes are possible. A disk that has grown stays so when a later

@@ -7,6 +7,7 @@ use banger_domain::{
     lifecycle::State,
     limits::Limits,
     net::nic::{Nat, SameOwner},
+    restart::RestartPolicy,
     vm::{Init, Lifetime},
     vmm::VmmChoice,
 };
@@ -184,6 +185,8 @@ pub fn request() -> CreateVm {
         lifetime: Lifetime::Persistent,
         labels: BTreeMap::new(),
         idle: None,
+        restart: RestartPolicy::No,
+        autostart: false,
         ports: Vec::new(),
         start: Some(Start::default()),
     }

@@ -8,6 +8,7 @@ use zbus::{OwnedObjectPath, Variant};
 
 use super::{
     idle_policy::{IdlePolicy, idle_policy},
+    restart_args::RestartArgs,
     size_args::SizeArgs,
     vm_args::label,
 };
@@ -20,13 +21,14 @@ use crate::{
 
 /// Change the configuration of sandboxes
 ///
-/// NAT, labels and the idle policy change at once, even those of a running sandbox. Processors, memory and disks change only while
-/// the sandbox is stopped. Disks can only grow; their file systems grow at the next start.
+/// NAT, labels, and the policies of restarts and idling change at once, even those of a running sandbox. Processors, memory and
+/// disks change only while the sandbox is stopped. Disks can only grow; their file systems grow at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm set --nat web
   banger vm set --no-nat web
+  banger vm set --restart always web
   banger vm set --label team=web --remove-label old web
   banger vm set --idle suspend=30m web
   banger vm stop web && banger vm set --memory 8GiB --root-size 40GiB web")]
@@ -41,6 +43,8 @@ pub struct Set {
     /// Remove internet access; guests of the same owner still reach each other
     #[arg(long)]
     no_nat: bool,
+    #[command(flatten)]
+    restart: RestartArgs,
     /// Set a label; others stay
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -58,7 +62,7 @@ pub struct Set {
 
 /// The ids of the options of which one is required, unless `--nat` is given.
 fn changes() -> impl Iterator<Item = &'static str> {
-    SizeArgs::IDS.into_iter().chain(["no_nat", "label", "remove_label", "idle"])
+    SizeArgs::IDS.into_iter().chain(RestartArgs::IDS).chain(["no_nat", "label", "remove_label", "idle"])
 }
 
 impl Set {
@@ -76,6 +80,7 @@ impl Set {
 
     fn options(&self) -> Options<'_> {
         let mut options: Options<'_> = self.sizes.options();
+        options.extend(self.restart.options());
         if self.nat || self.no_nat {
             options.insert(configure::NAT, Variant::from(self.nat));
         }
@@ -96,9 +101,9 @@ impl Set {
 /// Adds a hint for a sandbox whose state does not allow a change of its sizes.
 fn add_hint(error: Error) -> Error {
     match error.name() {
-        Some(ErrorName::InvalidState) => error.with_hint(
-            "only NAT, labels and the idle policy change while it runs: `banger vm stop NAME` stops it.",
-        ),
+        Some(ErrorName::InvalidState) => {
+            error.with_hint("sizes do not change while it runs: `banger vm stop NAME` stops it.")
+        }
         _ => error,
     }
 }
@@ -147,6 +152,10 @@ mod tests {
         assert_eq!(keys("set --label =b web"), None);
         assert_eq!(keys("set --idle suspend=30m web").unwrap().len(), 2);
         assert_eq!(keys("set --idle off web").unwrap().len(), 1);
+        assert_eq!(keys("set --restart always --autostart web").unwrap().len(), 2);
+        assert_ne!(keys("set --autostart web"), keys("set --no-autostart web"));
+        assert_eq!(keys("set --autostart --no-autostart web"), keys("set --no-autostart web"));
+        assert_eq!(keys("set --restart sometimes web"), None);
         assert_eq!(keys("set --disk 20GiB web"), keys("set --root-size 20GiB web"));
         assert_eq!(keys("set --root-size 20GiB --disk-size 9GiB web").unwrap().len(), 2);
     }

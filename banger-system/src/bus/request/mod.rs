@@ -29,7 +29,7 @@ use super::{
     caller::Caller,
     error::{Error, Result},
     options::{Dict, Options},
-    vm::read_start,
+    vm::{read_restart, read_start},
 };
 
 /// Parses a name.

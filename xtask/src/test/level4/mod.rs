@@ -15,6 +15,7 @@ mod habits;
 mod host_kernel;
 mod idle;
 mod images;
+mod killpoints;
 mod limits;
 mod lists;
 mod mcp;
@@ -26,6 +27,7 @@ mod ready;
 mod recipe;
 mod refusals;
 mod registry;
+mod restart;
 mod sessions;
 mod settings;
 mod ssh;
@@ -33,6 +35,8 @@ mod suspend;
 mod template;
 mod terminal;
 mod workspace;
+
+pub use killpoints::random as random_kills;
 
 use std::{
     collections::VecDeque,
@@ -68,6 +72,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     habits::CHECKS,
     host_kernel::CHECKS,
     images::CHECKS,
+    killpoints::CHECKS,
     limits::CHECKS,
     lists::CHECKS,
     mcp::CHECKS,
@@ -79,6 +84,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     recipe::CHECKS,
     refusals::CHECKS,
     registry::CHECKS,
+    restart::CHECKS,
     sessions::CHECKS,
     settings::CHECKS,
     ssh::CHECKS,
