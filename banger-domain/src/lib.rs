@@ -24,6 +24,7 @@ pub mod limits;
 pub mod name;
 pub mod net;
 pub mod resource;
+pub mod restart;
 pub mod ssh;
 pub mod stream;
 pub mod timezone;

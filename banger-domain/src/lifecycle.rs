@@ -269,6 +269,12 @@ pub enum Reason {
     Idle(String),
     /// The service found it gone when it started.
     Lost,
+    /// It was up when the host was shut down or restarted.
+    HostRestart,
+    /// It was started because the host has booted.
+    HostBoot,
+    /// Its restart policy has started it again, after it ended for this reason.
+    Restarted(Box<Reason>),
 }
 
 impl fmt::Display for Reason {
@@ -288,6 +294,9 @@ impl fmt::Display for Reason {
             Reason::CallerVanished => f.write_str("caller-vanished"),
             Reason::Idle(time) => write!(f, "idle:{time}"),
             Reason::Lost => f.write_str("lost"),
+            Reason::HostRestart => f.write_str("host-restart"),
+            Reason::HostBoot => f.write_str("host-boot"),
+            Reason::Restarted(end) => write!(f, "restarted:{end}"),
         }
     }
 }
@@ -299,6 +308,7 @@ impl Reason {
             Some(("vmm-exit", status)) => Reason::VmmExit(status.to_owned()),
             Some(("idle", time)) => Reason::Idle(time.to_owned()),
             Some(("start-failed", why)) => Reason::StartFailed(why.to_owned()),
+            Some(("restarted", end)) => Reason::Restarted(Box::new(Reason::parse(end))),
             _ => match text {
                 "user-request" => Reason::UserRequest,
                 "guest-shutdown" => Reason::GuestShutdown,
@@ -310,6 +320,8 @@ impl Reason {
                 "boot-timeout" => Reason::BootTimeout,
                 "caller-vanished" => Reason::CallerVanished,
                 "lost" => Reason::Lost,
+                "host-restart" => Reason::HostRestart,
+                "host-boot" => Reason::HostBoot,
                 _ => Reason::None,
             },
         }
@@ -390,6 +402,9 @@ mod tests {
             Reason::VmmExit("killed:9".into()),
             Reason::StartFailed("no qemu: not found".into()),
             Reason::Lost,
+            Reason::HostRestart,
+            Reason::HostBoot,
+            Reason::Restarted(Box::new(Reason::VmmExit("killed:9".into()))),
         ] {
             assert_eq!(Reason::parse(&reason.to_string()), reason);
             let text = reason.to_string();

@@ -156,6 +156,16 @@ impl Paths {
         self.state.join("lock")
     }
 
+    /// Returns the mark that the service has run since the host booted.
+    pub fn has_run(&self) -> PathBuf {
+        self.runtime.join("has-run")
+    }
+
+    /// Returns the mark that makes the host start the service when it boots.
+    pub fn wanted_at_boot(&self) -> PathBuf {
+        self.state.join("start-at-boot")
+    }
+
     /// Returns the directory of a VM's disks and logs.
     pub fn vm_dir(&self, vm: VmId) -> PathBuf {
         self.vms().join(vm.to_string())

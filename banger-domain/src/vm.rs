@@ -14,6 +14,7 @@ use super::{
     lifecycle::{Reason, State},
     name::Name,
     net::{port::Port, subnet::Slot},
+    restart::RestartPolicy,
     ssh::{AuthorizedKey, HostKey},
     timezone::Timezone,
     vmm::VmmChoice,
@@ -116,6 +117,17 @@ pub struct VmSpec {
     pub labels: BTreeMap<String, String>,
     /// What happens when it idles, if anything.
     pub idle: Option<IdlePolicy>,
+    /// Which ends start it again.
+    pub restart: RestartPolicy,
+    /// Whether it starts when the host boots.
+    pub autostart: bool,
+}
+
+impl VmSpec {
+    /// Returns whether it starts when the host boots.
+    pub fn starts_with_host(&self) -> bool {
+        self.autostart || self.restart == RestartPolicy::Always
+    }
 }
 
 /// Limit on the labels of a sandbox.

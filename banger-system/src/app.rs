@@ -24,6 +24,7 @@ use crate::{
         clock::SystemClock,
         dns::NameServer,
         guest::{link::AgentLink, streams::OpenStreams},
+        host_boot::BootMarks,
         lock::Lock,
         network::LinuxNetwork,
         privileges,
@@ -97,10 +98,13 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     let (names, network) = (Arc::clone(&ports.names), Arc::clone(&ports.network));
     let (engine, events) = Engine::new(ports, settings, &tasks);
     engine.recover().await.context("cannot recover the state of an earlier run")?;
-    bus::serve(connection.clone(), engine, events, &tasks).await.context("cannot serve the D-Bus API")?;
+    bus::serve(connection.clone(), engine.clone(), events, &tasks)
+        .await
+        .context("cannot serve the D-Bus API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");
     // Without systemd, nothing listens.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tasks.spawn_finite(Task::Autostart, async move { engine.start_with_host().await });
     let ended = until_end(connection.closed(), &tasks).await;
     let tidy = async {
         names.withdraw().await;
@@ -165,6 +169,7 @@ async fn host_ports(connection: &Connection, config: &Config, tasks: &Tasks) -> 
         clock: Arc::new(SystemClock::new()?),
         disks: disks(&paths),
         guest: Arc::new(AgentLink::new(vmm.clone())),
+        host_boot: Arc::new(BootMarks::new(&paths)),
         image_files: Arc::new(LocalImages::new(paths.clone(), Arc::clone(&workers), config.image_size()?)),
         kernel_files: Arc::new(LocalKernels::new(paths.clone(), workers)),
         logs: Arc::new(RingLogs::new(paths.clone(), tasks.clone())),

@@ -32,6 +32,8 @@ use tokio::{
 /// A long-lived task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
+    /// Starts the sandboxes that start when the host boots. It ends then.
+    Autostart,
     /// Notices callers that disconnect.
     Connections,
     /// Announces what restricted guests were denied.
@@ -61,6 +63,7 @@ pub enum Task {
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
+            Task::Autostart => "autostart",
             Task::Connections => "connections",
             Task::Egress => "egress",
             Task::GuestClocks => "guest clocks",

@@ -12,6 +12,7 @@ mod dist;
 mod docs;
 mod host;
 mod image;
+mod killpoints;
 mod packages;
 mod picture;
 mod run;
@@ -50,6 +51,8 @@ enum Task {
     Cross,
     /// Run a benchmark of banger against a peer
     Bench(bench::Arguments),
+    /// Fail or kill every operation at each of its points, and recover
+    Killpoints(killpoints::Arguments),
     /// Fuzz the parsers with hostile bytes
     Fuzz(test::fuzz::Arguments),
     /// Record the types of all SQL queries in .sqlx
@@ -92,6 +95,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Try(arguments) => return try_it::run(&arguments),
         Task::Test(arguments) => return test::run(&arguments),
         Task::Bench(arguments) => return bench::run(&arguments),
+        Task::Killpoints(arguments) => return killpoints::run(&arguments),
         Task::Testhost(task) => return testhost::dispatch(task),
         Task::Host(HostTask::Exec(exec)) => return host::exec(&exec),
         Task::Host(HostTask::Shell) => return host::shell(),

@@ -63,7 +63,6 @@ const OPTIONS: &[(&[&str], &str)] = &[
         "leave it out: root in a sandbox may do everything, with a kernel of its own.",
     ),
     (&["--hostname"], "`--name NAME` is also the host name in the guest."),
-    (&["--restart"], "leave it out: sandboxes do not restart by themselves."),
     (&["-D"], "`banger ssh NAME -- -D PORT` runs ssh, which has a SOCKS proxy."),
     (&["--init"], "leave it out: the guest always has an init."),
     (&["--platform"], "leave it out: sandboxes run programs for the host's processors only."),
@@ -262,7 +261,6 @@ mod tests {
             "run --privileged",
             "run --network=host",
             "run --mount type=bind,src=/a,dst=/b",
-            "run --restart=always",
             "launch",
         ] {
             assert_ne!(hint(&format!("banger {line}")), "", "{line}");

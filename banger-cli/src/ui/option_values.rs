@@ -38,6 +38,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--pull", &["", "sometimes"]),
     ("--ready-timeout", &["", "0", "soon", "-1", "99999999999"]),
     ("--remote", FORWARDS),
+    ("--restart", &["", "sometimes", "unless-stopped"]),
     ("--root-size", SIZES),
     ("--share", &["", "git", "git:", "git:a b", "docker:x", "ssh-agent:/nonexistent"]),
     ("--signal", &["", "SIGNOTHING", "99", "-9"]),

@@ -15,6 +15,9 @@ const SENTENCES: &[(&str, &str)] = &[
     ("caller-vanished", "the client that it was bound to disconnected"),
     ("idle", "idle"),
     ("lost", "the VMM was gone when the service started"),
+    ("host-restart", "the host was shut down or restarted while it ran"),
+    ("host-boot", "it was started because the host has booted"),
+    ("restarted", "its restart policy started it again"),
 ];
 
 /// Returns a reason in words, with its keyword; unknown ones stay as they are.
@@ -29,6 +32,7 @@ pub fn describe(reason: &str) -> String {
             format!("signal {signal} ended the VMM ({word})")
         }
         ("idle", _) if !detail.is_empty() => format!("idle for {detail}"),
+        ("restarted", _) => format!("{sentence} after an end: {}", describe(detail)),
         _ if detail.is_empty() => format!("{sentence} ({word})"),
         _ => format!("{sentence}: {detail} ({word})"),
     }
@@ -62,6 +66,10 @@ mod tests {
             ("guest-halt", "the guest halted (guest-halt)"),
             ("vmm-exit:killed:9", "signal 9 ended the VMM (vmm-exit)"),
             ("vmm-exit:exited:1", "the VMM ended with status 1 (vmm-exit)"),
+            (
+                "restarted:vmm-exit:killed:9",
+                "its restart policy started it again after an end: signal 9 ended the VMM (vmm-exit)",
+            ),
             ("vmm-exit:odd", "the VMM ended with that status: odd (vmm-exit)"),
             (
                 "start-failed:cannot open /x: no such file",

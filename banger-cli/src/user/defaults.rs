@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, env, ffi::OsString, fmt};
 
-use banger_proto::{bus::option::vmm, size::Bytes};
+use banger_proto::{
+    bus::option::{restart, vmm},
+    size::Bytes,
+};
 use serde_json::Value as Json;
 
 use crate::{
@@ -25,6 +28,8 @@ pub enum Key {
     DiskSize,
     Nat,
     Egress,
+    Restart,
+    Autostart,
     Vmm,
     ReadyTimeout,
     Timezone,
@@ -53,7 +58,7 @@ enum Kind {
 }
 
 /// The keys, with their names in the file. The variable of the environment is the name in capitals after `BANGER_`.
-const KEYS: [(Key, &str, Kind); 17] = [
+const KEYS: [(Key, &str, Kind); 20] = [
     (Key::Image, "image", Kind::Text),
     (Key::Kernel, "kernel", Kind::Text),
     (Key::Pull, "pull", Kind::Word(&["missing", "never", "always"])),
@@ -63,6 +68,8 @@ const KEYS: [(Key, &str, Kind); 17] = [
     (Key::DiskSize, "disk_size", Kind::Size),
     (Key::Nat, "nat", Kind::Switch),
     (Key::Egress, "egress", Kind::Text),
+    (Key::Restart, "restart", Kind::Word(&[restart::NO, restart::ON_FAILURE, restart::ALWAYS])),
+    (Key::Autostart, "autostart", Kind::Switch),
     (Key::Vmm, "vmm", Kind::Word(&[vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])),
     (Key::ReadyTimeout, "ready_timeout", Kind::Count),
     (Key::Timezone, "timezone", Kind::Text),

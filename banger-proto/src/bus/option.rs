@@ -50,6 +50,10 @@ pub mod create {
     /// `a(sqqs)`: ports to publish, as protocol, port of the guest, port of the host (0 for a free one), and
     /// [scope](super::publish::scope); none when absent.
     pub const PORTS: &str = "ports";
+    /// `s`: see [`super::restart`]; `no` when absent.
+    pub const RESTART: &str = "restart";
+    /// `b`: whether it starts when the host boots; false when absent.
+    pub const AUTOSTART: &str = "autostart";
 }
 
 /// Keys of `Start`, `Restart` and `Resume`.
@@ -75,7 +79,9 @@ pub mod delete {
 
 /// Keys of `Configure`.
 pub mod configure {
-    pub use super::create::{DISK_SIZE, IDLE_ACTION, IDLE_AFTER, LABELS, MEMORY, NAT, ROOT_SIZE, VCPUS};
+    pub use super::create::{
+        AUTOSTART, DISK_SIZE, IDLE_ACTION, IDLE_AFTER, LABELS, MEMORY, NAT, RESTART, ROOT_SIZE, VCPUS,
+    };
     /// `as`: keys of labels to remove, before those in [`LABELS`] are set.
     pub const REMOVE_LABELS: &str = "remove-labels";
 }
@@ -289,6 +295,16 @@ pub mod vmm {
     pub const FIRECRACKER: &str = "firecracker";
     /// QEMU only.
     pub const QEMU: &str = "qemu";
+}
+
+/// Values of `restart`: which ends of a sandbox start it again.
+pub mod restart {
+    /// None.
+    pub const NO: &str = "no";
+    /// Those that no user asked for: of the VMM, or of the guest's kernel.
+    pub const ON_FAILURE: &str = "on-failure";
+    /// All but those that a user asked for. It also starts when the host boots.
+    pub const ALWAYS: &str = "always";
 }
 
 /// Values of `lifetime`.

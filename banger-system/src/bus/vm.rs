@@ -14,6 +14,7 @@ use banger_domain::{
     lifecycle::State,
     name::Name,
     net::port::{Port, Scope},
+    restart::RestartPolicy,
     stream::Purpose,
     vm::{BootedFrom, Lifetime},
 };
@@ -167,6 +168,8 @@ const PROPERTIES: &[Property<VmView>] = &[
         let labels: HashMap<String, String> = view.vm.spec.labels.clone().into_iter().collect();
         labels.into()
     }),
+    property("Restart", "s", |view, _| view.vm.spec.restart.as_str().into()),
+    property("Autostart", "b", |view, _| view.vm.spec.autostart.into()),
     constant("CreatedAt", "t", |view, _| view.vm.created_at.0.into()),
     property("StartedAt", "t", |view, _| view.vm.started_at.0.into()),
     property("ReadyAt", "t", |view, _| view.vm.ready_at.0.into()),
@@ -321,6 +324,8 @@ impl Methods {
             disk_size: options.number(configure::DISK_SIZE)?.map(Bytes),
             root_size: options.number(configure::ROOT_SIZE)?.map(Bytes),
             egress: nat.map(egress),
+            restart: read_restart(&mut options)?,
+            autostart: options.boolean(configure::AUTOSTART)?,
             labels: options.strings(configure::LABELS)?,
             removed_labels: options.list(configure::REMOVE_LABELS)?,
             idle: read_idle(&mut options)?,
@@ -521,6 +526,14 @@ pub fn read_start(options: &mut Options) -> Result<Start> {
         Some(_) => return Err(Error::invalid_option("wait-for must be running or agent")),
     };
     Ok(Start { wait_for, ready_timeout: read_timeout(options, start::READY_TIMEOUT)?, ..Start::default() })
+}
+
+/// Parses the restart policy, if there is one.
+pub fn read_restart(options: &mut Options) -> Result<Option<RestartPolicy>> {
+    let Some(word) = options.string(create::RESTART)? else { return Ok(None) };
+    let policy = RestartPolicy::parse(&word)
+        .ok_or_else(|| Error::invalid_option("restart must be no, on-failure or always"))?;
+    Ok(Some(policy))
 }
 
 fn read_stop(options: &mut Options) -> Result<Stop> {

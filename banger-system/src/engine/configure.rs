@@ -50,6 +50,8 @@ impl VmTask {
             root_size: change.root_size.unwrap_or(spec.root_size),
             egress: change.egress.unwrap_or_else(|| spec.egress.clone()),
             idle: change.idle.unwrap_or(spec.idle),
+            restart: change.restart.unwrap_or(spec.restart),
+            autostart: change.autostart.unwrap_or(spec.autostart),
             ..spec.clone()
         };
         if new.egress != spec.egress {
@@ -69,7 +71,12 @@ impl VmTask {
         if new.idle != self.vm.spec.idle {
             self.forget_use();
         }
-        self.become_spec(new).await
+        let started = self.vm.spec.starts_with_host();
+        self.become_spec(new).await?;
+        if self.vm.spec.starts_with_host() != started {
+            self.shared.follow_autostart().await;
+        }
+        Ok(())
     }
 
     /// Grows the disks, after checking that all new sizes are possible. A disk that has grown stays so when a later

@@ -59,6 +59,8 @@ impl Engine {
                 ports: ports.into_iter().collect(),
                 labels: request.labels,
                 idle: request.idle,
+                restart: request.restart,
+                autostart: request.autostart,
             },
             image: image.id,
             kernel,

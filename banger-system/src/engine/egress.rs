@@ -52,12 +52,13 @@ impl Shared {
 
     /// Checks that a policy stays within the administrator's ceiling, which may have become lower since it was set.
     pub(super) fn check_ceiling(&self, egress: &Egress) -> Result<()> {
-        match beyond(egress, &self.settings.egress_ceiling, &self.settings.presets) {
-            None => Ok(()),
-            Some(entry) => {
-                Err(Error::BeyondCeiling { entry, ceiling: self.settings.egress_ceiling.to_string() })
-            }
-        }
+        let ceiling = &self.settings.egress_ceiling;
+        let Some(entry) = beyond(egress, ceiling, &self.settings.presets) else { return Ok(()) };
+        let what = match egress {
+            Egress::Everything => "everything, which NAT and image builds need".to_owned(),
+            _ => entry,
+        };
+        Err(Error::BeyondCeiling { what, ceiling: ceiling.to_string() })
     }
 
     /// Returns what a policy allows without NAT.

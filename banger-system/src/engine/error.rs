@@ -90,10 +90,10 @@ pub enum Error {
         why: String,
     },
     /// The administrator does not allow that a sandbox reaches this.
-    #[error("no sandbox of this host may reach {entry}: its configuration has egress = {ceiling}")]
+    #[error("no sandbox of this host may reach {what}: /etc/banger/config.toml has egress = {ceiling}")]
     BeyondCeiling {
         /// What goes too far.
-        entry: String,
+        what: String,
         /// What is allowed.
         ceiling: String,
     },

@@ -4,6 +4,7 @@
 //! methods, and every change goes out on one queue ([`Events`]).
 
 pub mod agent;
+mod autostart;
 mod capability;
 mod configure;
 mod create;
@@ -52,7 +53,7 @@ use banger_domain::{
 };
 use banger_image::record::{DefaultImage, Image, Kernel};
 use banger_proto::size::Bytes;
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{Mutex, OnceCell, oneshot};
 
 use self::{
     agent::StreamQueues,
@@ -131,6 +132,8 @@ struct Shared {
     making: Making,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
+    /// Held from the look at the sandboxes until the host has the mark that makes it start the service, or not.
+    autostart: Mutex<()>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
     /// What went wrong on the host and is not mended yet.
@@ -157,6 +160,7 @@ impl Engine {
             stream_queues: StreamQueues::default(),
             making: Making::default(),
             subnet: OnceCell::new(),
+            autostart: Mutex::default(),
             names: RwLock::default(),
             problems: Problems::default(),
             events,

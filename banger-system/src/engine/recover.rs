@@ -102,6 +102,7 @@ impl Engine {
         for (vm, resources) in held {
             shared.remove_orphan(vm, resources).await;
         }
+        shared.follow_autostart().await;
         shared.remove_old_host_kernels().await;
         if let Err(error) = ports.templates.tidy().await {
             tracing::error!(error = %one_line(&error), "cannot remove old templates");

@@ -8,6 +8,7 @@ use banger_domain::{
     idle::IdlePolicy,
     name::{Name, Reference},
     net::port::Port,
+    restart::RestartPolicy,
     ssh::AuthorizedKey,
     timezone::Timezone,
     vm::{Init, Lifetime},
@@ -55,6 +56,10 @@ pub struct CreateVm {
     pub labels: BTreeMap<String, String>,
     /// What happens when it idles, if anything.
     pub idle: Option<IdlePolicy>,
+    /// Which ends start it again.
+    pub restart: RestartPolicy,
+    /// Whether it starts when the host boots.
+    pub autostart: bool,
     /// The ports to publish; those without a number of the host get a free one.
     pub ports: Vec<Port>,
     /// How to start it; not started if absent.
@@ -70,6 +75,20 @@ pub struct Start {
     pub ready_timeout: Option<Duration>,
     /// What happens to the memory of a suspended guest.
     pub memory: KeepMemory,
+    /// Why it starts.
+    pub cause: StartCause,
+}
+
+/// Why a sandbox starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StartCause {
+    /// A user asked for it.
+    #[default]
+    User,
+    /// The host has booted.
+    HostBoot,
+    /// It has ended, and its restart policy starts it again.
+    Restart,
 }
 
 /// What happens to the memory of a suspended guest.
@@ -252,6 +271,10 @@ pub struct Configure {
     pub root_size: Option<Bytes>,
     /// What the guest reaches beyond the host. Applies at once.
     pub egress: Option<Egress>,
+    /// Which ends start it again.
+    pub restart: Option<RestartPolicy>,
+    /// Whether it starts when the host boots.
+    pub autostart: Option<bool>,
     /// Labels to set. Others stay.
     pub labels: BTreeMap<String, String>,
     /// Keys of labels to remove first.
@@ -261,11 +284,12 @@ pub struct Configure {
 }
 
 impl Configure {
-    /// Returns whether the sandbox gets resources that it does not have yet.
+    /// Returns whether the sandbox gets resources that it does not have yet, or starts by itself.
     pub fn adds_resources(&self) -> bool {
         let sizes = [self.memory, self.disk_size, self.root_size];
-        self.vcpus.is_some()
-            || sizes.iter().any(Option::is_some)
-            || self.egress.as_ref().is_some_and(|egress| *egress != Egress::Nothing)
+        let starts =
+            self.restart.is_some_and(|policy| policy != RestartPolicy::No) || self.autostart == Some(true);
+        let reaches_out = self.egress.as_ref().is_some_and(|egress| *egress != Egress::Nothing);
+        self.vcpus.is_some() || sizes.iter().any(Option::is_some) || reaches_out || starts
     }
 }

@@ -19,6 +19,7 @@ pub mod catalogs;
 pub mod clock;
 pub mod dns;
 pub mod guest;
+pub mod host_boot;
 pub mod lock;
 mod memory;
 pub mod network;

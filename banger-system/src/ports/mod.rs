@@ -20,6 +20,7 @@ pub mod clock;
 pub mod disks;
 mod file_error;
 pub mod guest_link;
+pub mod host_boot;
 pub mod host_error;
 pub mod image_files;
 pub mod kernel_files;
@@ -40,9 +41,9 @@ use std::sync::Arc;
 
 use self::{
     authority::Authority, captures::Captures, catalogs::Catalogs, clock::Clock, disks::Disks,
-    guest_link::GuestLink, image_files::ImageFiles, kernel_files::KernelFiles, logs::Logs,
-    machines::Machines, names::Names, network::Network, registry::Registry, store::Store, streams::Streams,
-    supervisor::Supervisor, templates::Templates, users::Users, vmm::Vmm,
+    guest_link::GuestLink, host_boot::HostBoot, image_files::ImageFiles, kernel_files::KernelFiles,
+    logs::Logs, machines::Machines, names::Names, network::Network, registry::Registry, store::Store,
+    streams::Streams, supervisor::Supervisor, templates::Templates, users::Users, vmm::Vmm,
 };
 pub use self::{
     check::{Check, Status},
@@ -61,6 +62,7 @@ pub struct Ports {
     pub clock: Arc<dyn Clock>,
     pub disks: Arc<dyn Disks>,
     pub guest: Arc<dyn GuestLink>,
+    pub host_boot: Arc<dyn HostBoot>,
     pub image_files: Arc<dyn ImageFiles>,
     pub kernel_files: Arc<dyn KernelFiles>,
     pub logs: Arc<dyn Logs>,

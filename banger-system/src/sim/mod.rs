@@ -3,6 +3,7 @@
 
 mod captures;
 mod catalogs;
+pub mod faults;
 pub mod guests;
 mod library;
 mod machines;
@@ -16,7 +17,7 @@ mod templates;
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use banger_domain::{
@@ -52,14 +53,13 @@ use crate::ports::{
 #[derive(Clone, Default)]
 pub struct Sim {
     state: Arc<Mutex<State>>,
+    /// How often the service had died when this one began.
+    deaths: u64,
 }
 
 #[derive(Default)]
 struct State {
-    /// How many steps with an effect were made or tried.
-    steps: usize,
-    fail_at: Option<usize>,
-    panic_at: Option<usize>,
+    faults: faults::Faults,
     silent_guests: bool,
     /// Whether guests have streams. Nobody answers on them.
     agents: bool,
@@ -161,6 +161,10 @@ struct State {
     catalog_unreachable: bool,
     /// How guests are used; a guest that is not here is not used.
     uses: BTreeMap<VmId, Use>,
+    /// Whether the host has booted since the last run of the service.
+    has_booted: bool,
+    /// Whether the host starts the service when it boots.
+    wanted_at_boot: bool,
     templates: templates::State,
     captures: captures::State,
 }
@@ -188,6 +192,7 @@ impl Sim {
             clock: sim.clone(),
             disks: sim.clone(),
             guest: sim.clone(),
+            host_boot: sim.clone(),
             image_files: sim.clone(),
             kernel_files: sim.clone(),
             names: sim.clone(),
@@ -204,23 +209,16 @@ impl Sim {
         }
     }
 
-    /// Makes the `n`-th step with an effect fail, counted from 0 from now on; `None` makes none fail.
-    pub fn fail_at(&self, n: Option<usize>) {
+    /// Boots the host: no process of a VM is left.
+    pub fn reboot_host(&self) {
         let mut state = self.lock();
-        state.steps = 0;
-        state.fail_at = n;
+        state.has_booted = true;
+        state.processes.clear();
     }
 
-    /// Makes the `n`-th step panic, counted as by [`Sim::fail_at`].
-    pub fn panic_at(&self, n: Option<usize>) {
-        let mut state = self.lock();
-        state.steps = 0;
-        state.panic_at = n;
-    }
-
-    /// Returns the number of steps since [`Sim::fail_at`].
-    pub fn steps(&self) -> usize {
-        self.lock().steps
+    /// Returns whether the host starts the service when it boots.
+    pub fn wants_service_at_boot(&self) -> bool {
+        self.lock().wanted_at_boot
     }
 
     /// Makes guests stop answering, or answer again.
@@ -469,20 +467,6 @@ impl Sim {
         all
     }
 
-    /// Counts a step with an effect. Called before the effect, so that a failed step has none.
-    fn step(&self, doing: &str) -> Result<MutexGuard<'_, State>, HostError> {
-        let mut state = self.lock();
-        let n = state.steps;
-        state.steps += 1;
-        if state.fail_at == Some(n) {
-            return Err(HostError::not_ready(format!("told to fail: {doing}")));
-        }
-        if state.panic_at == Some(n) {
-            panic!("told to panic: {doing}");
-        }
-        Ok(state)
-    }
-
     /// Checks that resources of this kind can be listed.
     fn scan(&self, resource: Resource) -> Result<MutexGuard<'_, State>, HostError> {
         let state = self.lock();
@@ -508,10 +492,6 @@ impl Sim {
             true => Err(HostError::not_ready("the directory is not available")),
             false => Ok(state),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

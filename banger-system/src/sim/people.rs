@@ -1,4 +1,4 @@
-//! The authority, the accounts and the clock in memory.
+//! The authority, the accounts, the clock and the boot of the host in memory.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -10,6 +10,7 @@ use crate::ports::{
     FromHost as _,
     authority::{Authority, Question, Verdict},
     clock::{self, Clock},
+    host_boot::{self, HostBoot},
     users::{self, Users},
 };
 
@@ -32,6 +33,23 @@ impl Users for Sim {
             return Err(users::Error::not_ready("the name service does not answer"));
         }
         Ok(Some(format!("user{uid}")))
+    }
+}
+
+#[async_trait]
+impl HostBoot for Sim {
+    fn is_first_run(&self) -> bool {
+        self.lock().has_booted
+    }
+
+    async fn note_run(&self) -> host_boot::Result<()> {
+        self.lock().has_booted = false;
+        Ok(())
+    }
+
+    async fn want_service(&self, wanted: bool) -> host_boot::Result<()> {
+        self.lock().wanted_at_boot = wanted;
+        Ok(())
     }
 }
 

@@ -243,7 +243,7 @@ fn serve_names(world: &World) -> std::sync::mpsc::Receiver<String> {
                 _ => Vec::new(),
             };
             reply.add_query(query);
-            answers.into_iter().for_each(|answer| drop(reply.add_answer(answer)));
+            reply.add_answers(answers);
             let _ = udp.send_to(&reply.to_vec().unwrap(), from);
         }
     });

@@ -55,7 +55,9 @@ impl Listed {
     fn of(space: &Space) -> Self {
         let text = space.command("nft list table inet banger").unwrap();
         let bytecode = space.command("nft --debug=netlink list table inet banger").unwrap();
-        let bytecode = bytecode.lines().filter(|line| line.starts_with("  [")).map(str::to_owned).collect();
+        // nft also turns a single byte around.
+        let is_kept = |line: &&str| line.starts_with("  [") && !line.ends_with(", 2, 1) ]");
+        let bytecode = bytecode.lines().filter(is_kept).map(str::to_owned).collect();
         let json = space.command("nft -j list table inet banger").unwrap();
         let json: Value = serde_json::from_str(&json).unwrap();
         let objects = json["nftables"].as_array().unwrap().iter().cloned().map(Listing::of).collect();

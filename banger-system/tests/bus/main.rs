@@ -8,10 +8,12 @@ mod egress;
 mod floods;
 mod fork;
 mod lifetime;
+mod matrix;
 mod notify;
 #[path = "../private_bus/mod.rs"]
 mod private_bus;
 mod pull;
+mod restart;
 mod signals;
 #[path = "../skip/mod.rs"]
 mod skip;

@@ -8,6 +8,7 @@ use banger_domain::{
     lifecycle::State,
     limits::Limits,
     net::nic::SameOwner,
+    restart::RestartPolicy,
     vm::{Init, Lifetime},
     vmm::VmmChoice,
 };
@@ -187,6 +188,8 @@ pub fn request() -> CreateVm {
         lifetime: Lifetime::Persistent,
         labels: BTreeMap::new(),
         idle: None,
+        restart: RestartPolicy::No,
+        autostart: false,
         ports: Vec::new(),
         start: Some(Start::default()),
     }

@@ -7,7 +7,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         error::Error,
-        request::{CreateVm, KeepMemory, Start, Stop, StopMode, WaitFor},
+        request::{CreateVm, KeepMemory, Start, StartCause, Stop, StopMode, WaitFor},
         view::Outcome,
     },
     ports::{disks::MAX_DEPTH, supervisor::Ended},
@@ -18,7 +18,8 @@ use crate::{
     fork::fork,
 };
 
-const COLD: Start = Start { memory: KeepMemory::No, wait_for: WaitFor::Agent, ready_timeout: None };
+const COLD: Start =
+    Start { memory: KeepMemory::No, wait_for: WaitFor::Agent, ready_timeout: None, cause: StartCause::User };
 const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 
 impl EngineLab {

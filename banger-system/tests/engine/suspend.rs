@@ -14,7 +14,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         error::Error,
-        request::{Configure, CreateVm, KeepMemory, Start, Stop, StopMode, WaitFor},
+        request::{Configure, CreateVm, KeepMemory, Start, StartCause, Stop, StopMode, WaitFor},
         view::Outcome,
     },
     ports::supervisor::Ended,
@@ -22,7 +22,8 @@ use banger_system::{
 
 use crate::engine_lab::{ALICE, EngineLab, LONG, TIMEOUT, request};
 
-const COLD: Start = Start { memory: KeepMemory::No, wait_for: WaitFor::Agent, ready_timeout: None };
+const COLD: Start =
+    Start { memory: KeepMemory::No, wait_for: WaitFor::Agent, ready_timeout: None, cause: StartCause::User };
 const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 
 impl EngineLab {

@@ -10,6 +10,7 @@
 )]
 
 mod client;
+mod policy;
 mod polkit;
 mod service;
 mod signal_recorder;
@@ -32,6 +33,7 @@ use zbus::{Connection, connection::Builder};
 
 pub use self::{
     client::{Client, Failure, GET, GET_ALL, Options, SET, null, options, refused},
+    policy::{Decision, Group, Session, decide},
     polkit::{Answer, Polkit},
     service::Service,
     signal_recorder::{Signal, SignalRecorder},

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zbus::{Connection, OwnedVariant, Type, fdo::DBusProxy, interface, names::BusName};
 
-use super::{ALICE, BOB, Bus};
+use super::{
+    ALICE, BOB, Bus,
+    policy::{self, Group, Session, decide},
+};
 
 /// An answer to a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,16 @@ pub enum Answer {
     OpenDialog,
     /// No answer, until the question is cancelled or [`Polkit::release`] answers yes.
     Silence,
+}
+
+impl From<policy::Decision> for Answer {
+    fn from(decision: policy::Decision) -> Self {
+        match decision {
+            policy::Decision::Yes => Self::Yes,
+            policy::Decision::No => Self::No,
+            policy::Decision::Password => Self::NoAgent,
+        }
+    }
 }
 
 /// A question that was asked.
@@ -183,9 +196,6 @@ impl Authority {
 
 /// Decides like the packaged rules, for sessions without a seat: Alice and Bob are in the group banger.
 fn usual(uid: u32, action: &str) -> Answer {
-    let of_group = ["dev.banger.vm.run", "dev.banger.image.pull", "dev.banger.image.import"];
-    match of_group.contains(&action) && [ALICE, BOB].contains(&uid) {
-        true => Answer::Yes,
-        false => Answer::NoAgent,
-    }
+    let group = if [ALICE, BOB].contains(&uid) { Group::Member } else { Group::Other };
+    decide(action, Session::Elsewhere, group).into()
 }

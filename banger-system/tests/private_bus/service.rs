@@ -24,10 +24,15 @@ use zbus::Connection;
 
 use super::{Bus, Client, Polkit, TIMEOUT, until};
 
+/// Longer than any test waits.
+const POLKIT_TIMEOUT: Duration = Duration::from_secs(60);
+
 pub struct Service {
     pub sim: Sim,
     pub clock: PausableClock,
     users: Arc<dyn Users>,
+    /// How long polkit may take to answer, from the next start on.
+    pub polkit_timeout: Duration,
     pub engine: Engine,
     pub polkit: Polkit,
     pub connection: Connection,
@@ -47,14 +52,16 @@ impl Service {
 
     /// Does the same with these accounts.
     pub async fn start_with(sim: Sim, users: Arc<dyn Users>) -> Self {
+        let polkit_timeout = POLKIT_TIMEOUT;
         let bus = Bus::start();
         let polkit = Polkit::start(&bus).await;
         let clock = PausableClock::default();
         let home = tempfile::tempdir().unwrap();
         let at = |name| home.path().join(name);
         let paths = Paths { state: at("state"), runtime: at("run"), libexec: at("libexec") };
-        let (connection, engine) = serve(&bus, &sim, &clock, &paths, &users).await;
-        let service = Self { sim, clock, users, engine, polkit, connection, bus, paths, _home: home };
+        let (connection, engine) = serve(&bus, &sim, &clock, &paths, &users, polkit_timeout).await;
+        let service =
+            Self { sim, clock, users, polkit_timeout, engine, polkit, connection, bus, paths, _home: home };
         service.install_defaults().await;
         service
     }
@@ -67,7 +74,7 @@ impl Service {
     /// Starts another service on the same host and bus.
     pub async fn restart(&mut self) {
         (self.connection, self.engine) =
-            serve(&self.bus, &self.sim, &self.clock, &self.paths, &self.users).await;
+            serve(&self.bus, &self.sim, &self.clock, &self.paths, &self.users, self.polkit_timeout).await;
     }
 
     pub async fn client(&self, uid: u32) -> Client {
@@ -145,9 +152,10 @@ async fn serve(
     clock: &PausableClock,
     paths: &Paths,
     users: &Arc<dyn Users>,
+    polkit_timeout: Duration,
 ) -> (Connection, Engine) {
     let (connection, tasks) = (bus.connect(0).await, Tasks::default());
-    let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
+    let authority = Arc::new(host::authority::Polkit::with_timeout(connection.clone(), polkit_timeout));
     let logs = Arc::new(host::process::logs::RingLogs::new(paths.clone(), tasks.clone()));
     let ports =
         Ports { authority, clock: Arc::new(clock.clone()), logs, users: Arc::clone(users), ..sim.ports() };

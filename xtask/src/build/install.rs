@@ -33,6 +33,8 @@ const FILES: &[(&str, &str)] = &[
     ("docs/skills/banger/SKILL.md", "usr/share/banger/skills/banger/SKILL.md"),
     ("packaging/recipes/schema.json", "usr/share/doc/banger/schemas/recipe.json"),
     ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
+    ("systemd/banger-autostart.service", "usr/lib/systemd/system/banger-autostart.service"),
+    ("systemd/banger-autostart.conf", "usr/lib/systemd/system/multi-user.target.d/10-banger.conf"),
     ("systemd/banger-notify.service", "usr/lib/systemd/user/banger-notify.service"),
     ("systemd/banger.slice", "usr/lib/systemd/system/banger.slice"),
     ("systemd/banger-user.slice.conf", "usr/lib/systemd/system/banger-.slice.d/10-banger.conf"),

@@ -4,7 +4,7 @@
 //! the real kernel. Level 4 is the installed product in the private host, level 5 the package in the test host.
 
 pub mod fuzz;
-mod level4;
+pub mod level4;
 pub mod level5;
 
 use std::{

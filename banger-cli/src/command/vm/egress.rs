@@ -1,6 +1,6 @@
 //! `banger vm egress`.
 
-use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
+use banger_proto::bus::names::VM_INTERFACE;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use zbus::OwnedObjectPath;
@@ -94,7 +94,7 @@ async fn change(
     let vm: OwnedObjectPath = bus.find(Kind::Vm, sandbox).await.map_err(|error| error.about(sandbox))?;
     let policy = bus.properties(&vm, VM_INTERFACE).await?.strings("Egress");
     let policy = change(policy)?;
-    bus.set_egress(&vm, &policy).await.map_err(|error| add_hint(error).about(sandbox))?;
+    bus.set_egress(&vm, &policy).await.map_err(|error| error.about(sandbox))?;
     Ok(0)
 }
 
@@ -185,16 +185,6 @@ fn text(sandbox: &Object, now: u64) -> String {
         text.push_str(&table.text());
     }
     text
-}
-
-/// Adds a hint for a policy that the service refuses.
-pub fn add_hint(error: Error) -> Error {
-    match error.name() {
-        Some(ErrorName::QuotaExceeded) => {
-            error.with_hint("an administrator can change `egress` in /etc/banger/config.toml.")
-        }
-        _ => error,
-    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ mod prune;
 pub mod publish;
 mod pulls;
 mod restart;
+mod restart_args;
 mod run;
 pub mod run_detached;
 pub mod sessions;

@@ -93,7 +93,7 @@ pub struct Run {
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
     /// Delete the sandbox at the end, even if banger is killed; with --detach, when its command ends or it stops
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["restart", "autostart"])]
     rm: bool,
     /// Return once the sandbox is ready and the command, if any, runs; print the name of the sandbox
     #[arg(short, long)]

@@ -7,8 +7,8 @@ use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
 use super::{
-    egress,
     idle_policy::{IdlePolicy, idle_policy},
+    restart_args::RestartArgs,
     size_args::SizeArgs,
     vm_args::label,
 };
@@ -21,14 +21,16 @@ use crate::{
 
 /// Change the configuration of sandboxes
 ///
-/// NAT, egress, labels and the idle policy change at once, even those of a running sandbox. Processors, memory and
-/// disks change only while the sandbox is stopped. Disks can only grow; their file systems grow at the next start.
+/// NAT, egress, labels, and the policies of restarts and idling change at once, even those of a running sandbox.
+/// Processors, memory and disks change only while the sandbox is stopped. Disks can only grow; their file systems grow
+/// at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm set --nat web
   banger vm set --no-nat web
   banger vm set --egress packages,github.com web
+  banger vm set --restart always web
   banger vm set --label team=web --remove-label old web
   banger vm set --idle suspend=30m web
   banger vm stop web && banger vm set --memory 8GiB --root-size 40GiB web")]
@@ -47,6 +49,8 @@ pub struct Set {
     /// what they could reach before
     #[arg(long, value_name = "EGRESS", value_delimiter = ',', conflicts_with_all = ["nat", "no_nat"])]
     egress: Vec<String>,
+    #[command(flatten)]
+    restart: RestartArgs,
     /// Set a label; others stay
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -64,7 +68,8 @@ pub struct Set {
 
 /// The ids of the options of which one is required, unless `--nat` is given.
 fn changes() -> impl Iterator<Item = &'static str> {
-    SizeArgs::IDS.into_iter().chain(["no_nat", "egress", "label", "remove_label", "idle"])
+    let policies = RestartArgs::IDS.into_iter().chain(["no_nat", "egress", "label", "remove_label", "idle"]);
+    SizeArgs::IDS.into_iter().chain(policies)
 }
 
 impl Set {
@@ -77,7 +82,7 @@ impl Set {
                 bus.configure_vm(&vm, options).await.map_err(add_hint)?;
             }
             if !self.egress.is_empty() {
-                bus.set_egress(&vm, &self.egress).await.map_err(egress::add_hint)?;
+                bus.set_egress(&vm, &self.egress).await?;
             }
             Ok(Effect::Changed)
         };
@@ -87,6 +92,7 @@ impl Set {
 
     fn options(&self) -> Options<'_> {
         let mut options: Options<'_> = self.sizes.options();
+        options.extend(self.restart.options());
         if self.nat || self.no_nat {
             options.insert(configure::NAT, Variant::from(self.nat));
         }
@@ -107,9 +113,9 @@ impl Set {
 /// Adds a hint for a sandbox whose state does not allow a change of its sizes.
 fn add_hint(error: Error) -> Error {
     match error.name() {
-        Some(ErrorName::InvalidState) => error.with_hint(
-            "only NAT, egress, labels and the idle policy change while it runs: `banger vm stop NAME` stops it.",
-        ),
+        Some(ErrorName::InvalidState) => {
+            error.with_hint("sizes do not change while it runs: `banger vm stop NAME` stops it.")
+        }
         _ => error,
     }
 }
@@ -160,6 +166,10 @@ mod tests {
         assert_eq!(keys("set --egress git --nat web"), None);
         assert_eq!(keys("set --idle suspend=30m web").unwrap().len(), 2);
         assert_eq!(keys("set --idle off web").unwrap().len(), 1);
+        assert_eq!(keys("set --restart always --autostart web").unwrap().len(), 2);
+        assert_ne!(keys("set --autostart web"), keys("set --no-autostart web"));
+        assert_eq!(keys("set --autostart --no-autostart web"), keys("set --no-autostart web"));
+        assert_eq!(keys("set --restart sometimes web"), None);
         assert_eq!(keys("set --disk 20GiB web"), keys("set --root-size 20GiB web"));
         assert_eq!(keys("set --root-size 20GiB --disk-size 9GiB web").unwrap().len(), 2);
     }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use banger_proto::bus::{
     ErrorName,
     names::VM_INTERFACE,
-    option::{create, publish::scope, vmm},
+    option::{create, lifetime, publish::scope, vmm},
     proxy::Options,
 };
 use clap::{Args, ValueEnum};
@@ -17,6 +17,7 @@ use super::{
     numbers::positive,
     port_spec::{PortSpec, Wish},
     pulls::Pulls,
+    restart_args::RestartArgs,
     size_args::{SizeArgs, with_default},
 };
 use crate::{
@@ -70,6 +71,8 @@ pub struct VmArgs {
     /// HOST[:PORT][/PROTOCOL], where HOST is a name, `*.` and a domain, an address or a network. Can be repeated
     #[arg(long, value_name = "EGRESS", value_delimiter = ',', conflicts_with_all = ["nat", "no_nat"])]
     egress: Vec<String>,
+    #[command(flatten)]
+    restart: RestartArgs,
     /// Publish a port: [ADDRESS:][HOST:]GUEST[/PROTOCOL]. The address is 127.0.0.1 unless you give 0.0.0.0, which
     /// needs an administrator, as does a HOST below 1024. Without HOST, a free port is chosen and printed. Ports can be
     /// ranges
@@ -171,6 +174,7 @@ impl VmArgs {
             timezone: or(&self.timezone, Key::Timezone),
             pull: self.pull.or(pull),
             sizes: self.sizes.with(defaults),
+            restart: self.restart.with(defaults),
             nat: self.nat || (is_open && egress.is_empty() && defaults.switch(Key::Nat).unwrap_or_default()),
             egress: if is_open { egress } else { self.egress.clone() },
             idle: self.idle.or_else(|| defaults.text(Key::Idle).and_then(|text| idle_policy(text).ok())),
@@ -190,6 +194,11 @@ impl VmArgs {
     ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
         let mut options = self.options();
         options.extend(more);
+        // One that is deleted when it stops cannot start again, whatever the user's settings say.
+        if options.get(create::LIFETIME).is_some_and(|word| *word != Variant::from(lifetime::PERSISTENT)) {
+            options.remove(create::RESTART);
+            options.remove(create::AUTOSTART);
+        }
         if let Some(zone) = self.timezone()? {
             options.insert(create::TIMEZONE, Variant::from(zone.name));
             if let Some(rule) = zone.rule {
@@ -354,6 +363,7 @@ impl VmArgs {
         if let Some(kernel) = &self.kernel {
             options.insert(create::KERNEL, Variant::from(kernel.as_str()));
         }
+        options.extend(self.restart.options());
         if self.nat {
             options.insert(create::NAT, Variant::from(true));
         }
@@ -393,7 +403,6 @@ impl VmArgs {
             Some(ErrorName::AlreadyInUse) if !self.publish.is_empty() => error.with_hint(
                 "nothing was created; choose another port of the host, or give only the guest's to get a free one.",
             ),
-            Some(ErrorName::QuotaExceeded) if self.has_egress() => super::egress::add_hint(error),
             Some(ErrorName::DiskTooSmall) => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",
             ),
@@ -452,6 +461,8 @@ mod tests {
             (Key::Vmm, "qemu"),
             (Key::Timezone, "UTC"),
             (Key::Idle, "suspend=30m"),
+            (Key::Restart, "on-failure"),
+            (Key::Autostart, "true"),
         ];
         let values = values.map(|(key, text)| (key, key.parse(text).unwrap()));
         let defaults = Defaults::of([(values.into(), "file".to_owned())]);
@@ -459,7 +470,10 @@ mod tests {
         let with = |line: &str| parse(line).unwrap().with(&settings);
         assert_eq!(
             with("").options(),
-            parse("--image debian --memory 2GiB --vcpu 3 --nat --vmm qemu --idle suspend=30m")
+            parse(
+                "--image debian --memory 2GiB --vcpu 3 --nat --vmm qemu --idle suspend=30m --restart on-failure \
+                 --autostart"
+            )
                 .unwrap()
                 .options()
         );
@@ -469,6 +483,9 @@ mod tests {
             (Some(PullPolicy::Never), Some(PullPolicy::Always))
         );
         assert_eq!(with("--no-nat --image x").options()["image"], Variant::from("x"));
+        let by_itself = with("--restart no --no-autostart");
+        assert_eq!(by_itself.options()["restart"], Variant::from("no"));
+        assert_eq!(by_itself.options()["autostart"], Variant::from(false));
         assert!(!with("--no-nat").nat() && with("--no-nat --nat").nat());
         let list = with("--egress git,a.example --egress b.example");
         assert_eq!(list.options()["egress"], Variant::from(vec!["git", "a.example", "b.example"]));
@@ -507,6 +524,7 @@ mod tests {
             "--root-size 0",
             "--ready-timeout 0",
             "--vmm bochs",
+            "--restart sometimes",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -2,9 +2,10 @@
 
 use banger_domain::{
     egress::Egress,
+    restart::RestartPolicy,
     ssh::AuthorizedKey,
     timezone::Timezone,
-    vm::{Init, check_labels},
+    vm::{Init, Lifetime, check_labels},
     vmm::VmmChoice,
 };
 use banger_proto::{
@@ -14,7 +15,7 @@ use banger_proto::{
 
 use super::{
     Api, Caller, Dict, Error, Options, Result, parse_name, ports::read_ports, read_egress, read_idle,
-    read_start, usable_kernel,
+    read_restart, read_start, usable_kernel,
 };
 use crate::engine::request::CreateVm;
 
@@ -84,9 +85,15 @@ pub(in crate::bus) async fn read_create(
         lifetime: api.lifetime(caller, lifetime.as_deref()).await?,
         labels,
         idle,
+        restart: read_restart(&mut options)?.unwrap_or_default(),
+        autostart: options.boolean(create::AUTOSTART)?.unwrap_or_default(),
         ports,
         start: start.then_some(how),
     };
     options.finish()?;
+    let starts = request.restart != RestartPolicy::No || request.autostart;
+    if starts && request.lifetime != Lifetime::Persistent {
+        return Err(Error::invalid_option("a sandbox that is deleted when it stops cannot start again"));
+    }
     Ok(request)
 }

@@ -30,7 +30,7 @@ use super::{
     caller::Caller,
     error::{Error, Result},
     options::{Dict, Options},
-    vm::read_start,
+    vm::{read_restart, read_start},
 };
 
 /// Parses a name.

@@ -38,6 +38,8 @@ pub(super) enum TaskEvent {
     GuestReady(guest_link::Result<GuestFacts>),
     /// The result of [`VmTask::confirm_up`].
     UpChecked(guest_link::Result<GuestFacts>),
+    /// The pause before a restart is over.
+    RestartDue,
     /// The result of a liveness probe.
     Probed(guest_link::Result<GuestFacts>),
     /// The guest has halted, while its VMM still runs.
@@ -86,6 +88,7 @@ impl VmTask {
             TaskEvent::GuestReady(Ok(facts)) => self.guest_ready(facts).await,
             TaskEvent::GuestReady(Err(error)) => self.guest_not_ready(error).await,
             TaskEvent::UpChecked(facts) => self.up_checked(facts),
+            TaskEvent::RestartDue => self.restart_due().await,
             TaskEvent::Probed(facts) => self.probed(facts),
             TaskEvent::GuestHalted(end) => self.guest_halted(end).await,
             TaskEvent::ShutdownAnswered(Ok(())) => {
@@ -171,6 +174,7 @@ impl VmTask {
         }
         self.apply(event);
         self.vm.reason = reason;
+        let answered_for = self.answered_for();
         self.clear_boot();
         if event == Event::Rebooted && self.vm.state == State::Starting {
             self.lease.release(Scope::Boot).await;
@@ -221,6 +225,7 @@ impl VmTask {
             return self.delete_automatically(Reason::UserRequest).await;
         }
         self.start_after_stop().await;
+        self.plan_restart(answered_for);
         Next::Continue
     }
 

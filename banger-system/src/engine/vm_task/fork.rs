@@ -19,6 +19,7 @@ use banger_domain::{
     name::Name,
     net::subnet::Slot,
     resource::Resource,
+    restart::RestartPolicy,
     ssh::HostKey,
     vm::{Lifetime, Token, Vm, VmSpec},
 };
@@ -202,7 +203,13 @@ impl VmTask {
     /// published once.
     fn child(&self, name: Name) -> Result<Vm> {
         let host_key = HostKey::random().map_err(|error| HostError::other("make a host key", error))?;
-        let spec = VmSpec { ports: BTreeSet::new(), hostname: name.clone(), ..self.vm.spec.clone() };
+        let spec = VmSpec {
+            ports: BTreeSet::new(),
+            hostname: name.clone(),
+            restart: RestartPolicy::No,
+            autostart: false,
+            ..self.vm.spec.clone()
+        };
         Ok(Vm {
             id: VmId::random(),
             name,

@@ -38,10 +38,11 @@
 //!
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
-//! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
-//! image of a VM that is down, `fork.rs` makes others with its disks, and those of one that runs continue with its memory
-//! (`fork_memory.rs`, `copy.rs`). `remove.rs` deletes it. `suspend.rs` writes the memory of a VM to disk before it ends the
-//! VMM, and `resume.rs` starts another one that continues with it. `idle.rs` does that to a VM that nobody uses.
+//! the resources of the boot are released, and the next waiting start begins, or the one that the restart policy plans
+//! (`restart.rs`). `commit.rs` makes an image of a VM that is down, `fork.rs` makes others with its disks, and those of one
+//! that runs continue with its memory (`fork_memory.rs`, `copy.rs`). `remove.rs` deletes it. `suspend.rs` writes the memory
+//! of a VM to disk before it ends the VMM, and `resume.rs` starts another one that continues with it. `idle.rs` does that
+//! to a VM that nobody uses.
 
 mod commit;
 mod copy;
@@ -55,6 +56,7 @@ mod pause;
 mod reattach;
 mod reboot;
 mod remove;
+mod restart;
 mod resume;
 mod start;
 mod stop;
@@ -85,6 +87,7 @@ use self::{
     event::TaskEvent,
     idle::Idle,
     liveness::Liveness,
+    restart::Restarts,
     resume::Loading,
     stop::FORCED,
     waiter::{Goal, Waiter},
@@ -210,6 +213,7 @@ pub(super) struct VmTask {
     liveness: Liveness,
     /// The guest's recent reboots.
     reboots: Reboots,
+    restarts: Restarts,
     /// The VM's first start is not over. If it is cancelled, the VM is deleted.
     is_new: bool,
     /// The job that makes an image of its system disk.
@@ -297,6 +301,7 @@ impl VmTask {
             blocked_ports: BTreeSet::new(),
             liveness: Liveness::default(),
             reboots: Reboots::default(),
+            restarts: Restarts::default(),
             is_new: false,
             commit: None,
             forking: None,

@@ -1,6 +1,6 @@
 //! Reattaches a VM's task to a VMM that an earlier run of the service started.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use banger_domain::{
     clock::Occasion,
@@ -60,6 +60,7 @@ impl VmTask {
             _ => {
                 // A job that made an image of its disk had it attached.
                 self.lease.release(Scope::Boot).await;
+                self.plan_restart_unwatched();
                 Next::Continue
             }
         }
@@ -169,7 +170,13 @@ impl VmTask {
             false => (Event::Exited, Reason::Lost),
         };
         // An end for an unknown reason does not count as a failure.
-        let event = if reason == Reason::Lost { Event::Exited } else { event };
+        let (event, reason) = match reason {
+            Reason::Lost if self.shared.ports.host_boot.is_first_run() => {
+                (Event::Exited, Reason::HostRestart)
+            }
+            Reason::Lost => (Event::Exited, reason),
+            reason => (event, reason),
+        };
         if state.is_up() {
             self.apply(event);
         }
@@ -187,7 +194,15 @@ impl VmTask {
             self.vm.lifetime = Lifetime::Persistent;
         }
         self.save_or_log().await;
+        self.plan_restart_unwatched();
         Next::Continue
+    }
+
+    /// Starts a VM again that ended while no service ran. What starts when the host boots is not its policy's matter.
+    fn plan_restart_unwatched(&mut self) {
+        if !self.shared.ports.host_boot.is_first_run() {
+            self.plan_restart(Duration::ZERO);
+        }
     }
 
     /// Reattaches the network interface of a running sandbox. If that fails, the sandbox keeps running without it.

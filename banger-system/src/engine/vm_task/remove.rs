@@ -71,6 +71,9 @@ impl VmTask {
             return (Some(error.into()), Next::Continue);
         }
         self.shared.inventory.remove_vm(self.vm.id);
+        if self.vm.spec.starts_with_host() {
+            self.shared.follow_autostart().await;
+        }
         self.shared.remove_old_host_kernels().await;
         (None, Next::Leave)
     }

@@ -23,7 +23,7 @@ use crate::{
         job::{JobHandle, Stages},
         lease::not_released,
         now,
-        request::{KeepMemory, Start, WaitFor},
+        request::{KeepMemory, Start, StartCause, WaitFor},
         templates::Template,
         view::JobKind,
     },
@@ -106,7 +106,11 @@ impl VmTask {
         if job.is_canceled() {
             return Err(Error::Canceled);
         }
-        Ok(self.shared.ports.store.put_vm(&self.vm).await?)
+        self.shared.ports.store.put_vm(&self.vm).await?;
+        if self.vm.spec.starts_with_host() {
+            self.shared.follow_autostart().await;
+        }
+        Ok(())
     }
 
     /// Undoes a failed or cancelled creation: no row, process or file stays.
@@ -116,6 +120,9 @@ impl VmTask {
             tracing::error!(vm = %self.vm.id, %error, "cannot delete the row of a sandbox");
         }
         self.shared.inventory.remove_vm(self.vm.id);
+        if self.vm.spec.starts_with_host() {
+            self.shared.follow_autostart().await;
+        }
         self.shared.remove_old_host_kernels().await;
         job.finish(Err(error));
         Next::Leave
@@ -151,7 +158,11 @@ impl VmTask {
             return Err(Error::Suspended { name: self.vm.name.to_string() });
         }
         let Transition::To(state) = step(self.vm.state, Event::Start)? else { return Ok(()) };
-        let reason = Reason::UserRequest;
+        let reason = match start.cause {
+            StartCause::User => Reason::UserRequest,
+            StartCause::HostBoot => Reason::HostBoot,
+            StartCause::Restart => Reason::Restarted(Box::new(self.vm.reason.clone())),
+        };
         let admitted = Vm { state, reason, ready_at: Timestamp::default(), ..self.vm.clone() };
         let view = self.view_of(admitted.clone());
         self.shared.inventory.publish_start(view, &self.shared.settings.limits)?;

@@ -36,6 +36,7 @@ impl VmTask {
         let job = self.begin_job(JobKind::VmStop, STOP)?;
         let id = job.id();
         if !self.vm.state.is_up() {
+            self.forget_restart().await;
             job.finish(self.become_stopped().await);
             return Ok(id);
         }

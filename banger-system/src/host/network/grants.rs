@@ -65,14 +65,12 @@ impl Filter {
         self.lock().known.get(&vm).is_some_and(Nic::is_restricted)
     }
 
-    /// Returns whether any guest is restricted.
-    pub(super) fn has_restricted(&self) -> bool {
-        self.lock().known.values().any(Nic::is_restricted)
-    }
-
     /// Removes and returns what the packet filter has refused to guests.
     pub(super) fn take_denied(&self) -> Result<Vec<Denied>> {
         let mut state = self.lock();
+        if !state.known.values().any(Nic::is_restricted) {
+            return Ok(Vec::new());
+        }
         let guests: Vec<(VmId, TapName)> = state.known.values().map(|nic| (nic.vm, nic.tap())).collect();
         let (mut denied, mut batch) = (Vec::new(), Batch::new());
         for set in Set::DENIED {

@@ -108,8 +108,6 @@ pub struct LinuxNetwork {
     prepared: Mutex<Option<Subnet>>,
     /// Whether forwarding was enabled once; from then on [`LinuxNetwork::maintain`] updates it.
     outside_is_open: AtomicBool,
-    /// Whether a guest may be restricted.
-    restricts: AtomicBool,
     /// What restricted guests were allowed and denied.
     egress_logs: Mutex<EgressLogs>,
     /// Notified when a guest was denied something.
@@ -129,7 +127,6 @@ impl LinuxNetwork {
             ports: HeldPorts::new(store),
             prepared: Mutex::default(),
             outside_is_open: AtomicBool::default(),
-            restricts: AtomicBool::default(),
             egress_logs: Mutex::default(),
             denied: Notify::default(),
         })
@@ -172,9 +169,7 @@ impl LinuxNetwork {
                         false => self.outside_is_open.store(false, Ordering::Relaxed),
                     }
                 }
-                _ = collect.tick() => if self.restricts.load(Ordering::Relaxed) {
-                    self.collect_denials().await?;
-                },
+                _ = collect.tick() => self.collect_denials().await?,
                 events = rules.recv() => {
                     let events = events.map_err(|error| Error::other(WATCH_RULES, error))?;
                     if events.iter().any(is_about_a_lost_table) {
@@ -188,11 +183,7 @@ impl LinuxNetwork {
     /// Counts what the packet filter has refused to restricted guests.
     async fn collect_denials(&self) -> Result<()> {
         let filter = self.filter.clone();
-        let (restricts, denied) = blocking("look for what was refused to guests", move || {
-            Ok::<_, Error>((filter.has_restricted(), filter.take_denied()?))
-        })
-        .await?;
-        self.restricts.store(restricts, Ordering::Relaxed);
+        let denied = blocking("look for what was refused to guests", move || filter.take_denied()).await?;
         if denied.is_empty() {
             return Ok(());
         }
@@ -250,9 +241,6 @@ impl LinuxNetwork {
     }
 
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
-        if nic.is_restricted() {
-            self.restricts.store(true, Ordering::Relaxed);
-        }
         match nic.reaches_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
             true => self.open_outside().await,
             false => Ok(()),

@@ -80,7 +80,7 @@ impl Store for SqliteStore {
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
                     vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size, booted_from,
-                    idle_action, idle_after, egress
+                    idle_action, idle_after, restart, autostart, egress
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -106,6 +106,7 @@ impl Store for SqliteStore {
         let authorized_keys: Vec<&str> = vm.spec.authorized_keys.iter().map(AuthorizedKey::as_str).collect();
         let authorized_keys = authorized_keys.join("\n");
         let timezone = vm.spec.timezone.as_ref().map(ToString::to_string).unwrap_or_default();
+        let restart = vm.spec.restart.as_str();
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
@@ -120,8 +121,10 @@ impl Store for SqliteStore {
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
                               ready_at, boot_id, vmm, slot, nat, ports, host_key,
-                              authorized_keys, timezone, root_size, booted_from, idle_action, idle_after, egress)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              authorized_keys, timezone, root_size, booted_from, idle_action, idle_after,
+                              restart, autostart, egress)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
+                     ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -134,7 +137,8 @@ impl Store for SqliteStore {
                  nat = excluded.nat, ports = excluded.ports, host_key = excluded.host_key,
                  authorized_keys = excluded.authorized_keys, timezone = excluded.timezone,
                  root_size = excluded.root_size, booted_from = excluded.booted_from,
-                 idle_action = excluded.idle_action, idle_after = excluded.idle_after, egress = excluded.egress",
+                 idle_action = excluded.idle_action, idle_after = excluded.idle_after,
+                 restart = excluded.restart, autostart = excluded.autostart, egress = excluded.egress",
             id,
             name,
             owner,
@@ -167,6 +171,8 @@ impl Store for SqliteStore {
             booted_from,
             idle_action,
             idle_after,
+            restart,
+            vm.spec.autostart,
             egress,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)

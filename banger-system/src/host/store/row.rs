@@ -9,6 +9,7 @@ use banger_domain::{
     lifecycle::{Reason, State},
     net::subnet::Slot,
     resource::Resource,
+    restart::RestartPolicy,
     ssh::{AuthorizedKey, HostKey},
     vm::{BootedFrom, Init, Lifetime, Token, Vm, VmSpec},
     vmm::VmmChoice,
@@ -59,6 +60,8 @@ pub(super) struct VmRow {
     pub booted_from: String,
     pub idle_action: String,
     pub idle_after: i64,
+    pub restart: String,
+    pub autostart: i64,
 }
 
 impl TryFrom<VmRow> for Vm {
@@ -97,6 +100,8 @@ impl TryFrom<VmRow> for Vm {
                         Some(read.known("idle_action", IdlePolicy::new(action, after).ok())?)
                     }
                 },
+                restart: read.known("restart", RestartPolicy::parse(&row.restart))?,
+                autostart: row.autostart != 0,
             },
             image: read.text("image", &row.image)?,
             kernel: read.text("kernel", &row.kernel)?,

@@ -16,6 +16,7 @@ mod habits;
 mod host_kernel;
 mod idle;
 mod images;
+mod killpoints;
 mod limits;
 mod lists;
 mod mcp;
@@ -27,6 +28,7 @@ mod ready;
 mod recipe;
 mod refusals;
 mod registry;
+mod restart;
 mod sessions;
 mod settings;
 mod ssh;
@@ -34,6 +36,8 @@ mod suspend;
 mod template;
 mod terminal;
 mod workspace;
+
+pub use killpoints::random as random_kills;
 
 use std::{
     collections::VecDeque,
@@ -70,6 +74,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     habits::CHECKS,
     host_kernel::CHECKS,
     images::CHECKS,
+    killpoints::CHECKS,
     limits::CHECKS,
     lists::CHECKS,
     mcp::CHECKS,
@@ -81,6 +86,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     recipe::CHECKS,
     refusals::CHECKS,
     registry::CHECKS,
+    restart::CHECKS,
     sessions::CHECKS,
     settings::CHECKS,
     ssh::CHECKS,

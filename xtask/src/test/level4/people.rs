@@ -5,10 +5,17 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use policy::{Decision, Group, Session, decide};
+
 use super::{Check, as_user, expect, run_as, run_as_root, sh, sh_as_root, text};
 use crate::host::Host;
 
+#[path = "../../../../banger-system/tests/private_bus/policy.rs"]
+#[expect(clippy::unwrap_used, clippy::panic, dead_code, reason = "it is shared with a test")]
+mod policy;
+
 pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("a real polkit decides by the packaged policy as the table of callers says", policy_is_followed),
     ("members of the group need no prompt and others get a hint", polkit),
     ("an administrator is asked for a password and then served", password),
     ("other users neither see nor stop a sandbox", privacy),
@@ -18,6 +25,31 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a desktop's client sees its user's sandboxes and no others", desktop),
     ("machinectl lists a sandbox while it runs, and not its name", machines),
 ];
+
+fn policy_is_followed(host: &Host) -> Result<()> {
+    let ask = script!("level4/people/permissions.sh");
+    let actions: Vec<&str> = include_str!("../../../../polkit/dev.banger.Manager1.policy")
+        .split("<action id=\"")
+        .skip(1)
+        .filter_map(|part| part.split('"').next())
+        .collect();
+    ensure!(actions.len() >= 8, "the policy has only {actions:?}");
+    for (user, group) in [("alice", Group::Member), ("carol", Group::Other)] {
+        let said = run_as(host, user, &ask)?;
+        for action in &actions {
+            let word = match decide(action, Session::Elsewhere, group) {
+                Decision::Yes => "yes",
+                Decision::No => "no",
+                Decision::Password => "auth",
+            };
+            let line = format!("\"{action}\" \"{word}\"");
+            ensure!(said.contains(&line), "{user}: no {line} in {said:?}");
+        }
+    }
+    let root = run_as_root(host, &ask)?;
+    ensure!(actions.iter().all(|action| root.contains(&format!("\"{action}\" \"yes\""))), "root: {root:?}");
+    Ok(())
+}
 
 fn polkit(host: &Host) -> Result<()> {
     let refused = as_user(host, "carol", &["banger", "vm", "run", "--rm", "--", "true"])?;

@@ -1,0 +1,289 @@
+//! Every operation, with a fault at each of its points: each step fails, takes too long, or finds the disk full, and the
+//! service dies at each access to the host. After a recovery ledger, host and store agree, and a second recovery changes
+//! nothing. `cargo xtask killpoints` runs these tests and adds up their figures.
+
+use std::{fs::File, time::Duration};
+
+use banger_domain::{egress::Egress, id::VmId};
+use banger_image::oci::{config::ConfigChange, credentials::Credentials, platform::Platform};
+use banger_proto::size::Bytes;
+use banger_system::{
+    engine::{
+        Engine,
+        error::Result,
+        request::{
+            CommitVm, Configure, CreateVm, ForkVm, ImportImage, ImportKernel, ImportSource, OnConflict,
+            PullImage, PullKernel, PullSource, Start, Stop, StopMode,
+        },
+    },
+    ports::registry::Source,
+    sim::{Sim, faults::Fault},
+};
+
+use crate::engine_lab::{ALICE, EngineLab, LONG, request};
+
+const FAULTS: [Fault; 4] = [Fault::Killed, Fault::Error, Fault::Timeout, Fault::NoSpace];
+/// More than any operation has.
+const MOST_POINTS: usize = 1000;
+
+/// Environment variable of `cargo xtask killpoints` with a part of the names of the wanted operations.
+const ONLY: &str = "BANGER_KILLPOINTS_ONLY";
+
+/// The state of the sandbox before an operation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    None,
+    Down,
+    Up,
+    Suspended,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Operation {
+    Create,
+    Start,
+    Stop,
+    Kill,
+    Restart,
+    Delete,
+    DeleteRunning,
+    Resize,
+    ChangeNetwork,
+    Autostart,
+    Publish,
+    Unpublish,
+    Rename,
+    Pause,
+    Suspend,
+    Resume,
+    Fork,
+    Commit,
+    PullImage,
+    PullKernel,
+    ImportImage,
+    ImportKernel,
+    DeleteImage,
+}
+
+impl Operation {
+    const fn before(self) -> Before {
+        match self {
+            Self::Create
+            | Self::PullImage
+            | Self::PullKernel
+            | Self::ImportImage
+            | Self::ImportKernel
+            | Self::DeleteImage => Before::None,
+            Self::Start | Self::Delete | Self::Resize | Self::Fork | Self::Commit => Before::Down,
+            Self::Resume => Before::Suspended,
+            _ => Before::Up,
+        }
+    }
+
+    /// Does it, and waits for its end.
+    async fn run(self, engine: Engine, vm: Option<VmId>) -> Result<()> {
+        let id = vm.unwrap_or(VmId::from_bits(0));
+        let job = match self {
+            Self::Create => engine.create_vm(request()).await?.1,
+            Self::Start => engine.start_vm(id, Start::default()).await?,
+            Self::Stop => engine.stop_vm(id, Stop::default()).await?,
+            Self::Kill => return engine.kill_vm(id, 9).await,
+            Self::Restart => engine.restart_vm(id, Stop::default(), Start::default()).await?,
+            Self::Delete => engine.delete_vm(id, StopMode::Graceful).await?,
+            Self::DeleteRunning => engine.delete_vm(id, StopMode::Forced).await?,
+            Self::Resize => {
+                let (disk_size, root_size) = (Some(Bytes::gib(20)), Some(Bytes::gib(30)));
+                let change = Configure { disk_size, root_size, ..Configure::default() };
+                return engine.configure_vm(id, change).await;
+            }
+            Self::ChangeNetwork => {
+                let change = Configure { egress: Some(Egress::Everything), ..Configure::default() };
+                return engine.configure_vm(id, change).await;
+            }
+            Self::Autostart => {
+                let change = Configure { autostart: Some(true), ..Configure::default() };
+                return engine.configure_vm(id, change).await;
+            }
+            Self::Publish => {
+                let port = "loopback/tcp/8080/80".parse().unwrap();
+                return engine.publish_port(id, port).await.map(drop);
+            }
+            Self::Unpublish => {
+                let port = "loopback/tcp/9090/90".parse().unwrap();
+                return engine.unpublish_port(id, port).await;
+            }
+            Self::Rename => return engine.rename_vm(id, "renamed".parse().unwrap()).await,
+            Self::Pause => return engine.pause_vm(id).await,
+            Self::Suspend => engine.suspend_vm(id).await?,
+            Self::Resume => engine.resume_vm(id, Start::default()).await?,
+            Self::Fork => engine.fork_vm(id, ForkVm { count: 2, names: Vec::new() }).await?.1,
+            Self::Commit => engine.commit_vm(id, commit()).await?,
+            Self::PullImage => engine.pull_image(pull_image())?,
+            Self::PullKernel => engine.pull_kernel(pull_kernel())?,
+            Self::ImportImage => engine.import_image(import_image())?,
+            Self::ImportKernel => engine.import_kernel(import_kernel())?,
+            Self::DeleteImage => {
+                let image = engine.images().first().map(|image| image.id).unwrap();
+                return engine.delete_image(image).await;
+            }
+        };
+        engine.wait_job(job, None).await.map(drop)
+    }
+}
+
+fn commit() -> CommitVm {
+    let (name, config) = ("mine".parse().unwrap(), ConfigChange::default());
+    CommitVm { owner: ALICE, name, config, on_conflict: OnConflict::Fail }
+}
+
+fn pull_image() -> PullImage {
+    let source = Source {
+        reference: "registry.test/library/alpine:3".parse().unwrap(),
+        platform: Platform::of_host("x86_64"),
+        credentials: Credentials::Anonymous,
+    };
+    PullImage {
+        owner: ALICE,
+        source,
+        from: PullSource::Registry,
+        name: None,
+        shared: false,
+        kernel: None,
+        on_conflict: OnConflict::Fail,
+    }
+}
+
+fn pull_kernel() -> PullKernel {
+    let entry = "debian".parse().unwrap();
+    PullKernel { owner: ALICE, entry, name: None, shared: false, on_conflict: OnConflict::Fail }
+}
+
+fn import_image() -> ImportImage {
+    let content = ImportSource::Rootfs(File::open("/dev/null").unwrap().into());
+    ImportImage { owner: ALICE, name: "mine".parse().unwrap(), shared: false, kernel: None, content }
+}
+
+fn import_kernel() -> ImportKernel {
+    let vmlinuz = File::open("/dev/null").unwrap().into();
+    ImportKernel { owner: ALICE, name: "mine".parse().unwrap(), shared: false, vmlinuz, modules: None }
+}
+
+impl EngineLab {
+    /// Makes the sandbox that an operation needs.
+    async fn before(&self, operation: Operation) -> Option<VmId> {
+        let before = operation.before();
+        if before == Before::None {
+            return None;
+        }
+        let start = (before != Before::Down).then(Start::default);
+        let (vm, job) = self.engine.create_vm(CreateVm { start, ..request() }).await.unwrap();
+        self.done(job).await;
+        if before == Before::Suspended {
+            self.done(self.engine.suspend_vm(vm).await.unwrap()).await;
+        }
+        if matches!(operation, Operation::Unpublish) {
+            let port = "loopback/tcp/9090/90".parse().unwrap();
+            self.engine.publish_port(vm, port).await.unwrap();
+        }
+        Some(vm)
+    }
+}
+
+/// Recovers a host after the death of its service, and returns the next service once nothing is under way.
+async fn recovered(sim: Sim) -> EngineLab {
+    let lab = EngineLab::on(sim);
+    lab.engine.recover().await.unwrap();
+    tokio::time::sleep(LONG).await;
+    lab
+}
+
+/// Runs an operation with a fault at a point. `None` if the operation ends before that point; else what was wrong
+/// afterwards.
+async fn try_point(operation: Operation, point: usize, fault: Fault) -> Option<Vec<String>> {
+    // Recovery reads the stored catalogs.
+    let lab = EngineLab::new().await.restart().await;
+    let vm = lab.before(operation).await;
+    lab.sim.plan(Some((point, fault)));
+    // The task that is killed may be the caller's own.
+    let run = tokio::spawn(operation.run(lab.engine.clone(), vm));
+    let _ = tokio::time::timeout(LONG, run).await;
+    // What an operation leaves to the background is a part of it.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    lab.tasks.abort_all().await;
+    let (sim, happened) = lab.sim.next_service();
+    if !happened {
+        return None;
+    }
+    let first = recovered(sim).await;
+    let mut wrong = first.sim.disagreements();
+    let state = (first.sim.alive(), first.sim.rows());
+    first.tasks.abort_all().await;
+    let second = recovered(first.sim.next_service().0).await;
+    if (second.sim.alive(), second.sim.rows()) != state {
+        wrong.push(format!("a second recovery changes something: {state:?} {:?}", second.sim.rows()));
+    }
+    second.tasks.abort_all().await;
+    Some(wrong)
+}
+
+/// Runs an operation with each fault at each of its points, and prints the figures.
+fn try_all(operation: Operation) {
+    let only = std::env::var(ONLY).unwrap_or_default().to_lowercase();
+    if !format!("{operation:?}").to_lowercase().contains(&only) {
+        return;
+    }
+    let (mut points, mut runs, mut failures) = (0, 0, Vec::new());
+    for fault in FAULTS {
+        for point in 0..MOST_POINTS {
+            // The tasks of a service that has died end with its runtime.
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+            let Some(wrong) = runtime.unwrap().block_on(try_point(operation, point, fault)) else { break };
+            points += usize::from(matches!(fault, Fault::Killed | Fault::Error));
+            runs += 1;
+            if !wrong.is_empty() {
+                failures.push(format!("{operation:?}, {fault:?} at {point}: {wrong:?}"));
+            }
+        }
+    }
+    println!("killpoints {operation:?}: {points} points, {runs} runs, {} failed", failures.len());
+    assert!(runs > 4, "{operation:?} has no points");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+macro_rules! operations {
+    ($($test:ident: $operation:ident,)+) => {
+        $(
+            #[test]
+            fn $test() {
+                try_all(Operation::$operation);
+            }
+        )+
+    };
+}
+
+operations! {
+    a_create_recovers_at_every_point: Create,
+    a_start_recovers_at_every_point: Start,
+    a_stop_recovers_at_every_point: Stop,
+    a_kill_recovers_at_every_point: Kill,
+    a_restart_recovers_at_every_point: Restart,
+    a_delete_recovers_at_every_point: Delete,
+    a_forced_delete_recovers_at_every_point: DeleteRunning,
+    a_resize_recovers_at_every_point: Resize,
+    a_network_change_recovers_at_every_point: ChangeNetwork,
+    an_autostart_recovers_at_every_point: Autostart,
+    a_publish_recovers_at_every_point: Publish,
+    an_unpublish_recovers_at_every_point: Unpublish,
+    a_rename_recovers_at_every_point: Rename,
+    a_pause_recovers_at_every_point: Pause,
+    a_suspend_recovers_at_every_point: Suspend,
+    a_resume_recovers_at_every_point: Resume,
+    a_fork_recovers_at_every_point: Fork,
+    a_commit_recovers_at_every_point: Commit,
+    an_image_pull_recovers_at_every_point: PullImage,
+    a_kernel_pull_recovers_at_every_point: PullKernel,
+    an_image_import_recovers_at_every_point: ImportImage,
+    a_kernel_import_recovers_at_every_point: ImportKernel,
+    an_image_deletion_recovers_at_every_point: DeleteImage,
+}
