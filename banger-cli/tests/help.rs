@@ -38,8 +38,12 @@ fn a_verb_without_its_group_has_the_same_page() {
     assert!(of_vm.len() > 20, "{of_vm:?}");
     for verb in of_vm {
         let (flat, full) = (page(std::slice::from_ref(&verb)), page(&["vm".to_owned(), verb.clone()]));
-        let usage =
-            |page: &str| page.replace(&format!("Usage: banger vm {verb}"), &format!("Usage: banger {verb}"));
+        let (group, alone) = (format!("banger vm {verb}"), format!("banger {verb}"));
+        let usage = |page: &str| {
+            ["Usage: ", "       "].into_iter().fold(page.to_owned(), |page, before| {
+                page.replace(&format!("{before}{group}"), &format!("{before}{alone}"))
+            })
+        };
         assert_eq!(flat, usage(&full), "{verb}");
     }
 }

@@ -178,6 +178,8 @@ mod tests {
         ("ssh-config", "a file for ssh"),
         ("vm attach", "what the session writes"),
         ("vm cp", "nothing, or an archive"),
+        ("vm egress allow", "nothing"),
+        ("vm egress deny", "nothing"),
         ("vm logs", "what the guest wrote"),
         ("vm shell", "what the shell writes"),
         ("vm ssh", "what ssh writes"),
@@ -190,7 +192,7 @@ mod tests {
             .get_subcommands()
             .filter(|verb| !verb.is_hide_set() && verb.get_name() != "help")
             .collect();
-        if verbs.is_empty() {
+        if verbs.is_empty() || command.is_args_conflicts_with_subcommands_set() {
             let has = command.get_arguments().any(|arg| arg.get_long() == Some("json"));
             into.push((words.join(" "), has));
         }
