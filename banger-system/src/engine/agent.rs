@@ -13,7 +13,7 @@ use std::{
 
 use banger_domain::{
     id::{Uid, VmId},
-    lifecycle::State,
+    lifecycle::{Reason, State},
     stream::Purpose,
     vm::Token,
 };
@@ -27,7 +27,7 @@ use super::{
     error::{Error, Kind, Result},
     inventory::no_such,
     request::Start,
-    view::Outcome,
+    view::{Outcome, VmView},
 };
 use crate::ports::guest_link::{self, Channel};
 
@@ -122,6 +122,9 @@ impl Engine {
 
     /// Resumes a VM that is suspended, and waits until its guest answers, but at most for this time.
     pub(super) async fn wake(&self, id: VmId, timeout: Duration) -> Result<()> {
+        if tokio::time::timeout(timeout, self.until_written(id)).await.is_err() {
+            return Ok(());
+        }
         let is_asleep = |state| matches!(state, State::Suspended | State::Resuming);
         if !self.vm(id).is_some_and(|view| is_asleep(view.vm.state)) {
             return Ok(());
@@ -133,6 +136,18 @@ impl Engine {
             Some(Outcome::Failed(why)) => Err(Error::Dependency { why: Arc::clone(why) }),
             Some(Outcome::Canceled) => Err(Error::Canceled),
             Some(Outcome::Done) | None => Ok(()),
+        }
+    }
+
+    /// Waits while the memory of a VM that idled is written. Nobody asked for that, so a request is no error.
+    async fn until_written(&self, id: VmId) {
+        let mut changes = self.shared.inventory.changes();
+        let is_written =
+            |view: &VmView| view.vm.state == State::Suspending && matches!(view.vm.reason, Reason::Idle(_));
+        while self.vm(id).is_some_and(|view| is_written(&view)) {
+            if changes.changed().await.is_err() {
+                return;
+            }
         }
     }
 

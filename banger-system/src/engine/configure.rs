@@ -8,7 +8,8 @@ use banger_domain::{
         nic::Nic,
         port::{MAX_PORTS, Port},
     },
-    vm::{Vm, VmSpec, check_labels},
+    restart::RestartPolicy,
+    vm::{Lifetime, Vm, VmSpec, check_labels},
 };
 
 use super::{
@@ -35,7 +36,24 @@ impl Engine {
     }
 }
 
+/// Refuses policies that start a sandbox again which is deleted when it stops.
+pub(super) fn require_to_stay(lifetime: &Lifetime, spec: &VmSpec) -> Result<()> {
+    let starts = spec.restart != RestartPolicy::No || spec.autostart;
+    match starts && *lifetime != Lifetime::Persistent {
+        true => Err(Error::InvalidOption {
+            why: "a sandbox that is deleted when it stops cannot start again".to_owned(),
+        }),
+        false => Ok(()),
+    }
+}
+
 impl VmTask {
+    pub(super) async fn set_lifetime(&mut self, lifetime: Lifetime) -> Result<()> {
+        require_to_stay(&lifetime, &self.vm.spec)?;
+        self.vm.lifetime = lifetime;
+        self.save().await
+    }
+
     pub(super) async fn configure(&mut self, change: Configure) -> Result<()> {
         let spec = &self.vm.spec;
         let mut labels = spec.labels.clone();
@@ -57,6 +75,7 @@ impl VmTask {
         if new.egress != spec.egress {
             self.shared.check_egress(&new.egress)?;
         }
+        require_to_stay(&self.vm.lifetime, &new)?;
         let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
         if sizes(&new) != sizes(spec) {
             if self.vm.state == State::Suspended {

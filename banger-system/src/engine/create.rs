@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Engine,
+    configure::require_to_stay,
     error::{Error, Kind, Result},
     inventory::Admission,
     now,
@@ -77,6 +78,7 @@ impl Engine {
             boot_id: String::new(),
             booted_from: None,
         };
+        require_to_stay(&vm.lifetime, &vm.spec)?;
         let (sender, inbox) = mpsc::channel(INBOX);
         let view = self.shared.view(vm, String::new(), 0);
         let subnet = self.shared.subnet.get();

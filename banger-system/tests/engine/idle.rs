@@ -142,3 +142,19 @@ async fn a_sandbox_that_cannot_be_suspended_runs_on_and_is_tried_again_after_its
         lab.engine.jobs().iter().filter(|job| matches!(job.outcome, Some(Outcome::Failed(_)))).count();
     assert!((1..=6).contains(&failed), "{failed} tries");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_counts_as_use() {
+    let lab = EngineLab::new().await;
+    let vm = lab.idling("suspend", 10).await;
+    lab.pass(5).await;
+    assert!(lab.engine.vm(vm).unwrap().idle_at.is_some());
+    lab.engine.pause_vm(vm).await.unwrap();
+    assert_eq!(lab.engine.vm(vm).unwrap().idle_at, None);
+    lab.pass(60).await;
+    lab.engine.unpause_vm(vm).await.unwrap();
+    lab.pass(8).await;
+    assert_eq!(lab.state(vm), State::Running);
+    lab.pass(4).await;
+    assert_eq!(lab.state(vm), State::Suspended);
+}

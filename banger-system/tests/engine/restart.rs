@@ -7,9 +7,13 @@ use banger_domain::{
     id::VmId,
     lifecycle::{Reason, State},
     restart::RestartPolicy,
+    vm::Lifetime,
 };
 use banger_system::{
-    engine::request::{Configure, CreateVm, ForkVm, Start, Stop, StopMode},
+    engine::{
+        error::Error,
+        request::{Configure, CreateVm, ForkVm, Start, Stop, StopMode},
+    },
     ports::supervisor::Ended,
 };
 
@@ -228,4 +232,37 @@ async fn the_host_starts_the_service_only_for_sandboxes_that_start_with_it() {
     let lab = lab.restart().await;
     assert!(lab.sim.wants_service_at_boot());
     assert_eq!(lab.engine.vm(plain).unwrap().vm.owner, ALICE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_who_starts_a_sandbox_in_a_pause_between_restarts_takes_their_place() {
+    let lab = EngineLab::new().await;
+    let vm = with(&lab, RestartPolicy::Always).await;
+    lab.sim.end_process(vm, killed());
+    lab.wait_until("the end", |lab| !lab.state(vm).is_up()).await;
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_eq!(reason(&lab, vm), Reason::UserRequest);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!((lab.state(vm), reason(&lab, vm)), (State::Running, Reason::UserRequest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_is_deleted_when_it_stops_gets_no_policy() {
+    let lab = EngineLab::new().await;
+    let vm = with(&lab, RestartPolicy::No).await;
+    let policies = [
+        Configure { restart: Some(RestartPolicy::OnFailure), ..Configure::default() },
+        Configure { autostart: Some(true), ..Configure::default() },
+    ];
+    lab.engine.set_lifetime(vm, Lifetime::UntilStopped).await.unwrap();
+    for policy in policies.clone() {
+        let refused = lab.engine.configure_vm(vm, policy).await;
+        assert!(matches!(refused, Err(Error::InvalidOption { .. })), "{refused:?}");
+    }
+    lab.engine.set_lifetime(vm, Lifetime::Persistent).await.unwrap();
+    for policy in policies {
+        lab.engine.configure_vm(vm, policy).await.unwrap();
+    }
+    let refused = lab.engine.set_lifetime(vm, Lifetime::UntilStopped).await;
+    assert!(matches!(refused, Err(Error::InvalidOption { .. })), "{refused:?}");
 }

@@ -2,10 +2,9 @@
 
 use banger_domain::{
     egress::Egress,
-    restart::RestartPolicy,
     ssh::AuthorizedKey,
     timezone::Timezone,
-    vm::{Init, Lifetime, check_labels},
+    vm::{Init, check_labels},
     vmm::VmmChoice,
 };
 use banger_proto::{
@@ -91,9 +90,5 @@ pub(in crate::bus) async fn read_create(
         start: start.then_some(how),
     };
     options.finish()?;
-    let starts = request.restart != RestartPolicy::No || request.autostart;
-    if starts && request.lifetime != Lifetime::Persistent {
-        return Err(Error::invalid_option("a sandbox that is deleted when it stops cannot start again"));
-    }
     Ok(request)
 }

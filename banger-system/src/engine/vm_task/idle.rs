@@ -14,11 +14,7 @@ use banger_domain::{
 use tokio::time::Instant;
 
 use super::{Goal, VmTask, stop::STOP, suspend::SUSPEND};
-use crate::engine::{
-    now,
-    request::Stop,
-    view::{JobKind, Object},
-};
+use crate::engine::{now, request::Stop, view::JobKind};
 
 /// What is known of the use of a sandbox.
 #[derive(Debug, Default)]
@@ -90,8 +86,7 @@ impl VmTask {
             IdleAction::Stop => (JobKind::VmStop, STOP, Goal::Down),
         };
         // Exempt from limits: it frees resources.
-        let objects = vec![Object::Vm(self.vm.id)];
-        let job = self.shared.jobs.begin_internal(kind, self.vm.owner, objects, stages);
+        let job = self.begin_internal_job(kind, stages);
         let begun = match policy.action {
             IdleAction::Suspend => self.begin_to_suspend(reason).await,
             IdleAction::Stop => self.stop_vmm(Stop::default(), reason).await,

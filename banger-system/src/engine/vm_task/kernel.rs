@@ -10,7 +10,7 @@ use crate::engine::{
     error::{Result, one_line},
     job::JobHandle,
     library::host_kernel::{self, Freshness},
-    request::Start,
+    request::{Start, StartCause},
 };
 
 const IMPORTING: &str = "importing the kernel of this host";
@@ -87,7 +87,12 @@ impl VmTask {
         };
         match booted {
             Ok(()) => self.await_start(job, start),
-            Err(error) => job.finish(Err(error)),
+            Err(error) => {
+                if start.cause == StartCause::HostBoot {
+                    self.start_failed(&error).await;
+                }
+                job.finish(Err(error));
+            }
         }
     }
 

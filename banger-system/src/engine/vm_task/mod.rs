@@ -382,9 +382,8 @@ impl VmTask {
                 answer(reply, result);
             }
             Command::SetLifetime { lifetime, reply } => {
-                self.vm.lifetime = lifetime;
-                let saved = self.save().await;
-                answer(reply, saved);
+                let result = self.set_lifetime(lifetime).await;
+                answer(reply, result);
             }
             Command::Configure { change, reply } => {
                 let result = self.configure(*change).await;
@@ -432,6 +431,11 @@ impl VmTask {
 
     fn begin_job(&self, kind: JobKind, stages: Stages) -> Result<JobHandle> {
         self.shared.jobs.begin(kind, self.vm.owner, vec![Object::Vm(self.vm.id)], stages)
+    }
+
+    /// Begins a job that does not count against the owner's limit.
+    fn begin_internal_job(&self, kind: JobKind, stages: Stages) -> JobHandle {
+        self.shared.jobs.begin_internal(kind, self.vm.owner, vec![Object::Vm(self.vm.id)], stages)
     }
 
     /// Takes a step of the lifecycle table. Nothing else changes the state.

@@ -34,6 +34,7 @@ impl VmTask {
             self.publish();
             return Err(error);
         }
+        self.forget_use();
         Ok(())
     }
 
@@ -50,6 +51,7 @@ impl VmTask {
             self.save_or_log().await;
             return Err(error);
         }
+        self.forget_use();
         self.correct_clock();
         Ok(())
     }

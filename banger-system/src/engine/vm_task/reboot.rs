@@ -17,7 +17,7 @@ use crate::{
         error::{Error, one_line},
         job::{JobHandle, Stages},
         request::{OnReboot, Start},
-        view::{JobKind, Object},
+        view::JobKind,
     },
     ports::{
         guest_link::{self, GuestFacts},
@@ -50,9 +50,8 @@ impl VmTask {
     /// Boots a guest again that has rebooted. Its VMM has ended, and the resources of that boot are released. Jobs
     /// that wait for the guest keep waiting.
     pub(super) async fn reboot(&mut self) -> Next {
-        let about = vec![Object::Vm(self.vm.id)];
         // Exempt from the job limit: a guest must not stay down because its owner has many jobs.
-        let job = self.shared.jobs.begin_internal(JobKind::VmRestart, self.vm.owner, about, REBOOT);
+        let job = self.begin_internal_job(JobKind::VmRestart, REBOOT);
         let start = Start::default();
         let booted = self.boot(&job, start).instrument(job.span()).await;
         let waiters = std::mem::take(&mut self.waiters);
@@ -69,6 +68,7 @@ impl VmTask {
                 let error = Arc::new(error);
                 job.fail_shared(&error);
                 waiters.into_iter().for_each(|waiter| waiter.job.fail_shared(&error));
+                self.plan_restart(Duration::ZERO);
             }
         }
         Next::Continue

@@ -11,11 +11,11 @@ use tokio::task::AbortHandle;
 
 use super::{TaskEvent, VmTask};
 use crate::engine::{
-    error::one_line,
+    error::{Error, one_line},
     job::Stages,
     now,
     request::{Start, StartCause},
-    view::{JobKind, Object},
+    view::JobKind,
 };
 
 const RESTART: Stages = &["start", "boot"];
@@ -57,11 +57,16 @@ impl VmTask {
 
     /// Gives up the next start, because a user wants the VM to be down.
     pub(super) async fn forget_restart(&mut self) {
-        if let Some(pending) = self.restarts.pending.take() {
-            pending.abort();
+        if self.abandon_restart() {
             self.vm.reason = Reason::UserRequest;
             self.save_or_log().await;
         }
+    }
+
+    /// Gives up the next start, because there is another one. Returns whether there was one to give up.
+    pub(super) fn abandon_restart(&mut self) -> bool {
+        let pending = self.restarts.pending.take();
+        pending.inspect(AbortHandle::abort).is_some()
     }
 
     pub(super) async fn restart_due(&mut self) {
@@ -69,8 +74,7 @@ impl VmTask {
         if self.restarts.pending.take().is_none() || !self.wants_restart() {
             return;
         }
-        let objects = vec![Object::Vm(self.vm.id)];
-        let job = self.shared.jobs.begin_internal(JobKind::VmStart, self.vm.owner, objects, RESTART);
+        let job = self.begin_internal_job(JobKind::VmStart, RESTART);
         let start = Start { cause: StartCause::Restart, ..Start::default() };
         let started = async {
             self.require_unread_disks().await?;
@@ -79,14 +83,19 @@ impl VmTask {
         match started.await {
             Ok(()) => self.await_start(job, start),
             Err(error) => {
-                // A quota leaves the reason as it was.
-                if !matches!(self.vm.reason, Reason::StartFailed(_)) {
-                    self.vm.reason = Reason::StartFailed(one_line(&error));
-                    self.save_or_log().await;
-                }
+                self.start_failed(&error).await;
                 job.finish(Err(error));
-                self.plan_restart(Duration::ZERO);
             }
         }
+    }
+
+    /// Stores why a start failed that no user has asked for, and plans the next one.
+    pub(super) async fn start_failed(&mut self, error: &Error) {
+        // A quota leaves the reason as it was.
+        if !matches!(self.vm.reason, Reason::StartFailed(_)) {
+            self.vm.reason = Reason::StartFailed(one_line(error));
+            self.save_or_log().await;
+        }
+        self.plan_restart(Duration::ZERO);
     }
 }

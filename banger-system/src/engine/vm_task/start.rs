@@ -131,14 +131,22 @@ impl VmTask {
     pub(super) async fn start(&mut self, start: Start) -> Result<JobId> {
         match self.vm.state {
             State::Paused => return Err(Error::Paused { name: self.vm.name.to_string() }),
+            State::Suspended if start.cause == StartCause::HostBoot => {
+                return Err(Error::Suspended { name: self.vm.name.to_string() });
+            }
             State::Suspended if start.memory == KeepMemory::Yes => return self.resume(start).await,
             _ => {}
         }
         let transition = step(self.vm.state, Event::Start)?;
         if transition != Transition::Unchanged {
             self.require_unread_disks().await?;
+            self.abandon_restart();
         }
-        let job = self.begin_job(JobKind::VmStart, START)?;
+        let job = match start.cause {
+            // A sandbox must not stay down because its owner has many that start with the host.
+            StartCause::HostBoot => self.begin_internal_job(JobKind::VmStart, START),
+            _ => self.begin_job(JobKind::VmStart, START)?,
+        };
         let id = job.id();
         if transition == Transition::Unchanged {
             match self.vm.is_ready() && start.wait_for == WaitFor::Agent {

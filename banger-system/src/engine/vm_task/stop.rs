@@ -86,7 +86,8 @@ impl VmTask {
         let never_answered = self.vm.reason == Reason::BootTimeout;
         self.expect_end().await;
         let transition = self.enter(Event::Stop)?;
-        if transition != Transition::Unchanged {
+        // What a user asks for counts, also if the guest has halted on its own a moment before.
+        if transition != Transition::Unchanged || reason == Reason::UserRequest {
             self.vm.reason = reason;
             self.save().await?;
         }
@@ -128,10 +129,9 @@ impl VmTask {
             return Err(Error::NotRunning { name: self.vm.name.to_string() });
         }
         self.expect_end().await;
-        if self.enter(Event::Stop)? != Transition::Unchanged {
-            self.vm.reason = Reason::UserRequest;
-            self.save().await?;
-        }
+        self.enter(Event::Stop)?;
+        self.vm.reason = Reason::UserRequest;
+        self.save().await?;
         Ok(self.shared.ports.supervisor.kill(self.vm.id, signal).await?)
     }
 }

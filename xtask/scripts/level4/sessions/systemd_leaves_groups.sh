@@ -15,9 +15,9 @@ run 'for n in /sys/fs/cgroup/banger/sessions/[0-9]*; do cat $n/cgroup.procs | wc
 run 'for p in $(cat /sys/fs/cgroup/banger/agent/cgroup.procs); do cat /proc/$p/oom_score_adj; done'
 run 'cat /proc/self/oom_score_adj; systemctl show -p MemoryCurrent init.scope'
 run 'echo kept > $XDG_RUNTIME_DIR/earlier'
-manager='echo "manager: $(timeout 120 systemctl --user is-system-running --wait)"'
-script -qec "banger vm exec -t groups -- sh -c '$manager'" /dev/null < /dev/null
-run 'cat $XDG_RUNTIME_DIR/earlier; systemctl --user show -p Version'
+script -qec 'banger vm exec -t groups -- true' /dev/null < /dev/null
+wait_until 120 "the user's systemd" run 'systemctl --user is-system-running --quiet'
+run 'echo "manager: $(systemctl --user is-system-running)"; cat $XDG_RUNTIME_DIR/earlier; systemctl --user show -p Version'
 kill $running; wait $running || true
 banger vm delete --force groups
 rm first
