@@ -236,10 +236,10 @@ async fn the_host_starts_the_service_only_for_sandboxes_that_start_with_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_user_who_starts_a_sandbox_in_a_pause_between_restarts_takes_their_place() {
-    let lab = EngineLab::new().await;
+    let mut lab = EngineLab::new().await;
     let vm = with(&lab, RestartPolicy::Always).await;
     lab.sim.end_process(vm, killed());
-    lab.wait_until("the end", |lab| !lab.state(vm).is_up()).await;
+    lab.until(vm, |state| state == Some(State::Failed)).await;
     lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
     assert_eq!(reason(&lab, vm), Reason::UserRequest);
     tokio::time::sleep(Duration::from_secs(300)).await;

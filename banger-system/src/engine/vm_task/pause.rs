@@ -28,13 +28,13 @@ impl VmTask {
         }
         self.enter(Event::Pause)?;
         self.liveness = Liveness::default();
+        self.forget_use();
         if let Err(error) = self.save().await {
             self.shared.ports.supervisor.thaw(self.vm.id).await?;
             self.enter(Event::Unpause)?;
             self.publish();
             return Err(error);
         }
-        self.forget_use();
         Ok(())
     }
 
@@ -42,6 +42,7 @@ impl VmTask {
     pub(super) async fn unpause(&mut self) -> Result<()> {
         let Transition::To(_) = step(self.vm.state, Event::Unpause)? else { return Ok(()) };
         self.enter(Event::Unpause)?;
+        self.forget_use();
         let thawed = match self.save().await {
             Ok(()) => self.shared.ports.supervisor.thaw(self.vm.id).await.map_err(Error::from),
             Err(error) => Err(error),
@@ -51,7 +52,6 @@ impl VmTask {
             self.save_or_log().await;
             return Err(error);
         }
-        self.forget_use();
         self.correct_clock();
         Ok(())
     }
