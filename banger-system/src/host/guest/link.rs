@@ -30,6 +30,10 @@ const RETRY: Duration = Duration::from_millis(50);
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer about the use of a guest may take, after a comparison of clocks on the same channel.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a guest may take to answer before it is asked again to renew itself, which is safe. A guest that continues from a
+/// capture learns late that the host of that time has hung up, and drops what has come in until then.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(10);
+const RENEWING: &str = "renewing the guest";
 /// What callers wait for while a guest boots.
 const BOOT: &str = "waiting for the guest";
 /// The longest accepted boot id.
@@ -171,9 +175,12 @@ impl GuestLink for AgentLink {
         timeout: Duration,
     ) -> Result<()> {
         let ask = |mut stream: UnixStream| async move {
-            capture::rejuvenate(&mut stream, old, new, identity).await
+            let renewed = capture::rejuvenate(&mut stream, old, new, identity);
+            let lost =
+                |_| Failed::Closed(Error::Timeout { what: RENEWING.to_owned(), after: RENEWAL_TIMEOUT });
+            tokio::time::timeout(RENEWAL_TIMEOUT, renewed).await.map_err(lost)?
         };
-        self.until_answered(vm, "renewing the guest", timeout, ask).await
+        self.until_answered(vm, RENEWING, timeout, ask).await
     }
 
     async fn open(&self, mut stream: UnixStream, token: &Token) -> Result<OwnedFd> {
