@@ -326,7 +326,8 @@ async fn a_crash_while_children_are_removed_leaves_no_row_without_disks() {
         lab.sim.fail_at(Some(step));
         let tried = async { lab.ended(lab.engine.fork_vm(parent, fork(2)).await).await };
         let _ = tokio::time::timeout(Duration::from_millis(200), tried).await;
-        (lab.sim.panic_at(None), lab.sim.fail_at(None));
+        lab.sim.panic_at(None);
+        lab.sim.fail_at(None);
         let lab = lab.restart().await;
         lab.until_continues(parent, &format!("step {step}, crash {crash}")).await;
         for view in lab.engine.vms().iter().filter(|view| view.vm.id != parent) {
