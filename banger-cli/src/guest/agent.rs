@@ -77,14 +77,7 @@ impl Guest {
         request: Request,
         serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let purpose = match &request {
-            Request::Info
-            | Request::Ports
-            | Request::Stats
-            | Request::Detached
-            | Request::Complete { .. } => agent::QUESTION,
-            _ => agent::COMMAND,
-        };
+        let purpose = if request.is_question() { agent::QUESTION } else { agent::COMMAND };
         let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await;
         let stream = stream.map_err(|error| self.about(error))?;
         let stream = UnixStream::from(stream);
