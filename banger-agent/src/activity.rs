@@ -20,18 +20,13 @@ static SERVED: AtomicU32 = AtomicU32::new(0);
 pub struct Served(());
 
 impl Served {
-    /// Counts a request, unless the service itself makes it without a user.
+    /// Counts a request, unless it is a question or the service itself makes it without a user.
     pub fn begin(request: &Request) -> Option<Self> {
         let is_of_service = matches!(
             request,
-            Request::Info
-                | Request::Clock
-                | Request::SetTime { .. }
-                | Request::Use
-                | Request::Freeze
-                | Request::Thaw
+            Request::Clock | Request::SetTime { .. } | Request::Use | Request::Freeze | Request::Thaw
         );
-        (!is_of_service).then(|| {
+        (!is_of_service && !request.is_question()).then(|| {
             SERVED.fetch_add(1, Ordering::Relaxed);
             Self(())
         })
@@ -96,12 +91,11 @@ mod tests {
 
     #[test]
     fn requests_of_users_count_while_they_are_served() {
-        let one = Served::begin(&Request::Stats);
-        assert!(
-            one.is_some()
-                && Served::begin(&Request::Clock).is_none()
-                && Served::begin(&Request::Use).is_none()
-        );
+        let one = Served::begin(&Request::List { directory: "/".to_owned() });
+        assert!(one.is_some());
+        for request in [Request::Clock, Request::Use, Request::Info, Request::Stats] {
+            assert!(Served::begin(&request).is_none(), "{request:?}");
+        }
         assert!(now().streams >= 1);
     }
 }

@@ -36,6 +36,8 @@ use crate::{
 
 /// How long everything may take to stand still, and to be on the disks then. Programs wait meanwhile.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long all of it may take after the request. The host gives up after 20 s, and nothing may freeze after that.
+const DEADLINE: Duration = Duration::from_secs(15);
 /// Poll interval.
 const POLL: Duration = Duration::from_millis(2);
 /// Holds the processes of groups that cannot be frozen.
@@ -69,8 +71,8 @@ struct Frozen {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Something takes too long.
-    #[error("{what} within {} s", TIMEOUT.as_secs())]
-    Late { what: String },
+    #[error("{what} within {} s", within.as_secs())]
+    Late { what: String, within: Duration },
     /// The kernel refused.
     #[error("cannot {doing}: {error}")]
     System { doing: String, error: io::Error },
@@ -118,10 +120,7 @@ pub fn freeze(port: &mut Port) -> io::Result<()> {
     let Some(freezer) = FREEZER.get() else {
         return refuse(port, FailureKind::Other, "the kernel of the guest cannot freeze processes");
     };
-    // Most data is written before anything stands still.
-    let frozen =
-        sync_disks().map_err(not_written).and_then(|()| freezer.freeze(Instant::now() + TIMEOUT, sync_disks));
-    match frozen {
+    match freezer.sync_and_freeze(Instant::now() + DEADLINE, sync_disks) {
         Ok(()) => {
             // A host that is gone does not capture the guest.
             if !port.send(&Frame::Done)? {
@@ -165,6 +164,17 @@ impl Freezer {
         Self { hierarchy, root, spared, is_frozen: AtomicBool::new(false), frozen: Mutex::default() }
     }
 
+    /// Calls `sync`, so that most data is written before anything stands still, and then freezes everything. If that takes
+    /// too long, nothing is frozen, also when `sync` returns later.
+    fn sync_and_freeze(
+        &self,
+        deadline: Instant,
+        sync: impl Fn() -> io::Result<()> + Copy + Send + 'static,
+    ) -> Result<(), Error> {
+        sync_before(deadline, DEADLINE, sync)?;
+        self.freeze(deadline.min(Instant::now() + TIMEOUT), sync)
+    }
+
     /// Freezes everything, then calls `sync`. After an error, nothing is frozen.
     fn freeze(
         &self,
@@ -173,7 +183,7 @@ impl Freezer {
     ) -> Result<(), Error> {
         let mut frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_frozen.store(true, Ordering::SeqCst);
-        let done = self.stop(&mut frozen, deadline).and_then(|()| sync_before(deadline, sync));
+        let done = self.stop(&mut frozen, deadline).and_then(|()| sync_before(deadline, TIMEOUT, sync));
         if done.is_err() {
             self.release(&mut frozen);
         }
@@ -212,10 +222,11 @@ impl Freezer {
                 None if is_complete => return Ok(()),
                 Some(moving) if Instant::now() > deadline => {
                     let what = format!("{} did not freeze", self.culprit(moving));
-                    return Err(Error::Late { what });
+                    return Err(Error::Late { what, within: TIMEOUT });
                 }
                 None if Instant::now() > deadline => {
-                    return Err(Error::Late { what: "the guest did not stop starting processes".to_owned() });
+                    let what = "the guest did not stop starting processes".to_owned();
+                    return Err(Error::Late { what, within: TIMEOUT });
                 }
                 _ => thread::sleep(POLL),
             }
@@ -305,9 +316,10 @@ impl Freezer {
     }
 }
 
-/// Calls `sync` in a thread, which a slow disk may keep for longer.
+/// Calls `sync` in a thread, which a slow disk may keep for longer. The error names the time.
 fn sync_before(
     deadline: Instant,
+    within: Duration,
     sync: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> Result<(), Error> {
     let (sender, receiver) = mpsc::channel();
@@ -315,7 +327,7 @@ fn sync_before(
     thread::Builder::new().stack_size(THREAD_STACK).spawn(send).map_err(not_written)?;
     match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(synced) => synced.map_err(not_written),
-        Err(_) => Err(Error::Late { what: "the disks did not take all data".to_owned() }),
+        Err(_) => Err(Error::Late { what: "the disks did not take all data".to_owned(), within }),
     }
 }
 
@@ -477,6 +489,21 @@ mod tests {
         assert!(full.unwrap_err().to_string().starts_with("cannot write all data to the disks"));
         assert_eq!(guest.grows(), [true, true]);
         assert!(!guest.freezer.is_frozen.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_guest_whose_data_is_written_too_late_is_never_frozen() {
+        let Some(guest) = Guest::new("", &["", "banger/sessions/1"]) else { return skipped() };
+        let late = guest.freezer.sync_and_freeze(Instant::now() + Duration::from_millis(100), || {
+            thread::sleep(Duration::from_millis(500));
+            Ok(())
+        });
+        assert_eq!(late.unwrap_err().to_string(), "the disks did not take all data within 15 s");
+        for _ in 0..3 {
+            assert_eq!(guest.grows(), [true, true]);
+        }
+        guest.freezer.sync_and_freeze(Instant::now() + DEADLINE, || Ok(())).unwrap();
+        assert_eq!(guest.grows(), [false, false]);
     }
 
     #[test]

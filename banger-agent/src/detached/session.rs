@@ -293,14 +293,13 @@ impl Session {
         self.state().flush();
     }
 
-    /// Ends the session: hosts that attach later find its record.
+    /// Ends the session: hosts that attach later find its record. Its name is free before its host learns of the end.
     pub fn end(&self, id: u64, exit: Exit) {
+        forget(id);
         let mut state = self.state();
         state.exit = Some(exit);
         state.input = None;
         state.flush();
-        drop(state);
-        all().remove(&id);
     }
 
     /// Drops the host: nothing passes output on to it any more.

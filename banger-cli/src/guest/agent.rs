@@ -16,7 +16,7 @@ use banger_proto::{
         Decoder, Failure, FailureKind, Frame, GuestInfo, Request, STDIN_WINDOW,
         frame::{MAX_DATA, MAX_MESSAGE},
         listing::{Entry, Reader},
-        message::Algorithm,
+        message::{Algorithm, Exit},
     },
 };
 use serde::de::DeserializeOwned;
@@ -77,14 +77,7 @@ impl Guest {
         request: Request,
         serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let purpose = match &request {
-            Request::Info
-            | Request::Ports
-            | Request::Stats
-            | Request::Detached
-            | Request::Complete { .. } => agent::QUESTION,
-            _ => agent::COMMAND,
-        };
+        let purpose = if request.is_question() { agent::QUESTION } else { agent::COMMAND };
         let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await;
         let stream = stream.map_err(|error| self.about(error))?;
         let stream = UnixStream::from(stream);
@@ -230,6 +223,8 @@ pub struct Call {
     /// How long it may send no output; `None` for no limit.
     idle_limit: Option<Duration>,
     state: State,
+    /// How the command ended, if this is one.
+    exit: Option<Exit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,6 +246,7 @@ impl Call {
             silence_limit: None,
             idle_limit: None,
             state: State::Open,
+            exit: None,
         };
         let bytes = Frame::Request(request.clone()).encode();
         if bytes.len() > MAX_MESSAGE {
@@ -264,6 +260,7 @@ impl Call {
     /// Receives the next frame.
     pub fn frame(&mut self) -> Result<Frame> {
         let mut bytes = [0; 16 << 10];
+        let since = Instant::now();
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
                 if let Frame::Started(started) = &frame {
@@ -275,7 +272,10 @@ impl Call {
             }
             match self.stream.read(&mut bytes) {
                 Ok(0) => return Err(lost(attach::Error::HungUp)),
-                Ok(count) => self.decoder.push(&bytes[..count]),
+                Ok(count) => {
+                    self.decoder.push(&bytes[..count]);
+                    self.check_idle(since)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let seconds = self.silence_limit.unwrap_or_default().as_secs();
@@ -300,12 +300,19 @@ impl Call {
                 Some(bytes) if !bytes.is_empty() => return Ok(Some(bytes)),
                 _ => {}
             }
-            if let Some(limit) = self.idle_limit.filter(|limit| since.elapsed() >= *limit) {
-                let seconds = limit.as_secs();
-                return Err(Error::Refused(format!("the sandbox has sent nothing for {seconds} seconds")));
-            }
+            self.check_idle(since)?;
         }
         Ok(None)
+    }
+
+    fn check_idle(&self, since: Instant) -> Result<()> {
+        match self.idle_limit.filter(|limit| since.elapsed() >= *limit) {
+            None => Ok(()),
+            Some(limit) => {
+                let seconds = limit.as_secs();
+                Err(Error::Refused(format!("the sandbox has sent nothing for {seconds} seconds")))
+            }
+        }
     }
 
     /// Fails when there is no output for this long, whatever else the agent sends.
@@ -327,6 +334,11 @@ impl Call {
         Ok(answer)
     }
 
+    /// Returns how the command has ended.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit
+    }
+
     /// Returns the agent's notes on a copy.
     pub fn notes(&self) -> Vec<String> {
         String::from_utf8_lossy(&self.notes).lines().map(str::to_owned).collect()
@@ -345,8 +357,8 @@ impl Call {
                 self.notes.extend_from_slice(&bytes[..bytes.len().min(left)]);
             }
             Frame::Started(_) => {}
-            // A command has ended. What it has said tells how.
-            Frame::Done | Frame::Exit(_) => self.state = State::Done,
+            Frame::Done => self.state = State::Done,
+            Frame::Exit(exit) => (self.state, self.exit) = (State::Done, Some(exit)),
             Frame::Failed(failure) => {
                 self.state = State::Done;
                 return Err(refusal(failure));
@@ -501,6 +513,7 @@ mod tests {
                 silence_limit: None,
                 idle_limit: None,
                 state: State::Open,
+                exit: None,
             };
             assert!(matches!(end.frame(), Ok(Frame::Request(_))));
             act(&mut end);
@@ -569,6 +582,24 @@ mod tests {
         call.stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
         assert!(matches!(call.frame(), Err(Error::Attach(attach::Error::Silent(30)))));
         drop(release);
+    }
+
+    #[test]
+    fn an_agent_that_never_ends_a_frame_is_idle() {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let mut call = agent(move |end| {
+            let frame = Frame::Output(vec![0; MAX_DATA]).encode();
+            for byte in frame {
+                if released.recv_timeout(Duration::from_millis(5)).is_ok()
+                    || end.stream.write_all(&[byte]).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        call.limit_idle(Duration::from_millis(50)).unwrap();
+        assert!(matches!(call.output(), Err(Error::Refused(text)) if text.contains("has sent nothing for")));
+        drop((release, call));
     }
 
     #[test]

@@ -47,20 +47,31 @@ impl FromStr for Site {
     }
 }
 
-/// Returns the configuration of git in the sandbox, as variables (git-config(1), GIT_CONFIG_COUNT). An empty helper
-/// removes those of the image.
-pub fn variables(sites: &[Site], socket: &str) -> Vec<(String, String)> {
+/// Returns the settings of git in the sandbox. An empty helper removes those of the image.
+pub fn settings(sites: &[Site], socket: &str) -> Vec<(String, String)> {
     let helper = format!("cache --socket={socket}");
-    let settings = sites.iter().flat_map(|Site { protocol, host }| {
+    let of_site = |Site { protocol, host }: &Site| {
         let key = format!("credential.{protocol}://{host}.helper");
         [(key.clone(), String::new()), (key, helper.clone())]
-    });
-    let mut variables = vec![("GIT_CONFIG_COUNT".to_owned(), (2 * sites.len()).to_string())];
-    for (number, (key, value)) in settings.enumerate() {
-        variables.push((format!("GIT_CONFIG_KEY_{number}"), key));
-        variables.push((format!("GIT_CONFIG_VALUE_{number}"), value));
+    };
+    sites.iter().flat_map(of_site).collect()
+}
+
+/// Adds settings to the variables of a command (git-config(1), GIT_CONFIG_COUNT), after those that the user has given.
+pub fn configure(variables: &mut Vec<(String, String)>, settings: &[(String, String)]) {
+    const COUNT: &str = "GIT_CONFIG_COUNT";
+    if settings.is_empty() {
+        return;
     }
-    variables
+    let given = variables.iter().rev().find(|(name, _)| name == COUNT);
+    let given = given.and_then(|(_, count)| count.parse::<usize>().ok()).unwrap_or_default();
+    variables.retain(|(name, _)| name != COUNT);
+    variables.push((COUNT.to_owned(), given.saturating_add(settings.len()).to_string()));
+    for (number, (key, value)) in settings.iter().enumerate() {
+        let number = given.saturating_add(number);
+        variables.push((format!("GIT_CONFIG_KEY_{number}"), key.clone()));
+        variables.push((format!("GIT_CONFIG_VALUE_{number}"), value.clone()));
+    }
 }
 
 /// What a sandbox asks for.
@@ -134,17 +145,35 @@ async fn fill(question: Question<'_>) -> Result<String> {
             git = git.with_variable(name, value);
         }
     }
-    let stop = Stop::default();
-    let theirs = stop.clone();
-    let asking = move || theirs.during(|| git.run(&["credential", "fill"], input.as_bytes()));
-    match tokio::time::timeout(HELPER_TIMEOUT, tokio::task::spawn_blocking(asking)).await {
-        Ok(Ok(filled)) => Ok(answer_of(&String::from_utf8_lossy(&filled?))),
-        Ok(Err(error)) => Err(Error::io("run a thread", std::io::Error::other(error))),
-        Err(_elapsed) => {
-            stop.stop();
-            Ok(String::new())
-        }
+    let filled = in_time(HELPER_TIMEOUT, move || git.run(&["credential", "fill"], input.as_bytes())).await?;
+    Ok(answer_of(&String::from_utf8_lossy(&filled)))
+}
+
+/// Ends the processes of a thread whose answer has come to be of no use.
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
     }
+}
+
+/// Waits for blocking work, whose processes are killed after this time, and if the caller no longer waits.
+async fn in_time<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let stop = StopOnDrop(Stop::default());
+    let theirs = stop.0.clone();
+    let mut working = tokio::task::spawn_blocking(move || theirs.during(work));
+    let done = match tokio::time::timeout(limit, &mut working).await {
+        Ok(done) => done,
+        Err(_elapsed) => {
+            stop.0.stop();
+            working.await
+        }
+    };
+    done.map_err(|error| Error::io("run a thread", std::io::Error::other(error)))?
 }
 
 /// Returns the lines of a filled credential that the sandbox needs.
@@ -195,6 +224,17 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_ended_with_what_it_has_started() {
+        let setting = "credential.helper=!f() { sleep 1000 & sleep 1000; }; f";
+        let fill = move || {
+            let git = Git::within(Path::new("/")).with_setting(setting);
+            git.run(&["credential", "fill"], b"protocol=https\nhost=x\n\n")
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(60), in_time(Duration::from_millis(200), fill));
+        assert!(ended.await.unwrap().is_err());
+    }
+
     #[test]
     fn a_host_has_no_path_and_no_line_end() {
         for wrong in ["", "github.com/x", "ssh://x", "a\nb", "ann@github.com", "https://"] {
@@ -205,7 +245,11 @@ mod tests {
 
     #[test]
     fn variables_configure_git_in_the_sandbox() {
-        let set = variables(&[site("github.com")], "/run/x.sock");
+        let mut set = Vec::new();
+        configure(&mut set, &[]);
+        assert!(set.is_empty());
+        let settings = settings(&[site("github.com")], "/run/x.sock");
+        configure(&mut set, &settings);
         let lines: Vec<String> = set.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(
             lines,
@@ -215,6 +259,21 @@ mod tests {
                 "GIT_CONFIG_VALUE_0=",
                 "GIT_CONFIG_KEY_1=credential.https://github.com.helper",
                 "GIT_CONFIG_VALUE_1=cache --socket=/run/x.sock",
+            ]
+        );
+        // After one setting of the user.
+        let mut set = vec![("GIT_CONFIG_COUNT".to_owned(), "1".to_owned())];
+        configure(&mut set, &settings);
+        let names: Vec<&str> = set.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(set[0].1, "3");
+        assert_eq!(
+            names,
+            [
+                "GIT_CONFIG_COUNT",
+                "GIT_CONFIG_KEY_1",
+                "GIT_CONFIG_VALUE_1",
+                "GIT_CONFIG_KEY_2",
+                "GIT_CONFIG_VALUE_2"
             ]
         );
     }

@@ -30,7 +30,7 @@ use zbus::OwnedObjectPath;
 
 pub use self::spec::Share;
 use self::{
-    rate::{Rate, Verdict},
+    rate::{MAX_CONNECTIONS, MAX_USES, Rate, Verdict},
     ssh_agent::Keys,
 };
 use crate::{
@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// Limit on connections of the sandbox to one socket. Further ones wait.
-const MAX_CONNECTIONS: usize = 4;
+const MAX_AT_ONCE: usize = 4;
 /// How long a connection may last, with the time that it waits for the user to touch a key.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a connection waits for a stream to the sandbox.
@@ -57,7 +57,9 @@ const BUFFER: usize = 16 << 10;
 #[derive(Default)]
 pub struct Shares {
     variables: Vec<(String, String)>,
-    sockets: JoinSet<Result<()>>,
+    /// Settings of git.
+    settings: Vec<(String, String)>,
+    sockets: JoinSet<()>,
 }
 
 /// Answers the connections to one socket.
@@ -66,7 +68,8 @@ struct Answerer {
     vm: OwnedObjectPath,
     sandbox: String,
     source: Source,
-    rate: Mutex<Rate>,
+    connections: Mutex<Rate>,
+    uses: Mutex<Rate>,
 }
 
 /// Where answers come from.
@@ -91,20 +94,28 @@ impl Shares {
         };
         for source in sources(shares)? {
             let socket = socket_path(&source)?;
-            this.variables.extend(source.variables(&socket));
+            match &source {
+                Source::Git(sites) => this.settings.extend(git::settings(sites, &socket)),
+                Source::SshAgent(..) => this.variables.push(("SSH_AUTH_SOCK".to_owned(), socket.clone())),
+            }
             let answerer = Arc::new(Answerer {
                 bus: bus.clone(),
                 vm: vm.clone(),
                 sandbox: sandbox.clone(),
                 source,
-                rate: Mutex::default(),
+                connections: Mutex::new(Rate::new(MAX_CONNECTIONS)),
+                uses: Mutex::new(Rate::new(MAX_USES)),
             });
             let relay = answerer.open(&Request::Listen(Endpoint::Unix(socket.clone()))).await?;
             let mut guest = Guest::new(bus.clone(), vm.clone(), listener.resubscribe());
             if let Some(user) = user {
                 tooling::give_socket(&mut guest, user, &socket).await?;
             }
-            this.sockets.spawn(answerer.accept(Incoming::new(relay)));
+            this.sockets.spawn(async move {
+                if let Err(error) = Arc::clone(&answerer).accept(Incoming::new(relay)).await {
+                    answerer.tell(&format!("gets no more credentials: {error}"));
+                }
+            });
         }
         Ok(this)
     }
@@ -112,6 +123,7 @@ impl Shares {
     /// Adds the variables to a command.
     pub fn add_to(&self, exec: &mut Exec) {
         exec.env.extend(self.variables.iter().cloned());
+        git::configure(&mut exec.env, &self.settings);
     }
 }
 
@@ -121,6 +133,16 @@ pub fn not_detached(option: &str) -> Error {
         "the credentials are shared by this command, which may end before the one in the sandbox".to_owned(),
     )
     .with_hint(format!("leave out `{option}` or `--share`."))
+}
+
+/// Checks that the user has what is to be shared, before anything is done for it.
+pub async fn check(shares: &[Share]) -> Result<()> {
+    for source in sources(shares)? {
+        if let Source::SshAgent(path, keys) = source {
+            ssh_agent::check(&path, &keys).await?;
+        }
+    }
+    Ok(())
 }
 
 fn sources(shares: &[Share]) -> Result<Vec<Source>> {
@@ -151,30 +173,27 @@ fn socket_path(source: &Source) -> Result<String> {
     Ok(format!("/run/banger-{kind}-{name}.sock"))
 }
 
-impl Source {
-    fn variables(&self, socket: &str) -> Vec<(String, String)> {
-        match self {
-            Self::Git(sites) => git::variables(sites, socket),
-            Self::SshAgent(..) => vec![("SSH_AUTH_SOCK".to_owned(), socket.to_owned())],
-        }
-    }
-}
-
 impl Answerer {
     async fn open(&self, request: &Request) -> Result<Relay> {
         let stream = self.bus.open_agent(&self.vm, agent::CONNECTION, Some(STREAM_TIMEOUT)).await?;
         Relay::begin(stream, request).await
     }
 
-    /// Answers connections as they come. While as many are answered as may be, the others wait in the sandbox.
+    /// Answers connections as they come. While as many are answered as may be, the others wait in the sandbox. All end with
+    /// this.
     async fn accept(self: Arc<Self>, mut incoming: Incoming) -> Result<()> {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        let slots = Arc::new(Semaphore::new(MAX_AT_ONCE));
         loop {
             let number = incoming.next().await?;
+            while connections.try_join_next().is_some() {}
+            while !self.count(&self.connections) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
             // It is never closed.
             let slot = Arc::clone(&slots).acquire_owned().await;
             let this = Arc::clone(&self);
-            tokio::spawn(async move {
+            connections.spawn(async move {
                 // A connection that fails gets no credentials, and that is all.
                 let _ = tokio::time::timeout(CONNECTION_TIMEOUT, this.answer(number)).await;
                 drop(slot);
@@ -208,7 +227,7 @@ trait Uses {
 
 impl Uses for Answerer {
     fn allow(&self, what: &str) -> bool {
-        let is_allowed = self.count();
+        let is_allowed = self.count(&self.uses);
         if is_allowed {
             self.tell(&format!("uses {what}"));
         }
@@ -216,7 +235,7 @@ impl Uses for Answerer {
     }
 
     fn refuse(&self, what: &str) {
-        if self.count() {
+        if self.count(&self.uses) {
             self.tell(&format!("asked for {what}, which is not shared"));
         }
     }
@@ -224,9 +243,9 @@ impl Uses for Answerer {
 
 impl Answerer {
     /// Counts a request. Returns whether there were few of late.
-    fn count(&self) -> bool {
+    fn count(&self, rate: &Mutex<Rate>) -> bool {
         // Each change under the lock is complete.
-        let verdict = self.rate.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
+        let verdict = rate.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
         if verdict == Verdict::Last {
             self.tell("asks for credentials too often: further requests are refused for a minute");
         }

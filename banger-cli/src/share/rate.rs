@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 /// Limit on uses in a minute. A build that fetches many dependencies asks once for each.
-const MAX_USES: u32 = 60;
+pub const MAX_USES: u32 = 60;
+/// Limit on connections in a minute. git makes three for a use: it asks, and reports whether the answer was right.
+pub const MAX_CONNECTIONS: u32 = 4 * MAX_USES;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The uses in the current minute.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rate {
+    limit: u32,
     since: Option<Instant>,
     uses: u32,
 }
@@ -25,6 +28,11 @@ pub enum Verdict {
 }
 
 impl Rate {
+    /// Allows this many uses in a minute.
+    pub fn new(limit: u32) -> Self {
+        Self { limit, since: None, uses: 0 }
+    }
+
     /// Counts a use.
     pub fn count(&mut self, now: Instant) -> Verdict {
         if self.since.is_none_or(|since| now.duration_since(since) >= MINUTE) {
@@ -32,8 +40,8 @@ impl Rate {
         }
         self.uses = self.uses.saturating_add(1);
         match self.uses {
-            1..=MAX_USES => Verdict::Allowed,
-            uses if uses == MAX_USES + 1 => Verdict::Last,
+            uses if uses <= self.limit => Verdict::Allowed,
+            uses if uses == self.limit + 1 => Verdict::Last,
             _ => Verdict::Refused,
         }
     }
@@ -45,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_refused_until_the_minute_is_over() {
-        let (mut rate, begun) = (Rate::default(), Instant::now());
+        let (mut rate, begun) = (Rate::new(MAX_USES), Instant::now());
         for _ in 0..MAX_USES {
             assert_eq!(rate.count(begun), Verdict::Allowed);
         }

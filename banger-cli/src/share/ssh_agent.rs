@@ -5,6 +5,7 @@ use std::{
     collections::HashSet,
     env, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ssh_key::{HashAlg, PublicKey};
@@ -18,6 +19,8 @@ use crate::error::{Error, Result};
 
 /// Limit on a message, as in OpenSSH.
 const MAX_MESSAGE: usize = 256 << 10;
+/// How long the agent may take to list its keys.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 const FAILURE: u8 = 5;
 const REQUEST_IDENTITIES: u8 = 11;
 const IDENTITIES_ANSWER: u8 = 12;
@@ -59,6 +62,35 @@ pub fn socket_of_caller() -> Result<PathBuf> {
         Error::Refused("cannot share the ssh-agent: none is running".to_owned())
             .with_hint("`eval $(ssh-agent)` starts one, and `ssh-add` gives it your key.")
     })
+}
+
+/// Checks that an agent listens there, and that it has the keys.
+pub async fn check(path: &Path, keys: &Keys) -> Result<()> {
+    let listed = tokio::time::timeout(CHECK_TIMEOUT, list(path)).await;
+    let listed = listed.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+    let listed = listed.map_err(|source| Error::io("use the ssh-agent", source))?;
+    let missing = keys.fingerprints.iter().find(|key| !listed.contains(*key));
+    missing.map_or(Ok(()), |key| {
+        Err(Error::Refused(format!("cannot share the key {key}: the ssh-agent does not have it"))
+            .with_hint("`ssh-add -l` lists its keys; `ssh-add FILE` adds one."))
+    })
+}
+
+/// Returns the fingerprints of an agent's keys.
+async fn list(path: &Path) -> io::Result<HashSet<String>> {
+    let mut agent = UnixStream::connect(path).await?;
+    let answer = ask(&mut agent, &[REQUEST_IDENTITIES]).await?;
+    Ok(fingerprints(&answer).unwrap_or_default())
+}
+
+fn fingerprints(answer: &[u8]) -> Option<HashSet<String>> {
+    let mut rest = answer.strip_prefix(&[IDENTITIES_ANSWER])?;
+    let mut found = HashSet::new();
+    for _ in 0..number(&mut rest)? {
+        let (key, _comment) = (string(&mut rest)?, string(&mut rest)?);
+        found.insert(name(key));
+    }
+    Some(found)
 }
 
 /// Answers one connection.

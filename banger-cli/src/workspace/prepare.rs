@@ -306,6 +306,7 @@ fn record_of(plan: &Plan, target: &Target) -> Record {
         user: None,
         env: BTreeMap::new(),
         setup: Setup::default(),
+        fetched_to: None,
         sent_at: age::now(),
     }
 }

@@ -64,6 +64,9 @@ pub struct Record {
     /// What its devcontainer.json asks for later.
     #[serde(default)]
     pub setup: Setup,
+    /// What the refs begin with that its commits were fetched to.
+    #[serde(default)]
+    pub fetched_to: Option<String>,
     /// When it was last sent, in microseconds since the Unix epoch.
     pub sent_at: u64,
 }
@@ -184,8 +187,9 @@ impl Draft {
         self.unfinished.path()
     }
 
-    /// Replaces an earlier record of the workspace at this path.
+    /// Replaces an earlier record of the workspace at this path. Refs of the earlier one remain those of the workspace.
     pub fn commit(self, record: Record) -> Result<StoredWorkspace> {
+        let record = Record { fetched_to: read(&self.path).and_then(|old| old.fetched_to), ..record };
         write(self.unfinished.path(), &record)?;
         let failed = |source| Error::io(format!("write {}", self.path.display()), source);
         match fs::remove_dir_all(&self.path) {
@@ -325,6 +329,7 @@ pub mod tests {
             user: None,
             env: BTreeMap::new(),
             setup: Setup::default(),
+            fetched_to: None,
             sent_at,
         }
     }

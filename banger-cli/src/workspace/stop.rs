@@ -5,10 +5,15 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     process::Child,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 thread_local! {
     /// What ends the work of this thread.
@@ -45,7 +50,7 @@ impl Stop {
     pub fn stop(&self) {
         let mut state = self.state();
         state.is_stopped = true;
-        state.running.values().for_each(kill);
+        state.running.iter().for_each(|(id, process)| kill(*id, process));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,6 +67,24 @@ pub fn to_the_end<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
+/// Runs a part of this thread's work, whose processes are killed after this time. Returns `None` if that happened.
+pub fn within<T>(limit: Duration, work: impl FnOnce() -> T) -> Option<T> {
+    let stop = CURRENT.with_borrow(Clone::clone);
+    let (done, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let late = scope.spawn(move || {
+            let is_late = ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            if is_late {
+                stop.stop();
+            }
+            is_late
+        });
+        let result = work();
+        drop(done);
+        late.join().is_ok_and(|is_late| !is_late).then_some(result)
+    })
+}
+
 /// Makes a process of this thread one that is killed when the thread's work is stopped.
 pub fn killable(child: &Child) -> Killable {
     let (stop, id) = (CURRENT.with_borrow(Clone::clone), child.id());
@@ -70,16 +93,21 @@ pub fn killable(child: &Child) -> Killable {
     if let Some(process) = process {
         let mut state = stop.state();
         if state.is_stopped {
-            kill(&process);
+            kill(id, &process);
         }
         state.running.insert(id, process);
     }
     Killable { stop, id }
 }
 
-fn kill(process: &OwnedFd) {
+/// Kills a process, and those that it has started if it leads a group.
+fn kill(id: u32, process: &OwnedFd) {
     // It may have ended by itself.
-    let _ = pidfd_send_signal(process, Signal::KILL);
+    if pidfd_send_signal(process, Signal::KILL).is_ok()
+        && let Some(group) = i32::try_from(id).ok().and_then(Pid::from_raw)
+    {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
 }
 
 impl Drop for Killable {
@@ -92,8 +120,9 @@ impl Drop for Killable {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{
-        process::{Command, ExitStatus},
-        thread,
+        io::Read,
+        os::unix::process::CommandExt,
+        process::{Command, ExitStatus, Stdio},
     };
 
     use super::*;
@@ -110,6 +139,35 @@ mod tests {
 
     fn short() -> ExitStatus {
         run(&["sleep", "0.01"])
+    }
+
+    #[test]
+    fn what_a_leader_of_a_group_has_started_ends_with_it() {
+        let stop = Stop::default();
+        let theirs = stop.clone();
+        let work = thread::spawn(move || {
+            theirs.during(|| {
+                let mut command = Command::new("sh");
+                command.args(["-c", "sleep 1000 & sleep 1000"]).stdout(Stdio::piped()).process_group(0);
+                let mut child = command.spawn().unwrap();
+                let _killable = killable(&child);
+                // The end of the pipe is seen when the last process has ended.
+                child.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
+                child.wait().unwrap()
+            })
+        });
+        while stop.state().running.is_empty() {
+            thread::yield_now();
+        }
+        stop.stop();
+        assert!(!work.join().unwrap().success());
+    }
+
+    #[test]
+    fn work_that_takes_too_long_is_ended() {
+        assert!(within(Duration::from_secs(100), short).unwrap().success());
+        let stop = Stop::default();
+        assert!(stop.during(|| within(Duration::from_millis(10), sleep)).is_none());
     }
 
     #[test]

@@ -127,12 +127,29 @@ fn commits_come_back_with_their_authors_and_merges() {
     assert_eq!((ended.status, ended.output.as_str()), (0, ""), "{ended:?}");
     assert!(ended.errors.ends_with("there are no new commits in the sandbox.\n"), "{ended:?}");
     bench.guest_git(&["commit", "-q", "--amend", "-m", "amended"]);
-    assert_eq!(fetched(&bench, &[]), format!("{MAIN}: 1 new commit\n"));
-    assert_eq!(id(&bench, MAIN), guest_id(&bench, "main"));
-    // A branch takes the place of one that is gone.
+    let (old, new) = (id(&bench, MAIN), guest_id(&bench, "main"));
+    let moved = format!("{}...{} (forced update)", &old[..12], &new[..12]);
+    assert_eq!(fetched(&bench, &[]), format!("{MAIN}: 1 new commit, {moved}\n"));
+    assert_eq!((id(&bench, MAIN), id(&bench, &format!("{MAIN}@{{1}}"))), (new, old));
+    // Nothing takes the place of what was fetched.
     bench.guest_git(&["branch", "-qm", "side", "side/deeper"]);
-    assert_eq!(fetched(&bench, &[]), "refs/banger/box/side/deeper: 0 new commits\n");
-    assert_eq!(bench.git(&["for-each-ref", "--format=%(refname)", "refs/banger"]).lines().count(), 2);
+    assert_refused(
+        &bench,
+        "cannot fetch the commits: refs/banger/box/side/deeper cannot exist beside refs/banger/box/side.\nhint: `git ",
+    );
+}
+
+#[test]
+fn work_of_another_sandbox_with_the_same_name_is_not_overwritten() {
+    let bench = prepared();
+    commit(&bench, "one", "Eve <eve@example.org>");
+    bench.git(&["update-ref", MAIN, "HEAD"]);
+    assert_eq!(fetched(&bench, &[]), "refs/banger/box-2/main: 1 new commit\n");
+    assert_eq!(id(&bench, MAIN), id(&bench, "HEAD"));
+    // It remains the name, also when the repository was sent again.
+    bench.git(&["update-ref", "-d", MAIN]);
+    commit(&bench, "two", "Eve <eve@example.org>");
+    assert_eq!(fetched(&bench, &[]), "refs/banger/box-2/main: 1 new commit\n");
 }
 
 #[test]
@@ -229,7 +246,28 @@ fn commits_that_fit_nothing_are_refused_and_leave_nothing() {
     let evil = object(&bench, "tree", &entry);
     let commit = object(&bench, "commit", header("").replace(tree.trim(), &evil).as_bytes());
     point(&commit);
-    assert_refused(&bench, "cannot run `git index-pack`.\n  because: ");
+    assert_refused(&bench, "cannot fetch the commits: an object in the sandbox is not valid: ");
+    point(&main);
+
+    // A tag that a branch of the sandbox names.
+    bench.guest_git(&["tag", "-am", "x", "annotated"]);
+    let tag = guest_id(&bench, "annotated");
+    fs::write(bench.guest.join(".git/refs/heads/odd"), format!("{tag}\n")).unwrap();
+    assert_refused(&bench, "cannot fetch the commits: a branch of the sandbox is a tag, and no commit.");
+    fs::remove_file(bench.guest.join(".git/refs/heads/odd")).unwrap();
+
+    // A branch of the host is in the way, or its ref is locked.
+    let before = state(&bench);
+    let ended = fetch(&bench, &["-q", "--branch", "main/x"]);
+    let expect = "error: the branch main/x cannot exist beside the branch main.";
+    assert!(ended.status == 1 && ended.errors.starts_with(expect), "{ended:?}");
+    assert_eq!(state(&bench), before);
+    bench.guest_git(&["commit", "-q", "--allow-empty", "-m", "more"]);
+    let lock = bench.repo.join(".git/refs/banger/box");
+    fs::create_dir_all(&lock).unwrap();
+    fs::write(lock.join("main.lock"), "").unwrap();
+    assert_refused(&bench, "cannot store the branches of the sandbox: ");
+    fs::remove_file(lock.join("main.lock")).unwrap();
     point(&main);
 
     // Too many branches.

@@ -165,6 +165,15 @@ fn only_the_chosen_key_signs() {
     assert_eq!(run("ssh-add", &["-l"]).lines().count(), 2);
     let output = shared(&host, &["ssh-agent"], Some(&socket), "ssh-add -l | wc -l");
     assert_eq!(text(&output.stdout), "2\n");
+    // One that the agent does not have, before a sandbox is created.
+    run("ssh-add", &["-q", "-d", path("other.pub").to_str().unwrap()]);
+    let share = format!("ssh-agent:{}", path("other.pub").display());
+    let before = host.banger(&["vm", "list", "-q"]).output;
+    let mut create = host.command(&["run", "--share", &share, "--", "true"]);
+    let output = create.env("SSH_AUTH_SOCK", &socket).output().unwrap();
+    let told = text(&output.stderr);
+    assert!(told.starts_with("error: cannot share the key SHA256:") && !output.status.success(), "{told}");
+    assert_eq!(host.banger(&["vm", "list", "-q"]).output, before);
 }
 
 #[test]

@@ -108,6 +108,37 @@ fn edits_are_sent_as_they_are_made() {
 }
 
 #[test]
+fn a_watch_stays_with_its_workspace() {
+    let bench = prepared();
+    let mut watching = bench.host.start(&["vm", "workspace", "sync", "-q", "--watch", "box"]);
+    fs::write(bench.repo.join("lines"), "first\n").unwrap();
+    assert_eq!(watching.next_output(), "sent 1 file: lines");
+    let other = bench.guest.with_file_name("other");
+    let path = other.to_str().unwrap();
+    let repo = bench.repo.to_str().unwrap();
+    let ended = bench.banger(&["vm", "workspace", "prepare", "-q", "--guest-path", path, "box", repo]);
+    assert_eq!(ended.status, 0, "{ended:?}");
+    fs::write(bench.repo.join("lines"), "second\n").unwrap();
+    assert_eq!(watching.next_output(), "sent 1 file: lines");
+    let there = |directory: &std::path::Path| fs::read_to_string(directory.join("lines")).unwrap();
+    assert_eq!((there(&bench.guest), there(&other)), ("second\n".into(), "first\n".into()));
+    watching.signal(Signal::INT);
+    assert_eq!(watching.end().status, 0);
+}
+
+#[test]
+fn a_directory_in_the_sandbox_at_the_name_of_a_new_file_is_a_conflict() {
+    let bench = prepared();
+    fs::create_dir(bench.guest.join("new")).unwrap();
+    fs::write(bench.guest.join("new/work"), "work\n").unwrap();
+    fs::write(bench.repo.join("new"), "edit\n").unwrap();
+    bench.git(&["add", "new"]);
+    let ended = sync(&bench, &[]);
+    assert_eq!(ended.status, 1, "{ended:?}");
+    assert_eq!(fs::read_to_string(bench.guest.join("new/work")).unwrap(), "work\n");
+}
+
+#[test]
 fn a_revision_that_was_sent_does_not_follow_the_work_tree() {
     let bench = Bench::new();
     bench.prepared(&["--branch", "attempt", "--from", "HEAD~1"]);

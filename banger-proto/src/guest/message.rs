@@ -116,6 +116,13 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Returns whether a client asks for facts that the agent has at once. Such a request does not use the guest.
+    pub const fn is_question(&self) -> bool {
+        matches!(self, Self::Info | Self::Ports | Self::Stats | Self::Detached | Self::Complete { .. })
+    }
+}
+
 /// A session to attach to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

@@ -87,7 +87,9 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::Paused { .. } => ErrorName::Paused,
         EngineError::Suspended { .. } => ErrorName::Suspended,
         EngineError::CannotResume { .. } => ErrorName::CannotResume,
-        EngineError::NoAnswer { .. } | EngineError::NotReady { .. } => ErrorName::NotReady,
+        EngineError::NoAnswer { .. } | EngineError::NotReady { .. } | EngineError::DoesNotContinue { .. } => {
+            ErrorName::NotReady
+        }
         EngineError::GuestTimeout { .. } => ErrorName::GuestTimeout,
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
         EngineError::Bug => ErrorName::Internal,

@@ -75,7 +75,10 @@ impl Engine {
     ) -> Result<OwnedFd> {
         let deadline = Instant::now() + timeout;
         self.wake(id, timeout).await?;
-        self.note_use(id).await;
+        // Who looks at a sandbox again and again does not keep it up.
+        if purpose != Purpose::Question {
+            self.note_use(id).await;
+        }
         let queue = self.shared.stream_queues.of(id, purpose);
         let Ok(_place) = queue.places.try_acquire() else {
             let (_, name) = self.token(id)?;
@@ -85,7 +88,7 @@ impl Engine {
             Ok((_, name)) => Error::NoFreeStream { name, seconds: timeout.as_secs() },
             Err(error) => error,
         };
-        let mut pause = MIN_PAUSE;
+        let (mut pause, mut is_repeated) = (MIN_PAUSE, false);
         let ports = &self.shared.ports;
         loop {
             let first = timeout_at(deadline, queue.first.lock()).await.map_err(|_| late())?;
@@ -110,6 +113,8 @@ impl Engine {
                     sleep_until(deadline.min(Instant::now() + pause)).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                 }
+                // The greeting may be lost.
+                Err(guest_link::Error::Timeout { .. }) if !is_repeated => is_repeated = true,
                 opened => {
                     if matches!(opened, Err(guest_link::Error::Timeout { .. })) {
                         self.shared.suspect_silent(id);

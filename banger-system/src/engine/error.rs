@@ -130,6 +130,14 @@ pub enum Error {
         /// Why.
         message: String,
     },
+    /// The guest was captured for a fork, and does not run again.
+    #[error("{name} does not continue after the fork, and banger keeps trying: {message}")]
+    DoesNotContinue {
+        /// The sandbox's name.
+        name: String,
+        /// Why.
+        message: String,
+    },
     /// The guest boots, or does not answer.
     #[error("the guest of {name} does not answer yet")]
     NotReady {

@@ -47,6 +47,8 @@ pub trait GuestLink: Send + Sync {
         timeout: Duration,
     ) -> Result<()>;
     /// Greets the agent on a connection of [`Vmm::connect`](vmm::Vmm::connect). The returned stream takes one request.
+    /// Fails with [`Error::Timeout`] after some seconds; the greeting may be lost then, so that another connection is worth
+    /// a try.
     async fn open(&self, stream: tokio::net::UnixStream, token: &Token) -> Result<OwnedFd>;
 }
 

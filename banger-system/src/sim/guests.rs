@@ -133,6 +133,9 @@ impl Vmm for Sim {
 
     async fn has_begun(&self, vm: VmId) -> vmm::Result<bool> {
         let state = self.lock();
+        if state.silent_vmms {
+            return Err(vmm::Error::Failed { message: "the VMM does not answer".to_owned() });
+        }
         Ok(!state.interrupted.contains(&vm) && !state.captures.standing.contains(&vm))
     }
 
@@ -321,7 +324,16 @@ impl GuestLink for Sim {
 
     async fn thaw(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
         self.answer(vm, "thawing the guest", timeout).await?;
-        self.step("thaw a guest")?.frozen_guests.remove(&vm);
+        let mut state = self.step("thaw a guest")?;
+        let unavailable = |message: &str| Err(guest_link::Error::Unavailable { message: message.to_owned() });
+        if state.captures.standing.contains(&vm) {
+            return unavailable("the guest stands still");
+        }
+        if let Some(count) = &mut state.refused_thaws {
+            *count += 1;
+            return unavailable("the agent does not answer");
+        }
+        state.frozen_guests.remove(&vm);
         Ok(())
     }
 

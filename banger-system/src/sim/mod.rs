@@ -122,6 +122,10 @@ struct State {
     configured: BTreeMap<VmId, GuestConfig>,
     /// Guests whose processes stand still, but not their agents.
     frozen_guests: BTreeSet<VmId>,
+    /// How many guests were not thawed; none if they are.
+    refused_thaws: Option<u32>,
+    /// VMMs do not say whether their guests run.
+    silent_vmms: bool,
     /// Guests that do not freeze.
     unfreezable: BTreeSet<VmId>,
     /// The identity that each guest continued with, `None` for its own.
@@ -224,6 +228,21 @@ impl Sim {
     /// Makes guests stop answering, or answer again.
     pub fn silence_guests(&self, silent: bool) {
         self.lock().silent_guests = silent;
+    }
+
+    /// Makes agents not thaw their guests, or thaw them again.
+    pub fn refuse_thaws(&self, refuse: bool) {
+        self.lock().refused_thaws = refuse.then_some(0);
+    }
+
+    /// Returns how often a guest was not thawed since [`Sim::refuse_thaws`].
+    pub fn refused_thaws(&self) -> u32 {
+        self.lock().refused_thaws.unwrap_or_default()
+    }
+
+    /// Makes VMMs not say whether their guests run, or say it again.
+    pub fn silence_vmms(&self, silent: bool) {
+        self.lock().silent_vmms = silent;
     }
 
     /// Returns whether the process of a VM is frozen.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use banger_domain::{id::VmId, lifecycle::State, net::nic::Mac, vm::BootedFrom};
+use banger_domain::{clock::Occasion, id::VmId, lifecycle::State, net::nic::Mac, vm::BootedFrom};
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
@@ -48,6 +48,17 @@ impl EngineLab {
         };
         let continued = tokio::time::timeout(TIMEOUT, continued).await;
         assert!(continued.is_ok(), "{what}: {} {:?}", self.state(vm), self.sim.alive());
+    }
+
+    /// Forks a sandbox once it is ready for that.
+    async fn until_forked(&self, vm: VmId) {
+        let forked = async {
+            while let Err(error) = self.engine.fork_vm(vm, fork(1)).await {
+                assert!(matches!(error, Error::NotReady { .. }), "{error}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, forked).await.unwrap();
     }
 
     async fn delete(&self, vm: VmId) {
@@ -188,21 +199,142 @@ async fn requests_and_ends_during_a_capture() {
     // Its VMM ends meanwhile, with and without a request.
     let job = begin(&lab).await;
     let stop = lab.engine.stop_vm(parent, FORCED).await.unwrap();
-    lab.engine.cancel_job(job).unwrap();
     lab.done(stop).await;
-    assert!(matches!(lab.outcome(job).await, Outcome::Canceled));
+    assert_eq!(lab.failed(job).await, "web is not running");
     assert_eq!((lab.vm_names(), lab.state(parent)), (vec!["web".to_owned()], State::Stopped));
     lab.sim.slow_captures(false);
     lab.start(parent).await;
     let job = begin(&lab).await;
     lab.sim.end_process(parent, Ended::Failed("killed:9".to_owned()));
-    lab.engine.cancel_job(job).unwrap();
+    assert_eq!(lab.failed(job).await, "web is not running");
     lab.until(parent, |state| state == Some(State::Failed)).await;
     lab.sim.slow_captures(false);
     lab.start(parent).await;
     let children = lab.forked(parent, fork(1)).await;
     lab.start(children[0]).await;
     assert!(lab.continues(parent) && lab.continues(children[0]));
+}
+
+/// Returns a sandbox whose guest stays frozen after a fork.
+async fn stuck(lab: &EngineLab) -> VmId {
+    let parent = lab.web().await;
+    lab.sim.refuse_thaws(true);
+    let (_, job) = lab.engine.fork_vm(parent, fork(1)).await.unwrap();
+    let message = lab.failed(job).await;
+    let expect = "web does not continue after the fork, and banger keeps trying: the agent does not answer";
+    assert_eq!(message, expect);
+    assert!(lab.sim.is_guest_frozen(parent) && !lab.sim.stands_still(parent));
+    assert_eq!(lab.vm_names(), ["web"]);
+    parent
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_continue_is_tried_until_it_does() {
+    let lab = EngineLab::new().await;
+    let parent = stuck(&lab).await;
+    let not_ready = |error: Error| assert!(matches!(error, Error::NotReady { .. }), "{error}");
+    not_ready(lab.engine.fork_vm(parent, fork(1)).await.unwrap_err());
+    let job = lab.engine.suspend_vm(parent).await.unwrap();
+    assert_eq!(lab.failed(job).await, "the guest of web does not answer yet");
+    lab.sim.refuse_thaws(false);
+    lab.until_continues(parent, "thawed").await;
+    lab.until_forked(parent).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_continue_is_tried_after_a_restart_until_it_does() {
+    let lab = EngineLab::new().await;
+    let parent = stuck(&lab).await;
+    lab.sim.refuse_thaws(true);
+    let lab = lab.restart().await;
+    let tried = async {
+        while lab.sim.refused_thaws() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, tried).await.unwrap();
+    lab.sim.refuse_thaws(false);
+    lab.until_continues(parent, "thawed").await;
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_continue_may_end_and_is_as_others_after_its_next_start() {
+    let lab = EngineLab::new().await;
+    let parent = stuck(&lab).await;
+    lab.done(lab.engine.stop_vm(parent, FORCED).await.unwrap()).await;
+    lab.sim.refuse_thaws(false);
+    lab.start(parent).await;
+    lab.forked(parent, fork(1)).await;
+    assert!(lab.continues(parent));
+}
+
+#[tokio::test]
+async fn a_crash_during_the_save_leaves_no_guest_standing_whatever_its_vmm_says() {
+    let lab = EngineLab::new().await;
+    let parent = lab.web().await;
+    lab.sim.slow_captures(true);
+    lab.engine.fork_vm(parent, fork(1)).await.unwrap();
+    while !lab.sim.stands_still(parent) {
+        tokio::task::yield_now().await;
+    }
+    lab.sim.silence_vmms(true);
+    let lab = lab.restart().await;
+    lab.until_continues(parent, "after the crash").await;
+}
+
+#[tokio::test]
+async fn the_clock_is_set_before_the_disks_of_the_children_are_made() {
+    let lab = EngineLab::new().await;
+    let parent = lab.web().await;
+    let before = lab.sim.clock_syncs(parent, Occasion::Jump);
+    lab.sim.block_workers(true);
+    let (_, job) = lab.engine.fork_vm(parent, fork(1)).await.unwrap();
+    let set = async {
+        while lab.sim.clock_syncs(parent, Occasion::Jump) == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, set).await.unwrap();
+    lab.sim.block_workers(false);
+    lab.done(job).await;
+}
+
+#[tokio::test]
+async fn a_child_whose_programs_are_not_thawed_is_a_running_sandbox_and_tried_until_they_are() {
+    let lab = EngineLab::new().await;
+    let parent = lab.web().await;
+    let child = lab.forked(parent, fork(1)).await[0];
+    lab.sim.refuse_thaws(true);
+    lab.start(child).await;
+    assert_eq!(lab.state(child), State::Running);
+    assert!(lab.sim.is_guest_frozen(child) && !lab.sim.is_captured(child));
+    lab.sim.refuse_thaws(false);
+    lab.until_continues(child, "thawed").await;
+}
+
+#[tokio::test]
+async fn a_crash_while_children_are_removed_leaves_no_row_without_disks() {
+    let lab = EngineLab::new().await;
+    let parent = lab.web().await;
+    lab.sim.fail_at(None);
+    lab.forked(parent, fork(2)).await;
+    let last = lab.sim.steps();
+    for (step, crash) in (1..=5).flat_map(|back| (1..=8).map(move |after| (last - back, after))) {
+        let lab = EngineLab::new().await;
+        let parent = lab.web().await;
+        lab.sim.panic_at(Some(step + crash));
+        lab.sim.fail_at(Some(step));
+        let tried = async { lab.ended(lab.engine.fork_vm(parent, fork(2)).await).await };
+        let _ = tokio::time::timeout(Duration::from_millis(200), tried).await;
+        lab.sim.panic_at(None);
+        lab.sim.fail_at(None);
+        let lab = lab.restart().await;
+        lab.until_continues(parent, &format!("step {step}, crash {crash}")).await;
+        for view in lab.engine.vms().iter().filter(|view| view.vm.id != parent) {
+            lab.start(view.vm.id).await;
+            assert!(lab.continues(view.vm.id), "step {step}, crash {crash}");
+        }
+    }
 }
 
 #[tokio::test]

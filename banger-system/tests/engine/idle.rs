@@ -107,7 +107,12 @@ async fn whatever_uses_a_sandbox_keeps_it_running() {
     lab.pass(10).await;
     assert_eq!(lab.state(vm), State::Running);
     lab.sim.silence_guests(false);
-    lab.pass(10).await;
+    // Questions do not keep it up.
+    for _ in 0..2 {
+        lab.pass(2).await;
+        drop(lab.engine.open_agent(vm, ALICE, Purpose::Question, TIMEOUT).await.unwrap());
+    }
+    lab.pass(4).await;
     assert_eq!(lab.state(vm), State::Suspended);
 }
 

@@ -31,7 +31,6 @@ const CHECKS: &[(&str, Check)] = &[
     ("nothing is left behind", nothing_left),
     ("an upgrade of the packages keeps a guest and its command running", packages::upgrade),
     ("older packages refuse a newer database and leave it as it is", packages::downgrade),
-    ("a first run needs the packages only, and builds its image once", packages::first_run),
     // After it, nothing of banger is there.
     ("packages that are purged leave nothing", packages::purge),
 ];

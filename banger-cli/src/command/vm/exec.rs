@@ -168,6 +168,7 @@ impl Target {
         }
         // One listener for everything, because another one would miss the signals before it.
         let mut listener = Signals::catch()?.listen();
+        unless_ended(&mut listener.resubscribe(), share::check(self.exec.shares())).await?;
         let Ready { bus, vm, stream, mut exec, proxies } = self.prepare(exec, &mut listener).await?;
         let shares = Shares::start((&bus, &vm, &listener), self.exec.shares(), exec.user.as_deref());
         let shares = unless_ended(&mut listener.resubscribe(), shares).await?;

@@ -186,6 +186,7 @@ impl Run {
         if self.detach && !self.exec.shares().is_empty() {
             return Err(share::not_detached("--detach"));
         }
+        share::check(self.exec.shares()).await?;
         if self.exec.proxy() {
             // Reported before a sandbox is created.
             let proxies = Proxies::of_caller()?;

@@ -267,8 +267,8 @@ pub struct FetchedCommits {
     branches: Vec<Branch>,
     /// The ref on the host of what is checked out in the sandbox.
     current: Option<String>,
-    /// Files that are not committed in the sandbox, and stayed there; the first 1000.
-    uncommitted: Vec<String>,
+    /// Files that are not committed in the sandbox, and stayed there; the first 1000. Null if git there cannot list them.
+    uncommitted: Option<Vec<String>>,
 }
 
 impl Tool for FetchCommits {
@@ -294,14 +294,12 @@ impl Tool for FetchCommits {
         }
         let track = call.progress().track(None);
         let fetched = commits::fetch(&mut call.guest(&found), &kept, None, &track).await;
-        let Commits { branches, current, mut uncommitted, .. } =
-            fetched.map_err(|error| found.about(error))?;
-        uncommitted.truncate(MAX_FILES);
+        let Commits { branches, current, uncommitted, .. } = fetched.map_err(|error| found.about(error))?;
         Ok(FetchedCommits {
             directory: kept.record.source.display().to_string(),
             branches: branches.into_iter().map(Branch::from).collect(),
             current,
-            uncommitted: uncommitted.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect(),
+            uncommitted: uncommitted.map(|files| files.names().take(MAX_FILES).collect()),
         })
     }
 }

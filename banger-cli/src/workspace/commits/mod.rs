@@ -10,25 +10,33 @@
 //! out, no hook runs, and only refs below `refs/banger/` change, besides a new branch that was asked for.
 
 mod quarantine;
+mod refs;
 mod upload_pack;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     time::Duration,
 };
 
 use banger_proto::{
     bus::names::VM_INTERFACE,
-    guest::{Exec, FailureKind, Request},
+    guest::{Exec, FailureKind, Request, message::Exit},
 };
 use serde_json::{Value, json};
 
 use self::{
     quarantine::{Quarantine, lines},
+    refs::{Locked, conflict},
     upload_pack::{Branches, ENDED, Negotiation, UploadPack, cannot},
 };
-use super::{apply::sent_from, git::Git, record::StoredWorkspace, source::Repository, stop::to_the_end};
+use super::{
+    apply::sent_from,
+    git::Git,
+    record::{StoredWorkspace, shell_word},
+    source::Repository,
+    stop::to_the_end,
+};
 use crate::{
     error::{Error, Result},
     guest::agent::{Call, Guest},
@@ -37,8 +45,8 @@ use crate::{
 
 /// How long git in the sandbox may send nothing. It sends something every five seconds while it looks for objects.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// Limit on the commits that are named as known. The newest come first.
-const MAX_HAVES: usize = 256;
+/// Limit on the new commits of a branch that are counted.
+const MAX_COUNTED: u64 = 10_000;
 /// Limit on the shallow commits of the user's repository that are named.
 const MAX_SHALLOW: usize = 1000;
 /// Limit on the list of uncommitted files.
@@ -59,6 +67,8 @@ pub struct Fetched {
     pub old: Option<String>,
     /// How many commits the repository did not have.
     pub new_commits: u64,
+    /// Whether the old commit is not part of the new one's history.
+    pub forced: bool,
 }
 
 /// What was fetched.
@@ -70,8 +80,24 @@ pub struct Commits {
     pub current: Option<String>,
     /// The branch that was created on the host.
     pub created: Option<String>,
-    /// Files that are not committed in the sandbox.
-    pub uncommitted: Vec<Vec<u8>>,
+    /// Files that are not committed in the sandbox; `None` if it does not list them.
+    pub uncommitted: Option<Uncommitted>,
+}
+
+/// Files that are not committed in a sandbox.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Uncommitted {
+    /// Their names.
+    pub files: Vec<Vec<u8>>,
+    /// Whether there are more.
+    pub is_cut: bool,
+}
+
+impl Uncommitted {
+    /// Returns the names as text.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.files.iter().map(|path| String::from_utf8_lossy(path).into_owned())
+    }
 }
 
 impl Commits {
@@ -89,6 +115,7 @@ impl Commits {
                 "commit": one.commit,
                 "old_commit": one.old,
                 "new_commits": one.new_commits,
+                "forced": one.forced,
             })
         };
         json!({
@@ -97,7 +124,7 @@ impl Commits {
             "branches": self.branches.iter().map(branch).collect::<Value>(),
             "current": self.current,
             "branch": self.created,
-            "uncommitted": self.uncommitted.iter().map(|path| String::from_utf8_lossy(path)).collect::<Value>(),
+            "uncommitted": self.uncommitted.as_ref().map(|files| files.names().collect::<Value>()),
         })
     }
 }
@@ -113,11 +140,15 @@ pub async fn fetch(
     let sandbox = guest.bus().properties(guest.vm(), VM_INTERFACE).await?.text("Name").to_owned();
     let target = Target::open(kept, &sandbox, branch)?;
     track.stage("fetch", &format!("commits from {}", kept.record.guest_path));
-    let (stored, meter) = (kept.clone(), track.meter(0));
+    let (mut stored, meter) = (kept.clone(), track.meter(0));
     let request = Request::Exec(git(kept, &["upload-pack", &kept.record.guest_path]));
-    let fetched = guest.call(request, move |call| target.fetch(&stored, call, meter)).await;
+    let fetched = guest.call(request, move |call| target.fetch(&mut stored, call, meter)).await;
     let commits = fetched.map_err(|error| without_git(error, &kept.record.guest_path))?;
-    Ok(Commits { uncommitted: uncommitted(guest, kept).await?, ..commits })
+    let uncommitted = match uncommitted(guest, kept).await {
+        Err(error) if error.is_interrupted() => return Err(error),
+        listed => listed.unwrap_or_default(),
+    };
+    Ok(Commits { uncommitted, ..commits })
 }
 
 /// Returns the request for a command of git in the sandbox. Whatever it does there is the guest's business.
@@ -146,8 +177,8 @@ fn without_git(error: Error, guest_path: &str) -> Error {
     }
 }
 
-/// Returns the files that are not committed in the sandbox, as far as git there names them.
-async fn uncommitted(guest: &mut Guest, kept: &StoredWorkspace) -> Result<Vec<Vec<u8>>> {
+/// Returns the files that are not committed in the sandbox; `None` if git there fails.
+async fn uncommitted(guest: &mut Guest, kept: &StoredWorkspace) -> Result<Option<Uncommitted>> {
     let arguments = ["-C", &kept.record.guest_path, "status", "--porcelain", "--no-renames", "-z"];
     let status = guest.call(Request::Exec(git(kept, &arguments)), |call| {
         call.end_input()?;
@@ -156,17 +187,21 @@ async fn uncommitted(guest: &mut Guest, kept: &StoredWorkspace) -> Result<Vec<Ve
         while let Some(bytes) = call.output()? {
             status.extend(bytes);
             if status.len() > MAX_STATUS {
-                break;
+                return Ok(Some(parse_status(&status)));
             }
         }
-        Ok(status)
+        Ok((call.exit() == Some(Exit::Code(0))).then(|| parse_status(&status)))
     });
-    Ok(parse_status(&status.await?))
+    status.await
 }
 
 /// Parses the output of `status --porcelain --no-renames -z`: two letters, a space, the path, and a zero byte.
-fn parse_status(status: &[u8]) -> Vec<Vec<u8>> {
-    status.split(|byte| *byte == 0).filter_map(|entry| entry.get(3..)).map(<[u8]>::to_vec).collect()
+/// What follows the last one is the beginning of an entry that was cut.
+fn parse_status(status: &[u8]) -> Uncommitted {
+    let mut entries: Vec<&[u8]> = status.split(|byte| *byte == 0).collect();
+    let is_cut = entries.pop().is_some_and(|rest| !rest.is_empty());
+    let files = entries.into_iter().filter_map(|entry| entry.get(3..)).map(<[u8]>::to_vec).collect();
+    Uncommitted { files, is_cut }
 }
 
 /// The repository that gets the commits.
@@ -199,12 +234,12 @@ impl Target {
                  tree.",
             ));
         }
-        let prefix = format!("refs/banger/{sandbox}/");
-        let old = refs(&repository.git(), &prefix)?;
+        let prefix = refs::prefix(&repository.git(), sandbox, kept.record.fetched_to.as_deref())?;
+        let old = refs::below(&repository.git(), &prefix)?;
         Ok(Self { repository, prefix, old, branch: branch.map(str::to_owned) })
     }
 
-    fn fetch(self, kept: &StoredWorkspace, call: &mut Call, meter: Meter) -> Result<Commits> {
+    fn fetch(self, kept: &mut StoredWorkspace, call: &mut Call, meter: Meter) -> Result<Commits> {
         call.limit_idle(IDLE_LIMIT)?;
         let done = self.talk(kept, call, meter);
         // What git in the sandbox has said explains best why it ended.
@@ -217,7 +252,7 @@ impl Target {
         })
     }
 
-    fn talk(&self, kept: &StoredWorkspace, call: &mut Call, meter: Meter) -> Result<Commits> {
+    fn talk(&self, kept: &mut StoredWorkspace, call: &mut Call, meter: Meter) -> Result<Commits> {
         let mut server = UploadPack::begin(&mut *call, kept.record.algorithm)?;
         let Branches { mut tips, head, current } = server.branches()?;
         let is_detached = current.as_ref().is_none_or(|name| !tips.contains_key(name));
@@ -227,10 +262,15 @@ impl Target {
         let current = if is_detached { DETACHED.to_owned() } else { current.unwrap_or_default() };
         let all: Vec<String> = tips.values().collect::<HashSet<_>>().into_iter().cloned().collect();
         self.check_names(tips.keys())?;
+        if let Some(branch) = self.branch.as_ref().filter(|_| !tips.contains_key(&current)) {
+            return Err(Error::Refused(format!(
+                "cannot create the branch {branch}: the sandbox has no commits"
+            )));
+        }
         let quarantine = Quarantine::create(&self.repository)?;
         let wants = self.missing(&all)?;
         if !wants.is_empty() {
-            let wanted = Negotiation { wants, haves: self.haves(kept)?, shallow: self.shallow()? };
+            let wanted = Negotiation { wants, haves: self.haves(kept), shallow: self.shallow()? };
             let mut receiver = quarantine.receive(meter)?;
             let sent = server.fetch(&wanted, &mut receiver);
             // If git has stopped to read, it says why.
@@ -241,18 +281,40 @@ impl Target {
         }
         server.end()?;
         quarantine.check(&all)?;
-        to_the_end(|| quarantine.release().and_then(|()| self.store(tips, &current)))
+        let git = quarantine.git();
+        let compare = |(name, commit)| self.compare(&git, name, commit);
+        let branches: Vec<Fetched> = tips.into_iter().map(compare).collect::<Result<_>>()?;
+        let current = branches.iter().find(|one| one.name == current).cloned();
+        kept.update(|record| record.fetched_to = Some(self.prefix.clone()))?;
+        to_the_end(|| {
+            let locked = self.lock(&git, &branches, current.as_ref())?;
+            match quarantine.release() {
+                Ok(()) => locked.commit(),
+                Err(error) => {
+                    locked.abort();
+                    Err(error)
+                }
+            }
+        })?;
+        let current = current.map(|one| one.reference);
+        Ok(Commits { branches, current, created: self.branch.clone(), uncommitted: None })
     }
 
     /// Checks that git takes the names of the branches, before their commits are stored.
     fn check_names<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<()> {
         let git = self.repository.git();
-        let new =
-            names.map(|name| format!("{}{name}", self.prefix)).filter(|name| !self.old.contains_key(name));
-        for reference in new {
-            if !git.output(&["check-ref-format", &reference], b"")?.status.success() {
-                let name = reference.strip_prefix(&self.prefix).unwrap_or(&reference);
+        let all: Vec<String> = names.map(|name| format!("{}{name}", self.prefix)).collect();
+        for reference in all.iter().filter(|name| !self.old.contains_key(*name)) {
+            if !git.output(&["check-ref-format", reference], b"")?.status.success() {
+                let name = reference.strip_prefix(&self.prefix).unwrap_or(reference);
                 return Err(cannot(&format!("{name} in the sandbox is not a valid name for a branch")));
+            }
+            if let Some(other) = conflict(reference, self.old.keys().chain(&all)) {
+                return Err(cannot(&format!("{reference} cannot exist beside {other}")).with_hint(format!(
+                    "`git -C {} update-ref -d {}` deletes that, if you no longer need it.",
+                    shell_word(&self.repository.root.display().to_string()),
+                    shell_word(other),
+                )));
             }
         }
         Ok(())
@@ -265,15 +327,10 @@ impl Target {
         Ok(found.lines().filter_map(|line| line.strip_suffix(" missing")).map(str::to_owned).collect())
     }
 
-    /// Returns commits that the repository has with their history: what was sent, and its newest refs.
-    fn haves(&self, kept: &StoredWorkspace) -> Result<Vec<String>> {
-        let count = format!("--count={MAX_HAVES}");
-        let newest = ["for-each-ref", "--sort=-committerdate", "--format=%(objectname)", &count];
-        let newest = self.repository.git().run(&newest, b"")?;
-        let newest = String::from_utf8_lossy(&newest).into_owned();
-        let mut seen = HashSet::new();
-        let sent = kept.record.commit.iter().cloned().chain(self.repository.head.commit.clone());
-        Ok(sent.chain(newest.lines().map(str::to_owned)).filter(|id| seen.insert(id.clone())).collect())
+    /// Returns commits that the sandbox can know: what was sent, what is checked out on the host, and what was fetched.
+    fn haves(&self, kept: &StoredWorkspace) -> Vec<String> {
+        let sent = kept.record.commit.iter().chain(&self.repository.head.commit);
+        sent.chain(self.old.values()).collect::<BTreeSet<_>>().into_iter().cloned().collect()
     }
 
     /// Returns the commits whose parents the repository does not have, if it is a shallow clone.
@@ -286,74 +343,41 @@ impl Target {
         Ok(list.lines().take(MAX_SHALLOW).map(str::to_owned).collect())
     }
 
-    /// Points the refs to the commits.
-    fn store(&self, tips: BTreeMap<String, String>, current: &str) -> Result<Commits> {
-        let git = self.repository.git();
-        let mut branches = Vec::new();
-        for (name, commit) in tips {
-            let reference = format!("{}{name}", self.prefix);
-            let old = self.old.get(&reference).cloned();
-            let new_commits = match old.as_ref() == Some(&commit) {
-                true => 0,
-                false => count_new(&git, &commit)?,
+    /// Compares a branch with what the repository has of it.
+    fn compare(&self, git: &Git, name: String, commit: String) -> Result<Fetched> {
+        let reference = format!("{}{name}", self.prefix);
+        let old = self.old.get(&reference).cloned();
+        let (mut new_commits, mut forced) = (0, false);
+        if old.as_ref() != Some(&commit) {
+            new_commits = count_new(git, &commit)?;
+        }
+        if let Some(old) = old.as_ref().filter(|old| **old != commit) {
+            forced = !git.output(&["merge-base", "--is-ancestor", old, &commit], b"")?.status.success();
+        }
+        Ok(Fetched { name, reference, commit, old, new_commits, forced })
+    }
+
+    /// Locks the refs to change them: all, or none.
+    fn lock(&self, git: &Git, branches: &[Fetched], current: Option<&Fetched>) -> Result<Locked> {
+        let mut updates = String::new();
+        for Fetched { reference, commit, old, .. } in branches {
+            updates += &match old {
+                Some(old) => format!("update {reference}\0{commit}\0{old}\0"),
+                None => format!("create {reference}\0{commit}\0"),
             };
-            branches.push(Fetched { name, reference, commit, old, new_commits });
         }
-        update(
-            &git,
-            &in_the_way(&self.old, &branches).map(|name| format!("delete {name}\0\0")).collect::<String>(),
-        )?;
-        let mut updates: String =
-            branches.iter().map(|one| format!("update {}\0{}\0\0", one.reference, one.commit)).collect();
-        let current = branches.iter().find(|one| one.name == current);
-        if let Some(branch) = &self.branch {
-            let commit = current.map(|one| &one.commit).ok_or_else(|| {
-                Error::Refused(format!("cannot create the branch {branch}: the sandbox has no commits"))
-            })?;
-            updates.push_str(&format!("create refs/heads/{branch}\0{commit}\0"));
+        if let (Some(branch), Some(current)) = (&self.branch, current) {
+            updates += &format!("create refs/heads/{branch}\0{}\0", current.commit);
         }
-        update(&git, &updates)?;
-        let current = current.map(|one| one.reference.clone());
-        Ok(Commits { branches, current, created: self.branch.clone(), uncommitted: Vec::new() })
+        Locked::prepare(git, &updates)
     }
 }
 
-/// Returns refs of an earlier fetch that cannot exist beside the new ones: `a` beside `a/b`.
-fn in_the_way<'a>(old: &'a BTreeMap<String, String>, new: &'a [Fetched]) -> impl Iterator<Item = &'a String> {
-    let is_below =
-        |name: &str, above: &str| name.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
-    old.keys().filter(move |old| {
-        new.iter().any(|one| is_below(&one.reference, old) || is_below(old, &one.reference))
-    })
-}
-
-/// Changes refs: all, or none.
-fn update(git: &Git, updates: &str) -> Result<()> {
-    if updates.is_empty() {
-        return Ok(());
-    }
-    let done = git.run(&["update-ref", "-z", "--stdin", "-m", "banger: fetch"], updates.as_bytes());
-    done.map(drop).map_err(|error| {
-        let cause = error.causes().join(" ");
-        Error::Refused(format!("cannot store the branches of the sandbox: {cause}"))
-    })
-}
-
-/// Counts the commits that no ref of the repository reaches.
+/// Counts the commits that no ref of the repository reaches, up to a limit.
 fn count_new(git: &Git, commit: &str) -> Result<u64> {
-    let count = git.run(&["rev-list", "--count", commit, "--not", "--all"], b"")?;
+    let limit = format!("--max-count={MAX_COUNTED}");
+    let count = git.run(&["rev-list", "--count", &limit, commit, "--not", "--all"], b"")?;
     Ok(String::from_utf8_lossy(&count).trim().parse().unwrap_or_default())
-}
-
-/// Returns the refs below a prefix, with their commits.
-fn refs(git: &Git, prefix: &str) -> Result<BTreeMap<String, String>> {
-    let list = git.run(&["for-each-ref", "--format=%(refname) %(objectname)", prefix], b"")?;
-    let list = String::from_utf8_lossy(&list).into_owned();
-    Ok(list
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(a, b)| (a.to_owned(), b.to_owned()))
-        .collect())
 }
 
 /// Checks that a branch can be created.
@@ -365,6 +389,12 @@ pub(super) fn check_new_branch(git: &Git, branch: &str) -> Result<()> {
         return Err(Error::Refused(format!("the branch {branch} already exists"))
             .with_hint("choose another name, or delete it with `git branch -D`."));
     }
+    let branches = refs::below(git, "refs/heads/")?;
+    if let Some(other) = conflict(&format!("refs/heads/{branch}"), branches.keys()) {
+        let other = other.trim_start_matches("refs/heads/");
+        return Err(Error::Refused(format!("the branch {branch} cannot exist beside the branch {other}"))
+            .with_hint("choose another name."));
+    }
     Ok(())
 }
 
@@ -373,31 +403,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refs_of_an_earlier_fetch_give_way() {
-        let old = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), String::new())).collect();
-        let new = |name: &str| Fetched {
-            name: name.to_owned(),
-            reference: name.to_owned(),
-            commit: String::new(),
-            old: None,
-            new_commits: 0,
-        };
-        for (before, after, expect) in [
-            (&["p/a"][..], "p/a", &[][..]),
-            (&["p/a"], "p/a/b", &["p/a"]),
-            (&["p/a/b", "p/a/c", "p/ab"], "p/a", &["p/a/b", "p/a/c"]),
-            (&["p/ab"], "p/a", &[]),
-        ] {
-            let (old, new): (BTreeMap<_, _>, _) = (old(before), [new(after)]);
-            assert_eq!(in_the_way(&old, &new).collect::<Vec<_>>(), expect, "{before:?} {after}");
-        }
-    }
-
-    #[test]
     fn uncommitted_files_are_named() {
-        assert_eq!(parse_status(b" M a b\0?? new\nline\0"), [b"a b".to_vec(), b"new\nline".to_vec()]);
-        for odd in [&b""[..], b"\0\0", b"x", b"ab"] {
-            assert_eq!(parse_status(odd), Vec::<Vec<u8>>::new());
+        let all = |files: &[&[u8]], is_cut| Uncommitted {
+            files: files.iter().map(|name| name.to_vec()).collect(),
+            is_cut,
+        };
+        assert_eq!(parse_status(b" M a b\0?? new\nline\0"), all(&[b"a b", b"new\nline"], false));
+        assert_eq!(parse_status(b" M a\0?? ne"), all(&[b"a"], true));
+        for odd in [&b""[..], b"\0\0"] {
+            assert_eq!(parse_status(odd), all(&[], false));
         }
     }
 }

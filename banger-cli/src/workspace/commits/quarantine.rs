@@ -8,6 +8,7 @@ use std::{
     io::{self, Write},
     path::Path,
     process::ChildStdin,
+    time::Duration,
 };
 
 use super::upload_pack::cannot;
@@ -17,6 +18,7 @@ use crate::{
     workspace::{
         git::{Git, Running},
         source::Repository,
+        stop::within,
     },
 };
 
@@ -24,6 +26,8 @@ use crate::{
 const MAX_PACK: u64 = 4 << 30;
 /// Limit on one object, and on any other piece of memory that git takes while it reads a pack.
 const MAX_OBJECT: u64 = 256 << 20;
+/// How long git may take to check what it has received.
+const CHECK_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// A prefix by which `git prune` knows what a crash has left.
 const PREFIX: &str = "tmp_objdir-banger-";
 
@@ -54,7 +58,7 @@ impl<'a> Quarantine<'a> {
 
     /// Returns git with the objects of both. Objects are read into memory, so that the limit on memory is one on their
     /// size.
-    fn git(&self) -> Git {
+    pub fn git(&self) -> Git {
         self.repository
             .git()
             .with_new_objects_in(self.directory.path(), &self.repository.objects)
@@ -72,10 +76,16 @@ impl<'a> Quarantine<'a> {
         Ok(Receiver { running, input, meter })
     }
 
-    /// Checks that the whole history of these commits is in the quarantine or in the repository.
+    /// Checks that these are commits, and that their whole history is in the quarantine or in the repository.
     pub fn check(&self, tips: &[String]) -> Result<()> {
+        let kinds = self.git().run(&["cat-file", "--batch-check=%(objecttype)"], lines(tips).as_bytes())?;
+        let kinds = String::from_utf8_lossy(&kinds).into_owned();
+        if let Some(kind) = kinds.lines().find(|kind| ["tag", "tree", "blob"].contains(kind)) {
+            return Err(cannot(&format!("a branch of the sandbox is a {kind}, and no commit")));
+        }
         let arguments = ["rev-list", "--objects", "--quiet", "--stdin", "--not", "--all"];
-        self.git().run(&arguments, lines(tips).as_bytes()).map(drop).map_err(explain)
+        let checked = in_time(|| self.git().run(&arguments, lines(tips).as_bytes()))?;
+        checked.map(drop).map_err(explain)
     }
 
     /// Moves the objects into the repository. The index of a pack comes last: without it, git does not see the pack.
@@ -99,8 +109,14 @@ impl Receiver {
     /// Waits until git has checked the pack.
     pub fn finish(self) -> Result<()> {
         drop(self.input);
-        self.running.finish().map_err(explain)
+        in_time(|| self.running.finish())?.map_err(explain)
     }
+}
+
+fn in_time<T>(work: impl FnOnce() -> T) -> Result<T> {
+    let minutes = CHECK_LIMIT.as_secs() / 60;
+    within(CHECK_LIMIT, work)
+        .ok_or_else(|| cannot(&format!("to check them takes more than {minutes} minutes")))
 }
 
 impl Write for Receiver {
@@ -123,6 +139,11 @@ pub fn lines(ids: &[String]) -> String {
 /// Says what git found, if a user can do something about it.
 fn explain(error: Error) -> Error {
     let causes = error.causes().join(" ");
+    // git says it as `error: object ID: RULE: WHY`, and may complain about what follows from it.
+    if let Some((_, invalid)) = causes.split_once("error: object ") {
+        let invalid = invalid.lines().next().unwrap_or_default();
+        return cannot(&format!("an object in the sandbox is not valid: {invalid}"));
+    }
     let has = |words: &[&str]| words.iter().any(|words| causes.contains(words));
     if has(&["over limit"]) {
         return cannot(&format!("an object is larger than {} MiB", MAX_OBJECT >> 20))

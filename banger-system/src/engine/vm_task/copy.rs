@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long the agent may take to confirm its new identity.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 impl VmTask {
     /// Lets a loaded guest continue with the identity of this VM, without its processes, in the background.

@@ -54,8 +54,9 @@ pub(super) enum TaskEvent {
     Loaded(Result<()>),
     /// Whether a copy has taken its new identity.
     Renewed(Result<()>),
-    /// A guest whose memory was loaded runs, or does not; then also whether it may have begun to.
-    Continued(Result<GuestWait, (Error, bool)>),
+    /// A guest whose memory was loaded runs; then also why its processes do not, if they do not. Or it does not run; then
+    /// also whether it may have begun to.
+    Continued(Result<(GuestWait, Option<Error>), (Error, bool)>),
     /// The VMM was killed; its end is reported separately.
     Killed(supervisor::Result<()>),
     /// The kernel of the host was imported, or could not be.
@@ -66,7 +67,7 @@ pub(super) enum TaskEvent {
     CommitEnded,
     /// The children of a fork exist, or none does.
     ForkEnded(JobHandle, Box<Forked>),
-    /// A guest that an earlier run of the service may have left frozen was thawed, or did not answer.
+    /// A guest that may have stood still, or been frozen, continues.
     Thawed,
 }
 
@@ -123,7 +124,12 @@ impl VmTask {
             TaskEvent::JobCanceled(job) => return self.job_canceled(job).await,
             TaskEvent::CommitEnded => return self.commit_ended().await,
             TaskEvent::ForkEnded(job, forked) => return self.fork_ended(job, *forked).await,
-            TaskEvent::Thawed => self.is_thawing = false,
+            TaskEvent::Thawed => {
+                self.is_thawing = false;
+                if self.vm.is_ready() {
+                    self.correct_clock();
+                }
+            }
         }
         Next::Continue
     }

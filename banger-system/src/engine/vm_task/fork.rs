@@ -159,14 +159,16 @@ impl VmTask {
             self.frozen = layers;
         }
         self.publish();
+        let is_stuck = matches!(forked.made, Err(Error::DoesNotContinue { .. }));
         job.finish(forked.made);
         if let Some(ended) = self.ended.take()
             && self.vmm_ended(ended).await == Next::Leave
         {
             return Next::Leave;
         }
-        if self.vm.is_ready() {
-            self.correct_clock();
+        if is_stuck && self.vm.state == State::Running {
+            self.suspect();
+            self.let_continue();
         }
         self.disks_are_free().await
     }
@@ -319,10 +321,13 @@ async fn make_disks(
     Ok(())
 }
 
+/// Removes a child, its row first: one without a row is cleaned up after a crash, and a row must not be without disks.
 async fn undo(shared: &Shared, mut child: Child) {
-    child.lease.release_all().await;
-    if let Err(error) = shared.ports.store.delete_vm(child.vm.id).await {
-        tracing::error!(vm = %child.vm.id, error = %one_line(&error), "cannot delete the row of a sandbox");
+    match shared.ports.store.delete_vm(child.vm.id).await {
+        Ok(()) => drop(child.lease.release_all().await),
+        Err(error) => {
+            tracing::error!(vm = %child.vm.id, error = %one_line(&error), "cannot delete the row of a sandbox");
+        }
     }
     shared.inventory.remove_vm(child.vm.id);
 }

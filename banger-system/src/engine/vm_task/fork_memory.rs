@@ -9,11 +9,12 @@
 //! ```
 //!
 //! After that the disks of the children are made, and each gets the capture by a hard link. All of them come of one pause.
-//! The steps change nothing that the guest could notice. If the service ends in between, the next one lets the guest
-//! continue (`continue_after_fork`), and removes what belongs to children without a row.
+//! The steps change nothing that the guest could notice. A guest that does not continue is tried again in the background
+//! (`let_continue`), also by the next service if this one ends in between. That removes what belongs to children without a
+//! row, too.
 
 use std::{
-    sync::Arc,
+    future::pending,
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,8 @@ use banger_domain::{
 use super::{
     TaskEvent, VmTask,
     fork::Child,
-    suspend::{go_on, most_of, pipe},
+    pause::correct_clock,
+    suspend::{most_of, pipe},
 };
 use crate::{
     engine::{
@@ -44,11 +46,14 @@ use crate::{
     },
 };
 
-/// How long the agent may take to freeze the guest: its own limit, and the time to write most data before.
+/// How long the agent may take to freeze the guest: its own limit of 15 s, and the time for its answer.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(20);
 const THAW_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a guest is thawed. A busy guest may answer too late once.
-const THAW_TRIES: u32 = 3;
+/// How often a guest is made to continue before that is an error. A busy VMM or guest may answer too late once.
+const TRIES: u32 = 3;
+const TRY_PAUSE: Duration = Duration::from_millis(500);
+/// Pause between two tries in the background.
+const BACKGROUND_PAUSE: Duration = Duration::from_secs(2);
 
 /// The memory of a guest that continues, without a name.
 pub(super) struct Captured {
@@ -71,19 +76,13 @@ impl VmTask {
         }
     }
 
-    /// Lets a guest continue that a fork has stopped, if the service ended meanwhile.
-    pub(super) async fn continue_after_fork(&mut self) {
-        if !self.has_begun().await
-            && let Err(error) = go_on(&self.shared.ports, self.vm.id).await
-        {
-            tracing::error!(vm = %self.vm.id, error = %one_line(&error), "a guest does not go on");
-        }
-        let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
+    /// Makes a guest continue that a fork may have left standing still or frozen, in the background and until it does or
+    /// its VMM ends.
+    pub(super) fn let_continue(&mut self) {
+        let (ports, vm) = (self.shared.ports.clone(), self.vm.clone());
         self.is_thawing = true;
         self.background.spawn(async move {
-            if let Err(error) = shared.ports.guest.thaw(vm.id, &vm.token, THAW_TIMEOUT).await {
-                tracing::debug!(vm = %vm.id, %error, "a guest was not thawed");
-            }
+            until_continued(&ports, &vm).await;
             TaskEvent::Thawed
         });
     }
@@ -99,26 +98,55 @@ pub(super) async fn capture(
 ) -> Result<Captured> {
     let ports = &shared.ports;
     job.stage("save", format!("capturing {}", parent.name));
-    let frozen = ports.guest.freeze(parent.id, &parent.token, FREEZE_TIMEOUT).await;
-    if let Err(error @ (guest_link::Error::Refused { .. } | guest_link::Error::TooOld)) = frozen {
+    let freeze = async { Ok(ports.guest.freeze(parent.id, &parent.token, FREEZE_TIMEOUT).await) };
+    let frozen = unless_over(ports, job, parent, freeze).await;
+    if let Ok(Err(error @ (guest_link::Error::Refused { .. } | guest_link::Error::TooOld))) = frozen {
         return Err(error.into());
     }
     let begun = Instant::now();
     let captured = match frozen {
-        Ok(()) => save(ports, job, parent, facts, first).await,
-        Err(error) => Err(error.into()),
-    };
-    let continues = match go_on(ports, parent.id).await {
-        Ok(()) => thaw(ports, parent).await,
+        Ok(Ok(())) => save(ports, job, parent, facts, first).await,
+        Ok(Err(error)) => Err(error.into()),
         Err(error) => Err(error),
     };
-    if let Err(stuck) = continues {
-        tracing::error!(vm = %parent.id, error = %one_line(&stuck), "a guest does not go on after a fork");
-        return captured.and(Err(stuck));
+    let continues = tokio::select! {
+        continues = continue_guest(ports, parent) => continues,
+        () = vmm_ended(ports, parent) => return captured.and(Err(not_running(parent))),
+    };
+    if let Err(error) = continues {
+        let (name, message) = (parent.name.to_string(), one_line(&error));
+        tracing::error!(vm = %parent.id, error = message, "a guest does not go on after a fork");
+        return Err(Error::DoesNotContinue { name, message });
     }
+    correct_clock(ports, parent);
     let pause = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     job.add_result("pause", Fact::Number(pause));
     captured
+}
+
+/// Waits for a step of a capture, unless the VMM ends or the job is cancelled.
+async fn unless_over<T>(
+    ports: &Ports,
+    job: &JobHandle,
+    parent: &Vm,
+    step: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        done = step => done,
+        () = vmm_ended(ports, parent) => Err(not_running(parent)),
+        _ = job.canceled() => Err(Error::Canceled),
+    }
+}
+
+async fn vmm_ended(ports: &Ports, vm: &Vm) {
+    if ports.supervisor.ended(vm.id).await.is_err() {
+        // The task of the VM asks again.
+        pending().await
+    }
+}
+
+fn not_running(vm: &Vm) -> Error {
+    Error::NotRunning { name: vm.name.to_string() }
 }
 
 async fn save(
@@ -128,7 +156,8 @@ async fn save(
     facts: HostFacts,
     first: &mut Child,
 ) -> Result<Captured> {
-    ports.vmm.halt(parent.id).await?;
+    let halt = async { ports.vmm.halt(parent.id).await.map_err(Error::from) };
+    unless_over(ports, job, parent, halt).await?;
     let layers = ports.disks.freeze_running(parent.id).await?;
     ports.vmm.switch_layers(parent.id, layers).await?;
     let (from, to) = pipe()?;
@@ -139,10 +168,8 @@ async fn save(
     let receive = first.lease.hold(Resource::Capture, receive);
     let save = async { ports.vmm.save(parent.id, to).await.map_err(Error::from) };
     let moved = async { tokio::try_join!(receive, save) };
-    tokio::select! {
-        moved = moved => Ok(Captured { memory: moved?.0, facts }),
-        _ = job.canceled() => Err(Error::Canceled),
-    }
+    let (memory, ()) = unless_over(ports, job, parent, moved).await?;
+    Ok(Captured { memory, facts })
 }
 
 /// Gives a capture its name, and each child its own way to it. Their disks exist.
@@ -172,13 +199,37 @@ pub(super) async fn give(
     Ok(())
 }
 
-/// Thaws a guest whose VMM runs.
-pub(super) async fn thaw(ports: &Ports, vm: &Vm) -> Result<()> {
-    for _ in 1..THAW_TRIES {
-        match ports.guest.thaw(vm.id, &vm.token, THAW_TIMEOUT).await {
+/// Makes a guest continue, with its processes.
+pub(super) async fn continue_guest(ports: &Ports, vm: &Vm) -> Result<()> {
+    for _ in 1..TRIES {
+        match try_to_continue(ports, vm).await {
             Ok(()) => return Ok(()),
-            Err(error) => tracing::warn!(vm = %vm.id, %error, "a guest is not thawed yet"),
+            Err(error) => {
+                tracing::warn!(vm = %vm.id, error = %one_line(&error), "a guest does not go on yet")
+            }
         }
+        tokio::time::sleep(TRY_PAUSE).await;
     }
-    Ok(ports.guest.thaw(vm.id, &vm.token, THAW_TIMEOUT).await?)
+    try_to_continue(ports, vm).await
+}
+
+async fn until_continued(ports: &Ports, vm: &Vm) {
+    let mut is_logged = false;
+    while let Err(error) = try_to_continue(ports, vm).await {
+        if !is_logged {
+            tracing::error!(vm = %vm.id, error = %one_line(&error), "a guest may stand still; trying again");
+            is_logged = true;
+        }
+        tokio::time::sleep(BACKGROUND_PAUSE).await;
+    }
+}
+
+/// Makes the VMM let the guest run, and the agent thaw its processes. A guest that runs does not notice.
+async fn try_to_continue(ports: &Ports, vm: &Vm) -> Result<()> {
+    let goes_on = ports.vmm.go_on(vm.id).await;
+    match ports.guest.thaw(vm.id, &vm.token, THAW_TIMEOUT).await {
+        // The agent answers only if the guest runs. An agent that is too old has frozen nothing.
+        Ok(()) | Err(guest_link::Error::TooOld) => Ok(()),
+        Err(error) => Err(goes_on.err().map_or_else(|| error.into(), Error::from)),
+    }
 }

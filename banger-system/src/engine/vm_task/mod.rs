@@ -224,7 +224,7 @@ pub(super) struct VmTask {
     freezing: Bytes,
     /// How its VMM has ended while that job ran.
     ended: Option<Ended>,
-    /// An earlier run of the service may have left its guest frozen.
+    /// A fork may have left its guest standing still or frozen.
     is_thawing: bool,
     /// The frozen layers of its disks.
     frozen: Vec<FrozenLayer>,
@@ -459,6 +459,7 @@ impl VmTask {
         self.pid = 0;
         self.vm.booted_from = None;
         self.loading = None;
+        self.is_thawing = false;
         self.idle = Idle::default();
         self.cancel_capture = None;
         self.blocked_ports.clear();

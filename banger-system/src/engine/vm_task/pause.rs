@@ -3,15 +3,17 @@
 //! The state is stored after the process was frozen, and before it is thawed. So if the service is killed in between, the
 //! stored state is `running`, and the next service thaws the process.
 
-use std::sync::Arc;
-
 use banger_domain::{
     clock::Occasion,
     lifecycle::{Event, State, Transition, step},
+    vm::Vm,
 };
 
 use super::{VmTask, liveness::Liveness};
-use crate::engine::error::{Error, Result};
+use crate::{
+    engine::error::{Error, Result},
+    ports::Ports,
+};
 
 impl VmTask {
     /// Pauses a VM whose guest answers. Does nothing if it is paused.
@@ -83,11 +85,16 @@ impl VmTask {
 
     /// Sets the guest's clock in the background: it stood still.
     pub(super) fn correct_clock(&self) {
-        let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
-        tokio::spawn(async move {
-            if let Err(error) = shared.ports.guest.sync_clock(vm, &token, Occasion::Jump).await {
-                tracing::warn!(%vm, %error, "cannot set the clock of a guest");
-            }
-        });
+        correct_clock(&self.shared.ports, &self.vm);
     }
+}
+
+/// Sets the clock of a guest that stood still, in the background.
+pub(super) fn correct_clock(ports: &Ports, vm: &Vm) {
+    let (ports, vm, token) = (ports.clone(), vm.id, vm.token.clone());
+    tokio::spawn(async move {
+        if let Err(error) = ports.guest.sync_clock(vm, &token, Occasion::Jump).await {
+            tracing::warn!(%vm, %error, "cannot set the clock of a guest");
+        }
+    });
 }

@@ -41,7 +41,7 @@ impl VmTask {
                 self.publish();
                 self.freeze_as_stored().await;
                 if self.vm.state == State::Running {
-                    self.continue_after_fork().await;
+                    self.let_continue();
                 }
                 self.reattach_nic().await;
                 self.watch_vmm();

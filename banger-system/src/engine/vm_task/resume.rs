@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 
 use super::{
     Goal, TaskEvent, VmTask,
-    fork_memory::thaw,
+    fork_memory::continue_guest,
     start::{GuestWait, SetUp},
     suspend::{go_on, pipe},
 };
@@ -153,15 +153,12 @@ impl VmTask {
         let (ports, vm, wait) =
             (self.shared.ports.clone(), self.vm.clone(), GuestWait::after_a_jump(timeout));
         self.background.spawn(async move {
+            if is_copy {
+                // Its programs may run already if this fails, so it is a running sandbox either way.
+                return TaskEvent::Continued(Ok((wait, continue_guest(&ports, &vm).await.err())));
+            }
             TaskEvent::Continued(match go_on(&ports, vm.id).await {
-                Ok(()) if is_copy => {
-                    // Its programs may run already if this fails, so it is a running sandbox either way.
-                    if let Err(error) = thaw(&ports, &vm).await {
-                        tracing::error!(vm = %vm.id, error = %one_line(&error), "a guest is not thawed");
-                    }
-                    Ok(wait)
-                }
-                Ok(()) => Ok(wait),
+                Ok(()) => Ok((wait, None)),
                 Err(error) => Err((error, ports.vmm.has_begun(vm.id).await.unwrap_or(true))),
             })
         });
@@ -173,13 +170,17 @@ impl VmTask {
     }
 
     /// Handles the first steps of a guest whose memory was loaded.
-    pub(super) async fn continued(&mut self, result: Result<GuestWait, (Error, bool)>) {
+    pub(super) async fn continued(&mut self, result: Result<(GuestWait, Option<Error>), (Error, bool)>) {
         if self.vm.state != State::Running {
             // It is being stopped.
             return;
         }
         let (error, has_begun) = match result {
-            Ok(wait) => {
+            Ok((wait, stuck)) => {
+                if let Some(stuck) = stuck {
+                    tracing::error!(vm = %self.vm.id, error = %one_line(&stuck), "a guest is not thawed");
+                    self.let_continue();
+                }
                 self.discard_capture().await;
                 self.publish();
                 self.watch_configured(wait);

@@ -96,6 +96,10 @@ impl VmTask {
     }
 
     pub(super) async fn begin_to_suspend(&mut self, reason: Reason) -> Result<()> {
+        if self.is_thawing {
+            // It would be made to run while it is captured, or stay frozen.
+            return Err(Error::NotReady { name: self.vm.name.to_string() });
+        }
         let ports = self.shared.ports.clone();
         // A VMM that cannot do this says so before anything is changed.
         let facts = self.facts().await?;

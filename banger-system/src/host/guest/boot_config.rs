@@ -99,6 +99,9 @@ mod tests {
     /// closes the connection where there is none.
     type Turn = (Option<Verdict>, Option<Frame>);
 
+    /// A greeting that never reaches the agent.
+    const LOST: Turn = (None, Some(Frame::Done));
+
     /// A VMM whose guest takes these turns, and then never answers again.
     #[derive(Default)]
     struct Guest {
@@ -130,7 +133,9 @@ mod tests {
         }
 
         async fn connect(&self, _vm: VmId, channel: Channel) -> Result<UnixStream> {
-            assert_eq!(channel, Channel::Control);
+            if channel != Channel::Control {
+                return Err(Error::NoFreeStream);
+            }
             let (host, guest) = UnixStream::pair().unwrap();
             match self.turns.lock().unwrap().pop_front() {
                 Some(turn) => drop(tokio::spawn(take(guest, turn, Arc::clone(&self.seen)))),
@@ -156,7 +161,12 @@ mod tests {
         let mut greeting = vec![0; hello::HOST_LENGTH];
         stream.read_exact(&mut greeting).await.unwrap();
         let hello = HostHello::take(&mut greeting).unwrap();
-        let Some(verdict) = verdict else { return };
+        let Some(verdict) = verdict else {
+            if reply.is_some() {
+                std::future::pending::<()>().await;
+            }
+            return;
+        };
         stream.write_all(&hello::answer(&hello, verdict)).await.unwrap();
         let mut decoder = Decoder::default();
         let frame = loop {
@@ -244,6 +254,19 @@ mod tests {
         // It has taken the configuration, and the answer was lost.
         let (facts, configs) = configure(&[(Some(Verdict::Unconfigured), None), ready(), ready()]).await;
         assert_eq!((facts.unwrap().boot_id.as_str(), configs.len()), ("b", 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_greeting_is_sent_again() {
+        let (facts, configs) = configure(&[LOST, takes_config(), LOST, LOST, ready()]).await;
+        assert_eq!((facts.unwrap().boot_id.as_str(), configs.len()), ("b", 1));
+        let token = Token::from_text(config().token);
+        let done = || (Some(Verdict::Welcome), Some(Frame::Done));
+        let (link, _) = Guest::link(&[LOST, done(), LOST, done(), LOST, LOST]);
+        link.thaw(VM, &token, Duration::from_secs(20)).await.unwrap();
+        link.shutdown(VM, &token, Duration::from_secs(20)).await.unwrap();
+        let late = link.shutdown(VM, &token, Duration::from_secs(20)).await;
+        assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
     }
 
     #[tokio::test(start_paused = true)]

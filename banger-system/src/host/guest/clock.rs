@@ -9,11 +9,8 @@ use banger_domain::{
 use banger_proto::guest::{Frame, Request, message::Correction};
 use tokio::net::UnixStream;
 
-use super::link::{agent, answer, greet, send, send_frame, unexpected};
-use crate::ports::{
-    FromHost as _,
-    guest_link::{Error, Result},
-};
+use super::link::{Failed, answer, greet, nonsense, send, send_frame, unexpected};
+use crate::ports::{FromHost as _, guest_link::Error};
 
 /// How often a guest is asked for its time: a single answer may have been delayed by scheduling.
 const SAMPLES: usize = 4;
@@ -21,15 +18,17 @@ const SAMPLES: usize = 4;
 const MAX_TIME: usize = 18;
 
 /// Compares the clocks, and corrects the guest's if needed.
-pub async fn compare(stream: &mut UnixStream, token: &Token, occasion: Occasion) -> Result<()> {
+pub async fn compare(stream: &mut UnixStream, token: &Token, occasion: Occasion) -> Result<(), Failed> {
     let mut decoder = greet(stream, token).await?;
     let mut samples = Vec::with_capacity(SAMPLES);
     let mut asked = unix_now();
     send(stream, &Request::Clock).await?;
     loop {
         let guest = match answer(stream, &mut decoder).await? {
-            Frame::Output(text) => read_time(&text).ok_or_else(|| agent("the guest's agent sent no time"))?,
-            other => return Err(unexpected(&other).into()),
+            Frame::Output(text) => {
+                read_time(&text).ok_or_else(|| nonsense("the guest's agent sent no time"))?
+            }
+            other => return Err(unexpected(&other)),
         };
         samples.push(Sample { asked, guest, answered: unix_now() });
         if samples.len() == SAMPLES {
@@ -44,13 +43,15 @@ pub async fn compare(stream: &mut UnixStream, token: &Token, occasion: Occasion)
             let Correction { offset_usec, pace } = correction;
             tracing::debug!(offset_usec, ?pace, "correcting the clock of a guest");
             let json = serde_json::to_vec(&correction);
-            Frame::Input(json.map_err(|error| Error::other("correct the guest's clock", error))?)
+            Frame::Input(
+                json.map_err(|error| Failed::Local(Error::other("correct the guest's clock", error)))?,
+            )
         }
     };
     send_frame(stream, &last).await?;
     match answer(stream, &mut decoder).await? {
         Frame::Done => Ok(()),
-        other => Err(unexpected(&other).into()),
+        other => Err(unexpected(&other)),
     }
 }
 
@@ -81,7 +82,7 @@ mod tests {
     const HOUR: i64 = 3_600_000_000;
 
     /// Runs a comparison with a guest that answers with `tell` of the true time. Returns the correction that it got.
-    async fn against(occasion: Occasion, tell: fn(i64) -> String) -> (Result<()>, Option<Frame>) {
+    async fn against(occasion: Occasion, tell: fn(i64) -> String) -> (Result<(), Error>, Option<Frame>) {
         let (mut host, mut guest) = UnixStream::pair().unwrap();
         let answering = tokio::spawn(async move {
             let mut greeting = [0; hello::HOST_LENGTH];
@@ -107,7 +108,7 @@ mod tests {
         });
         let compared = compare(&mut host, &Token::random(), occasion).await;
         drop(host);
-        (compared, answering.await.unwrap())
+        (compared.map_err(Error::from), answering.await.unwrap())
     }
 
     #[tokio::test]

@@ -22,12 +22,14 @@ use crate::ports::{
     vmm::Vmm,
 };
 
-/// How long a running agent may take to greet a client.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an agent may take to answer a greeting before the host connects again. A greeting can be lost: the kernel of a
+/// guest drops what has arrived before it sees that the last host has hung up (`handle_control_message` in
+/// `drivers/char/virtio_console.c`).
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before a closed channel is tried again: most likely the sandbox has ended.
 const RETRY: Duration = Duration::from_millis(50);
 /// How long a comparison of clocks may take.
-const CLOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer about the use of a guest may take, after a comparison of clocks on the same channel.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What callers wait for while a guest boots.
@@ -67,6 +69,7 @@ impl AgentLink {
                 };
                 match asked {
                     Ok(answer) => return Ok(answer),
+                    Err(Failed::Unanswered) => tracing::debug!(%vm, what, "a greeting had no answer"),
                     // The sandbox's task reports how it ended.
                     Err(Failed::Closed(_)) => tokio::time::sleep(RETRY).await,
                     Err(failed) => return Err(failed.into()),
@@ -77,18 +80,39 @@ impl AgentLink {
         tokio::time::timeout(timeout, answered).await.map_err(|_| late())?
     }
 
+    /// Asks on a control stream, and once more if the first greeting had no answer.
+    async fn twice<T, F>(&self, vm: VmId, ask: impl Fn(UnixStream) -> F + Send) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>> + Send,
+    {
+        match ask(self.vmm.connect(vm, Channel::Control).await?).await {
+            Err(Failed::Unanswered) => {
+                let stream = self.vmm.connect(vm, Channel::Control).await?;
+                Ok(ask(stream).await?)
+            }
+            asked => Ok(asked?),
+        }
+    }
+
     /// Sends a request whose only answer is success or failure.
     async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
-        let mut stream = match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
-            // Commands may hold every stream, and must not lock out the service.
-            Err(Error::NoFreeStream) => self.vmm.connect(vm, Channel::Control).await?,
-            stream => stream?,
+        let request = &request;
+        let ask = |mut stream: UnixStream| async move {
+            let mut decoder = greet(&mut stream, token).await?;
+            send(&mut stream, request).await?;
+            match answer(&mut stream, &mut decoder).await? {
+                Frame::Done => Ok(()),
+                other => Err(unexpected(&other)),
+            }
         };
-        let mut decoder = greet(&mut stream, token).await?;
-        send(&mut stream, &request).await?;
-        match answer(&mut stream, &mut decoder).await? {
-            Frame::Done => Ok(()),
-            other => Err(unexpected(&other).into()),
+        // The control stream, if commands hold every other one, or if the greeting had no answer.
+        match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
+            Ok(stream) => match ask(stream).await {
+                Err(Failed::Unanswered) => self.twice(vm, ask).await,
+                asked => Ok(asked?),
+            },
+            Err(Error::NoFreeStream) => self.twice(vm, ask).await,
+            Err(error) => Err(error),
         }
     }
 }
@@ -124,10 +148,8 @@ impl GuestLink for AgentLink {
     async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()> {
         let late = || Error::Timeout { what: "comparing the guest's clock".to_owned(), after: CLOCK_TIMEOUT };
         // Uses the service's own channel, since clients may hold every other one.
-        let compare = async {
-            let mut stream = self.vmm.connect(vm, Channel::Control).await?;
-            clock::compare(&mut stream, token, occasion).await
-        };
+        let compare =
+            self.twice(vm, |mut stream| async move { clock::compare(&mut stream, token, occasion).await });
         let compared = tokio::time::timeout(CLOCK_TIMEOUT, compare);
         match compared.await.map_err(|_| late())? {
             // Agents of guests that were started before an upgrade may not support the comparison, but all of them
@@ -143,10 +165,7 @@ impl GuestLink for AgentLink {
 
     async fn usage(&self, vm: VmId, token: &Token) -> Result<Use> {
         let late = || Error::Timeout { what: "asking who uses the guest".to_owned(), after: USAGE_TIMEOUT };
-        let asked = async {
-            let mut stream = self.vmm.connect(vm, Channel::Control).await?;
-            usage::ask(&mut stream, token).await
-        };
+        let asked = self.twice(vm, |mut stream| async move { usage::ask(&mut stream, token).await });
         tokio::time::timeout(USAGE_TIMEOUT, asked).await.map_err(|_| late())?
     }
 
@@ -177,19 +196,14 @@ impl GuestLink for AgentLink {
     }
 
     async fn open(&self, mut stream: UnixStream, token: &Token) -> Result<OwnedFd> {
-        let opened = async {
-            let decoder = greet(&mut stream, token).await?;
-            if !decoder.into_rest().is_empty() {
-                return Err(agent("the guest's agent sent data before a request"));
-            }
-            let os = |error| Error::os("hand over a stream to the guest", error);
-            let stream = stream.into_std().map_err(os)?;
-            stream.set_nonblocking(false).map_err(os)?;
-            Ok(OwnedFd::from(stream))
-        };
-        let late =
-            || Error::Timeout { what: "waiting for the guest's agent".to_owned(), after: GREETING_TIMEOUT };
-        tokio::time::timeout(GREETING_TIMEOUT, opened).await.map_err(|_| late())?
+        let decoder = greet(&mut stream, token).await?;
+        if !decoder.into_rest().is_empty() {
+            return Err(agent("the guest's agent sent data before a request"));
+        }
+        let os = |error| Error::os("hand over a stream to the guest", error);
+        let stream = stream.into_std().map_err(os)?;
+        stream.set_nonblocking(false).map_err(os)?;
+        Ok(OwnedFd::from(stream))
     }
 }
 
@@ -197,6 +211,8 @@ impl GuestLink for AgentLink {
 pub(super) enum Failed {
     /// The channel was closed: the sandbox has ended or is about to.
     Closed(Error),
+    /// The greeting had no answer in time. It may be lost, and another one is safe.
+    Unanswered,
     /// The agent sent something invalid.
     Nonsense(Error),
     /// The agent has no configuration yet.
@@ -211,6 +227,9 @@ impl From<Failed> for Error {
     fn from(failed: Failed) -> Self {
         match failed {
             Failed::Closed(error) | Failed::Nonsense(error) | Failed::Local(error) => error,
+            Failed::Unanswered => {
+                Error::Timeout { what: "waiting for the guest's agent".to_owned(), after: GREETING_TIMEOUT }
+            }
             Failed::Unconfigured => agent(&hello::Error::Unconfigured.to_string()),
             Failed::WrongToken => agent(&hello::Error::WrongToken.to_string()),
         }
@@ -245,6 +264,11 @@ pub(super) async fn greet_with_revision(
     stream: &mut UnixStream,
     token: &Token,
 ) -> Result<(Decoder, u16), Failed> {
+    let answered = tokio::time::timeout(GREETING_TIMEOUT, greet_untimed(stream, token)).await;
+    answered.unwrap_or(Err(Failed::Unanswered))
+}
+
+async fn greet_untimed(stream: &mut UnixStream, token: &Token) -> Result<(Decoder, u16), Failed> {
     let nonce = uuid::Uuid::new_v4().into_bytes();
     let hello =
         HostHello::new(nonce, token.as_str()).ok_or_else(|| nonsense("the token has a wrong length"))?;

@@ -6,23 +6,22 @@ use banger_domain::{idle::Use, vm::Token};
 use banger_proto::guest::{Frame, Request, facts};
 use tokio::net::UnixStream;
 
-use super::link::{agent, answer, greet, send, unexpected};
-use crate::ports::guest_link::Result;
+use super::link::{Failed, answer, greet, nonsense, send, unexpected};
 
 /// The longest answer.
 const MAX_ANSWER: usize = 1024;
 
 /// Asks on a new stream.
-pub async fn ask(stream: &mut UnixStream, token: &Token) -> Result<Use> {
+pub async fn ask(stream: &mut UnixStream, token: &Token) -> Result<Use, Failed> {
     let mut decoder = greet(stream, token).await?;
     send(stream, &Request::Use).await?;
     let text = match answer(stream, &mut decoder).await? {
         Frame::Output(text) if text.len() <= MAX_ANSWER => text,
-        other => return Err(unexpected(&other).into()),
+        other => return Err(unexpected(&other)),
     };
     match answer(stream, &mut decoder).await? {
-        Frame::Done => read(&text).ok_or_else(|| agent("the guest's agent does not say who uses it")),
-        other => Err(unexpected(&other).into()),
+        Frame::Done => read(&text).ok_or_else(|| nonsense("the guest's agent does not say who uses it")),
+        other => Err(unexpected(&other)),
     }
 }
 

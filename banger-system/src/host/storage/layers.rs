@@ -17,9 +17,9 @@
 //! a layer: it stays when the sandbox that wrote it is deleted, and the last deletion frees it. Nothing is recorded
 //! elsewhere, and a crash cannot leave a layer that no sandbox has.
 //!
-//! A sandbox that runs is frozen in the same way while its guest stands still. Then its VMM writes to the new layers: the
-//! names come first. If it is not told to, after a crash, it writes on to a layer that counts as frozen and that no
-//! other sandbox has, and the next freeze adds another layer on top. So each of these freezes adds one.
+//! A sandbox that runs is frozen in the same way while its guest stands still. The new names exist before QEMU switches.
+//! If a crash prevents the switch, QEMU keeps writing to the layer below. No child has that layer, and the next fork puts
+//! one more on top. So each of these freezes adds one.
 //!
 //! All other disks are copied. The copy shares blocks with the original if the file system can.
 

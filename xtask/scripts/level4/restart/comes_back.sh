@@ -4,7 +4,10 @@
 # Without a session of logind: a new one waits for the end of the one before.
 alice() { HOME=/home/alice runuser -u alice -- sh -c "cd; $1"; }
 field() { alice "banger show --json keep" | sed -n "s/.*\"$1\": \"\{0,1\}\([^\",]*\).*/\1/p"; }
-is_up_again() { [ "$(field ready)" = true ] && [ "$(field boot_id)" != "$boot" ]; }
+is_up_again() {
+    again=$(field boot_id)
+    [ -n "$again" ] && [ "$again" != "$boot" ] && [ "$(field ready)" = true ]
+}
 
 alice 'banger create -q --vcpu 1 --name keep; banger vm set --restart on-failure keep' > /dev/null
 echo "policy $(field restart)"

@@ -1,6 +1,5 @@
 #!/bin/sh -eu
-# Prints the control groups of commands after systemd has reloaded its configuration, and the state of the user's own
-# systemd after a command with a terminal.
+# Prints the control groups of commands after systemd has reloaded its configuration.
 
 banger vm create --quiet --name groups
 run() { banger vm exec -T groups -- sh -c "$1"; }
@@ -14,10 +13,6 @@ run 'cd /sys/fs/cgroup/banger/sessions; cat cgroup.controllers; cat memory.max; 
 run 'for n in /sys/fs/cgroup/banger/sessions/[0-9]*; do cat $n/cgroup.procs | wc -l; done' | tr '\n' ' '
 run 'for p in $(cat /sys/fs/cgroup/banger/agent/cgroup.procs); do cat /proc/$p/oom_score_adj; done'
 run 'cat /proc/self/oom_score_adj; systemctl show -p MemoryCurrent init.scope'
-run 'echo kept > $XDG_RUNTIME_DIR/earlier'
-script -qec 'banger vm exec -t groups -- true' /dev/null < /dev/null
-wait_until 120 "the user's systemd" run 'systemctl --user is-system-running --quiet'
-run 'echo "manager: $(systemctl --user is-system-running)"; cat $XDG_RUNTIME_DIR/earlier; systemctl --user show -p Version'
 kill $running; wait $running || true
 banger vm delete --force groups
 rm first

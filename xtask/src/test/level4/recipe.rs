@@ -25,7 +25,6 @@ fn with_registry(host: &Host, check: Check) -> Result<()> {
         "level4/recipe/start.sh" uses "wait.sh",
         tar = tar.display(),
         serve = script_text!("level4/recipe/serve.py"),
-        recipe = "first",
     );
     let checked = run_as_root(host, &start).and_then(|_| check(host));
     run_as_root(host, &script!("level4/recipe/end.sh"))?;

@@ -58,35 +58,6 @@ pub fn downgrade(host: &TestHost) -> Result<()> {
     expect(host.session("alice", &["banger", "vm", "list"])).map(drop)
 }
 
-/// Checks that the packages are enough: the first run imports the host's kernel and builds the default image, whose base
-/// comes from a registry of the test host instead of the public one. The second run does neither.
-pub fn first_run(host: &TestHost) -> Result<()> {
-    let start = script!(
-        "level4/recipe/start.sh" uses "wait.sh",
-        tar = "/srv/minimal.ext4",
-        serve = script_text!("level4/recipe/serve.py"),
-        recipe = "debian-bookworm",
-    );
-    expect(host.enter(&start))?;
-    expect(host.enter(&script!("level5/only_packages.sh")))?;
-    let run = || {
-        let output =
-            run_quietly(host.session("alice", &["banger", "vm", "run", "--rm", "--", "cat", "/etc/built"]))?;
-        let (said, progress) = (text(&output.stdout), text(&output.stderr));
-        ensure!(
-            output.status.success() && said == "hello from the recipe",
-            "{said:?}, with errors {progress:?}"
-        );
-        Ok(progress)
-    };
-    let (first, second) = (run()?, run()?);
-    for part in ["building the default image first", "importing the kernel"] {
-        ensure!(first.contains(part), "no {part:?} in the first run: {first}");
-        ensure!(!second.contains(part), "{part:?} in the second run: {second}");
-    }
-    expect(host.enter(&["systemctl", "stop", "tiny-registry.service"])).map(drop)
-}
-
 /// Checks that a purge stops sandboxes, and leaves nothing.
 pub fn purge(host: &TestHost) -> Result<()> {
     let create = ["banger", "vm", "create", "--quiet", "--memory", "512M", "--name", KEPT];

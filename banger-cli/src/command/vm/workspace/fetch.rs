@@ -13,7 +13,7 @@ use crate::{
         progress::{Progress, ProgressArgs},
     },
     workspace::{
-        commits::{self, Commits},
+        commits::{self, Commits, Fetched, Uncommitted},
         export::first_names,
         record::{StoredWorkspace, reference, shell_word},
     },
@@ -83,34 +83,53 @@ impl Fetch {
 
 /// Returns a line for each branch that is new or has moved.
 fn list(fetched: &Commits) -> String {
-    let line =
-        |one: &commits::Fetched| format!("{}: {}\n", one.reference, counted(one.new_commits, "new commit"));
     fetched.moved().map(line).collect()
+}
+
+fn line(one: &Fetched) -> String {
+    let commits = counted(one.new_commits, "new commit");
+    match &one.old {
+        Some(old) if one.forced => {
+            format!("{}: {commits}, {}...{} (forced update)\n", one.reference, short(old), short(&one.commit))
+        }
+        _ => format!("{}: {commits}\n", one.reference),
+    }
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
 }
 
 /// Returns what to do next.
 fn notes(fetched: &Commits, kept: &StoredWorkspace, workspace: &str) -> Vec<String> {
     let source = shell_word(&kept.record.source.display().to_string());
     let mut notes = Vec::new();
-    let has_new = fetched.moved().next().is_some();
-    match (&fetched.created, &fetched.current) {
+    // What is checked out there, if that has moved.
+    let mut moved = fetched.moved().map(|one| &one.reference).peekable();
+    let first = moved.peek().copied();
+    let to_merge = moved.find(|name| Some(*name) == fetched.current.as_ref()).or(first);
+    match (&fetched.created, to_merge) {
         (Some(branch), _) => {
             notes.push(format!("`git -C {source} switch {branch}` checks the new branch out."))
         }
-        (None, Some(current)) if has_new => {
-            notes.push(format!("`git -C {source} merge {}` merges what came back.", shell_word(current)));
+        (None, Some(branch)) => {
+            notes.push(format!("`git -C {source} merge {}` merges what came back.", shell_word(branch)));
         }
         _ => notes.push("there are no new commits in the sandbox.".to_owned()),
     }
-    if !fetched.uncommitted.is_empty() {
-        let count = fetched.uncommitted.len();
-        notes.push(format!(
-            "note: {} in the sandbox {} not committed and stayed there: {}; `banger vm workspace export {workspace}` \
+    match &fetched.uncommitted {
+        None => notes.push(
+            "warning: cannot tell which files are not committed in the sandbox: `git status` fails there.".to_owned(),
+        ),
+        Some(Uncommitted { files, .. }) if files.is_empty() => {}
+        Some(Uncommitted { files, is_cut }) => notes.push(format!(
+            "note: {}{} in the sandbox {} not committed and stayed there: {}; `banger vm workspace export {workspace}` \
              brings back the changes.",
-            counted(count, "file"),
-            is_or_are(count),
-            first_names(&fetched.uncommitted),
-        ));
+            if *is_cut { "at least " } else { "" },
+            counted(files.len(), "file"),
+            is_or_are(files.len()),
+            first_names(files),
+        )),
     }
     notes
 }
@@ -119,7 +138,7 @@ fn notes(fetched: &Commits, kept: &StoredWorkspace, workspace: &str) -> Vec<Stri
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::workspace::{commits::Fetched, record::tests::stored};
+    use crate::workspace::record::tests::stored;
 
     #[test]
     fn notes_say_what_came_back_and_what_did_not() {
@@ -129,17 +148,45 @@ mod tests {
             commit: "b".repeat(40),
             old: Some("a".repeat(40)),
             new_commits: 2,
+            forced: false,
         };
         let unmoved = || Fetched { old: Some("b".repeat(40)), ..branch.clone() };
         let fetched = |branch: Fetched, created: Option<&str>, uncommitted: &[&str]| Commits {
             current: Some(branch.reference.clone()),
             branches: vec![branch],
             created: created.map(str::to_owned),
-            uncommitted: uncommitted.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            uncommitted: Some(Uncommitted {
+                files: uncommitted.iter().map(|name| name.as_bytes().to_vec()).collect(),
+                is_cut: false,
+            }),
         };
         let merge = "`git -C /home/ann/repo merge refs/banger/web/main` merges what came back.";
         for (fetched, lines, expect) in [
             (fetched(branch.clone(), None, &[]), "refs/banger/web/main: 2 new commits\n", vec![merge]),
+            (
+                fetched(Fetched { forced: true, ..branch.clone() }, None, &[]),
+                "refs/banger/web/main: 2 new commits, aaaaaaaaaaaa...bbbbbbbbbbbb (forced update)\n",
+                vec![merge],
+            ),
+            (
+                Commits {
+                    branches: vec![
+                        unmoved(),
+                        Fetched { reference: "refs/banger/web/side".into(), ..branch.clone() },
+                    ],
+                    ..fetched(unmoved(), None, &[])
+                },
+                "refs/banger/web/side: 2 new commits\n",
+                vec!["`git -C /home/ann/repo merge refs/banger/web/side` merges what came back."],
+            ),
+            (
+                Commits { uncommitted: None, ..fetched(branch.clone(), None, &[]) },
+                "refs/banger/web/main: 2 new commits\n",
+                vec![
+                    merge,
+                    "warning: cannot tell which files are not committed in the sandbox: `git status` fails there.",
+                ],
+            ),
             (fetched(unmoved(), None, &[]), "", vec!["there are no new commits in the sandbox."]),
             (
                 fetched(unmoved(), Some("work"), &["a\u{1b}b"]),

@@ -59,24 +59,15 @@ impl Sync {
         let progress = Progress::new(self.progress);
         let mut guest = Guest::of(&self.sandbox).await?;
         let kept = self.kept(&guest)?;
-        if kept.record.from_commit {
-            return Err(Error::Refused(format!(
-                "cannot send changes of the work tree: {} has the files of a revision",
-                self.reference()
-            ))
-            .with_hint(format!(
-                "`banger vm workspace prepare --force {}` sends the work tree.",
-                self.reference()
-            )));
-        }
+        self.check(&kept)?;
         if self.watch {
-            return match self.keep_sending(&mut guest, &progress).await {
+            return match self.keep_sending(&mut guest, &kept.record.guest_path, &progress).await {
                 // The normal way to end.
                 Err(error) if error.is_interrupted() => Ok(0),
                 ended => ended.map(|never| match never {}),
             };
         }
-        let sent = self.send(&mut guest).await?;
+        let sent = self.send(&mut guest, kept.clone()).await?;
         self.print(&kept, &sent)?;
         if sent.is_empty() {
             progress.note("nothing has changed on the host.");
@@ -92,22 +83,43 @@ impl Sync {
         stored(guest, &self.sandbox, self.guest_path.as_deref())
     }
 
-    async fn send(&self, guest: &mut Guest) -> Result<Sent> {
-        let kept = self.kept(guest)?;
+    async fn send(&self, guest: &mut Guest, kept: StoredWorkspace) -> Result<Sent> {
+        self.check(&kept)?;
         let on_conflict = if self.force { OnConflict::Replace } else { OnConflict::Fail };
         sync::update(guest, kept, on_conflict).await.map_err(|error| error.about(&self.reference()))
     }
 
-    /// Sends changes until a signal ends that, or the sandbox.
-    async fn keep_sending(&self, guest: &mut Guest, progress: &Progress) -> Result<std::convert::Infallible> {
+    /// Checks that the workspace has the files of the work tree. It may have been sent once more since.
+    fn check(&self, kept: &StoredWorkspace) -> Result<()> {
+        if kept.record.from_commit {
+            return Err(Error::Refused(format!(
+                "cannot send changes of the work tree: {} has the files of a revision",
+                self.reference()
+            ))
+            .with_hint(format!(
+                "`banger vm workspace prepare --force {}` sends the work tree.",
+                self.reference()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Sends changes to this workspace until a signal ends that, or the sandbox. One that is sent meanwhile to another path
+    /// is not this one.
+    async fn keep_sending(
+        &self,
+        guest: &mut Guest,
+        guest_path: &str,
+        progress: &Progress,
+    ) -> Result<std::convert::Infallible> {
         let mut watcher = Watcher::new()?;
         let mut told = None;
-        progress
-            .note(&format!("watching {}; press Ctrl-C to stop.", self.kept(guest)?.record.source.display()));
+        let find = |guest: &Guest| stored(guest, &self.sandbox, Some(guest_path));
+        progress.note(&format!("watching {}; press Ctrl-C to stop.", find(guest)?.record.source.display()));
         loop {
-            let kept = self.kept(guest)?;
+            let kept = find(guest)?;
             watcher.cover(&kept)?;
-            match self.send(guest).await {
+            match self.send(guest, kept.clone()).await {
                 Ok(sent) => {
                     told = None;
                     if !sent.is_empty() {
@@ -124,7 +136,7 @@ impl Sync {
                 Err(error) => return Err(error),
             }
             // A new directory may have got files before it was watched.
-            if !watcher.cover(&self.kept(guest)?)? {
+            if !watcher.cover(&find(guest)?)? {
                 guest.unless_ended(watcher.changed()).await?;
             }
         }

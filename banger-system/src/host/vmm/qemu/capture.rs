@@ -128,10 +128,19 @@ async fn read_state(qmp: &mut Qmp, from: BorrowedFd<'_>, timeout: Duration) -> R
     Ok(())
 }
 
-/// Returns whether the guest runs, or has ended by itself. One that waits for a capture, or has just loaded it, does not.
+/// Returns whether the guest runs, or has ended by itself. One that waits for a capture, is captured or was, or has just
+/// loaded it, does not.
 pub async fn runs(qmp: &mut Qmp) -> Result<bool> {
     let answer = qmp.run("query-status", json!({})).await?;
-    Ok(!matches!(answer["status"].as_str(), Some("inmigrate" | "paused" | "prelaunch")))
+    Ok(!answer["status"].as_str().is_some_and(stands_still))
+}
+
+/// Returns whether a guest in this state (`RunState` of QEMU's QMP reference) stands still until it is told to run.
+fn stands_still(status: &str) -> bool {
+    matches!(
+        status,
+        "inmigrate" | "paused" | "prelaunch" | "finish-migrate" | "postmigrate" | "save-vm" | "restore-vm"
+    )
 }
 
 /// Where the memory of a guest is while its state is in a stream.
@@ -168,4 +177,26 @@ async fn until(
     };
     let late = |_| Error::timeout("moving the state of a guest", timeout);
     tokio::time::timeout(timeout, polled).await.map_err(late)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_was_captured_stands_still() {
+        for (status, expect) in [
+            ("running", false),
+            ("inmigrate", true),
+            ("prelaunch", true),
+            ("paused", true),
+            ("finish-migrate", true),
+            ("postmigrate", true),
+            ("shutdown", false),
+            ("guest-panicked", false),
+            ("io-error", false),
+        ] {
+            assert_eq!(stands_still(status), expect, "{status}");
+        }
+    }
 }
