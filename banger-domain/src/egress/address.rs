@@ -7,7 +7,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub fn is_internal(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_internal4(v4),
-        IpAddr::V6(v6) => is_internal6(v6) || carried(v6).is_some_and(is_internal4),
+        IpAddr::V6(v6) => is_internal6(v6) || carried(v6).into_iter().flatten().any(is_internal4),
     }
 }
 
@@ -26,10 +26,13 @@ pub fn is_never_allowed(address: IpAddr) -> bool {
                 || v6.is_loopback()
                 || v6.is_unicast_link_local()
                 || v6.is_multicast()
-                || carried(v6).is_some()
+                || carried(v6) != [None, None]
         }
     }
 }
+
+/// The metadata service of Azure. Those of other clouds are link-local, private, or behind a provider's NAT.
+const METADATA: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
 fn is_internal4(v4: Ipv4Addr) -> bool {
     let [a, b, ..] = v4.octets();
@@ -40,6 +43,7 @@ fn is_internal4(v4: Ipv4Addr) -> bool {
         || v4.is_link_local()
         // Behind a provider's NAT (RFC 6598).
         || (a == 100 && (64..128).contains(&b))
+        || v4 == METADATA
 }
 
 fn is_internal6(v6: Ipv6Addr) -> bool {
@@ -50,18 +54,23 @@ fn is_internal6(v6: Ipv6Addr) -> bool {
         || v6.is_multicast()
         // Site-local, which some networks still use (RFC 3879).
         || v6.segments()[0] & 0xffc0 == 0xfec0
+        // NAT64 of a local network, which chooses where the IPv4 address is (RFC 8215).
+        || v6.segments()[..3] == [0x64, 0xff9b, 1]
 }
 
-/// Returns the IPv4 address that an IPv6 address carries: mapped or compatible (RFC 4291), of NAT64 (RFC 6052), or of
-/// 6to4 (RFC 3056).
-fn carried(v6: Ipv6Addr) -> Option<Ipv4Addr> {
-    let joined = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+/// Returns the IPv4 addresses that an IPv6 address carries: mapped or compatible (RFC 4291), of NAT64 (RFC 6052), of
+/// 6to4 (RFC 3056), or the server and the client of Teredo (RFC 4380).
+fn carried(v6: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
+    let joined = |high: u16, low: u16| Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low] => Some(joined(high, low)),
-        [0, 0, 0, 0, 0, 0, high, low] if (high, low) > (0, 1) => Some(joined(high, low)),
-        [0x64, 0xff9b, 0 | 1, _, _, _, high, low] => Some(joined(high, low)),
-        [0x2002, high, low, ..] => Some(joined(high, low)),
-        _ => None,
+        [0, 0, 0, 0, 0, 0xffff, high, low] => [joined(high, low), None],
+        [0, 0, 0, 0, 0, 0, high, low] if (high, low) > (0, 1) => [joined(high, low), None],
+        [0x64, 0xff9b, 0 | 1, _, _, _, high, low] => [joined(high, low), None],
+        [0x2002, high, low, ..] => [joined(high, low), None],
+        [0x2001, 0, high, low, _, _, client_high, client_low] => {
+            [joined(high, low), joined(!client_high, !client_low)]
+        }
+        _ => [None, None],
     }
 }
 
@@ -82,6 +91,9 @@ mod tests {
         for private in ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "fec0::1"] {
             check(private, true, false);
         }
+        for metadata in ["168.63.129.16", "100.100.100.200", "fd00:ec2::254"] {
+            check(metadata, true, false);
+        }
         for never in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "127.8.8.8", "169.254.169.254", "224.0.0.1"] {
             check(never, true, true);
         }
@@ -94,10 +106,19 @@ mod tests {
             "::ffff:0.0.0.0",
             "::10.0.0.1",
             "64:ff9b::169.254.169.254",
+            "64:ff9b::168.63.129.16",
+            "64:ff9b:1::93.184.216.34",
+            "2002:a00:1::1",
+            "2002:a83f:8110::",
+            // Teredo behind the server 10.0.0.1, and for the client 192.168.1.1.
+            "2001:0:a00:1::a247:28dd",
+            "2001:0:5db8:d822::3f57:fefe",
         ] {
             check(carrier, true, true);
         }
-        check("2002:a00:1::1", true, true);
-        check("64:ff9b::93.184.216.34", false, true);
+        for carrier in ["64:ff9b::93.184.216.34", "2002:5db8:d822::1", "2001:0:5db8:d822::a247:28dd"] {
+            check(carrier, false, true);
+        }
+        check("2001:1::1", false, false);
     }
 }

@@ -20,6 +20,10 @@ pub struct NotAHostName;
 impl HostName {
     /// Returns the name of these labels of a question; `None` if no host can have it.
     pub fn of_labels(labels: &[&[u8]]) -> Option<Self> {
+        // A dot inside of a label is not one between two labels.
+        if labels.iter().any(|label| label.contains(&b'.')) {
+            return None;
+        }
         let labels: Option<Vec<&str>> = labels.iter().map(|label| core::str::from_utf8(label).ok()).collect();
         labels?.join(".").parse().ok()
     }
@@ -86,6 +90,15 @@ impl Pattern {
             (_, Self::Name(name)) => self.allows(name),
             (Self::Name(_), Self::SubDomains(_)) => false,
             (Self::SubDomains(domain), Self::SubDomains(other)) => domain == other || is_below(other, domain),
+        }
+    }
+
+    /// Returns the pattern of the names that both allow, if there are any.
+    pub fn meet(&self, other: &Self) -> Option<Self> {
+        match (self.covers(other), other.covers(self)) {
+            (true, _) => Some(other.clone()),
+            (_, true) => Some(self.clone()),
+            _ => None,
         }
     }
 }
@@ -155,7 +168,8 @@ mod tests {
         };
         check(&[b"example", b"com"], Some("example.com"));
         check(&[b"localhost"], None);
-        check(&[b"a.b", b"com"], Some("a.b.com"));
+        check(&[b"a.b", b"com"], None);
+        check(&[b"www.", b"example", b"com"], None);
         check(&[b"\xff", b"com"], None);
         check(&[b"a b", b"com"], None);
         check(&[], None);
