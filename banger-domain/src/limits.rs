@@ -84,6 +84,14 @@ pub enum Exceeded {
         /// What the total would be.
         would_be: String,
     },
+    /// All users together have as much as the host can hold.
+    #[error("this host has no room for more than {limit} {what}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
     /// An image exceeds what is left of the user's quota.
     #[error("the image needs more than the {room} that are left of your quota")]
     Room {

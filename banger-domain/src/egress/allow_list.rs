@@ -1,18 +1,25 @@
 //! A policy without presets, as the name server and the packet filter use it.
 
 use core::net::IpAddr;
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
 use super::{
     EVERYTHING, Egress,
+    address::is_internal,
     entry::{Entry, Ports},
+    grants::Grant,
     host_name::{HostName, Pattern},
     preset::Presets,
 };
 
 /// The most rules of a list: those beyond it allow nothing. A guest's look-up goes through all of them.
 const MAX_RULES: usize = 2048;
+/// The most networks of a policy. The packet filter compares each packet with all networks of all guests.
+pub const MAX_NETS: usize = 64;
+/// The most destinations that one answer opens.
+pub const MAX_OF_ANSWER: usize = 64;
 
 /// What a guest may reach beyond the host if it may not reach everything. An empty list allows nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,12 +43,29 @@ impl AllowList {
                 Entry::Preset(_) => {}
             }
         }
-        let all = list.nets.clone();
+        list.without_inner_nets()
+    }
+
+    /// Returns the list without networks that are within another one.
+    fn without_inner_nets(mut self) -> Self {
+        let all = self.nets.clone();
         let covers = |(wide, ports): &(IpNet, Ports), (net, other): &(IpNet, Ports)| {
             wide.contains(net) && ports.cover(*other)
         };
-        list.nets.retain(|net| !all.iter().any(|wide| wide != net && covers(wide, net)));
-        list
+        self.nets.retain(|net| !all.iter().any(|wide| wide != net && covers(wide, net)));
+        self
+    }
+
+    /// Returns what this list and another one both allow.
+    fn within(&self, ceiling: &Self) -> Self {
+        let narrower = |one: &IpNet, other: &IpNet| match (one.contains(other), other.contains(one)) {
+            (true, _) => Some(*other),
+            (_, true) => Some(*one),
+            _ => None,
+        };
+        let hosts = common(&self.hosts, &ceiling.hosts, Pattern::meet);
+        let nets = common(&self.nets, &ceiling.nets, narrower);
+        Self { hosts, nets }.without_inner_nets()
     }
 
     /// Returns whether it allows nothing.
@@ -66,6 +90,15 @@ impl AllowList {
         ports
     }
 
+    /// Returns the destinations that an answer about a name opens. Internal addresses are never among them, even if the
+    /// policy names them: the name would open all of their ports.
+    pub fn grants(&self, name: &HostName, addresses: &[IpAddr]) -> Vec<Grant> {
+        let ports = self.ports_of(name);
+        let public = addresses.iter().filter(|address| !is_internal(**address));
+        let grants = public.flat_map(|&address| ports.iter().map(move |&ports| Grant { address, ports }));
+        grants.take(MAX_OF_ANSWER).collect()
+    }
+
     /// Returns whether an address is allowed by itself, with any port.
     pub fn names_address(&self, address: IpAddr) -> bool {
         self.nets.iter().any(|(net, _)| net.contains(&address))
@@ -83,6 +116,33 @@ impl AllowList {
         let net = net.map(|(net, ports)| Entry::Net(*net, *ports));
         host.or(net).map(|entry| entry.to_string())
     }
+}
+
+/// Returns what two lists of rules both allow.
+fn common<T: Ord>(
+    one: &[(T, Ports)],
+    other: &[(T, Ports)],
+    meet: impl Fn(&T, &T) -> Option<T>,
+) -> Vec<(T, Ports)> {
+    let pairs = one.iter().flat_map(|one| other.iter().map(move |other| (one, other)));
+    let met = pairs.filter_map(|((to, ports), (other, allowed))| {
+        let ports = ports.meet(*allowed)?;
+        Some((meet(to, other)?, ports))
+    });
+    met.collect::<BTreeSet<_>>().into_iter().take(MAX_RULES).collect()
+}
+
+/// Returns what a policy allows under a ceiling, which may have become lower since the policy was set. `None` if it
+/// allows everything.
+pub fn under(policy: &Egress, ceiling: &Egress, presets: &Presets) -> Option<AllowList> {
+    let list = |policy| AllowList::of(policy, presets);
+    let mut allowed = match (policy, ceiling) {
+        (Egress::Everything, Egress::Everything) => return None,
+        (Egress::Everything, limit) | (limit, Egress::Everything) => list(limit),
+        _ => list(policy).within(&list(ceiling)),
+    };
+    allowed.nets.truncate(MAX_NETS);
+    Some(allowed)
 }
 
 /// Returns what a policy allows beyond a ceiling: an entry, or `all`. `None` if it stays within it.
@@ -148,6 +208,57 @@ mod tests {
         assert_eq!(nets("10.0.0.0/8:80 10.0.0.0/8:81 2001:db8::/32"), 3);
         assert!(list("10.0.0.0/8:80").names_address("10.2.3.4".parse().unwrap()));
         assert!(!list("10.0.0.0/8:80").names_address("11.2.3.4".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_answer_opens_a_bounded_number_of_addresses_on_the_internet() {
+        let list = list("a.example b.example:80 10.0.0.5:22 64.0.0.0/8:22");
+        let check = |name: &str, addresses: &[&str], expect: &[(&str, Ports)]| {
+            let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            let expect: Vec<Grant> = expect
+                .iter()
+                .map(|(address, ports)| Grant { address: address.parse().unwrap(), ports: *ports })
+                .collect();
+            assert_eq!(list.grants(&name.parse().unwrap(), &addresses), expect, "{name}");
+        };
+        let http = Ports::One(Protocol::Tcp, 80);
+        check(
+            "a.example",
+            &["203.0.113.2", "64.1.2.3"],
+            &[("203.0.113.2", Ports::Any), ("64.1.2.3", Ports::Any)],
+        );
+        check(
+            "b.example",
+            &["203.0.113.2", "2606:4700::1"],
+            &[("203.0.113.2", http), ("2606:4700::1", http)],
+        );
+        check("c.example", &["203.0.113.2"], &[]);
+        // The policy allows one port of this address. A name that has it must not open the others.
+        check("a.example", &["10.0.0.5", "168.63.129.16", "64:ff9b::10.0.0.5"], &[]);
+
+        let ports: String = (1..200).map(|port| format!("a.example:{port} ")).collect();
+        let many: Vec<IpAddr> = (0..200).map(|n| IpAddr::from([8, 8, 8, n])).collect();
+        assert_eq!(self::list(&ports).grants(&"a.example".parse().unwrap(), &many).len(), MAX_OF_ANSWER);
+    }
+
+    #[test]
+    fn a_policy_is_cut_at_a_ceiling() {
+        let check = |words: &str, ceiling: &str, expect: Option<&str>| {
+            let found = under(&policy(words), &policy(ceiling), &presets());
+            assert_eq!(found, expect.map(list), "{words} under {ceiling}");
+        };
+        check("all", "all", None);
+        check("all", "git 10.0.0.0/8", Some("git 10.0.0.0/8"));
+        check("git 10.0.0.0/8", "all", Some("git 10.0.0.0/8"));
+        check("git", "none", Some("none"));
+        check("none", "git", Some("none"));
+        check("git other.example", "both", Some("git"));
+        check("*.github.com", "git", Some("*.github.com:443"));
+        check("*.example.com", "a.example.com b.example.com:80", Some("a.example.com b.example.com:80"));
+        check("a.example:80", "a.example:81", Some("none"));
+        check("10.0.0.0/8", "10.1.0.0/16 10.2.0.0/16:80 11.0.0.0/8", Some("10.1.0.0/16 10.2.0.0/16:80"));
+        let many: String = (0..200).map(|n| format!("10.0.0.{n} ")).collect();
+        assert_eq!(under(&policy(&many), &policy("all"), &presets()).unwrap().nets().len(), MAX_NETS);
     }
 
     #[test]

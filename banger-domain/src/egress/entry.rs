@@ -36,6 +36,15 @@ impl Ports {
     pub fn cover(self, other: Self) -> bool {
         self == Self::Any || self == other
     }
+
+    /// Returns the ports that both allow, if there are any.
+    pub fn meet(self, other: Self) -> Option<Self> {
+        match (self.cover(other), other.cover(self)) {
+            (true, _) => Some(other),
+            (_, true) => Some(self),
+            _ => None,
+        }
+    }
 }
 
 /// Why a text is not an entry.

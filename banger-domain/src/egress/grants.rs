@@ -1,7 +1,7 @@
 //! The addresses of allowed names that a guest was told, which are the destinations that the packet filter lets through.
 
 use core::net::IpAddr;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{allow_list::AllowList, entry::Ports, host_name::HostName};
 
@@ -29,15 +29,25 @@ pub struct Grants {
 
 #[derive(Debug, Clone, Default)]
 struct Known {
-    /// The names that resolved to it; none for a destination of an earlier run of the service.
+    /// The names that resolved to it, the latest last.
     names: Vec<HostName>,
     /// The latest look-up.
     at: u64,
 }
 
 impl Grants {
-    /// Adds the destinations of a name. Returns those that have to go to make room.
-    pub fn add(&mut self, name: &HostName, grants: &[Grant]) -> Vec<Grant> {
+    /// Returns the destinations that have to go to make room for others: those that were looked up longest ago.
+    pub fn surplus(&self, new: &[Grant]) -> Vec<Grant> {
+        let new: HashSet<Grant> = new.iter().copied().collect();
+        let others = self.known.iter().filter(|(grant, _)| !new.contains(grant));
+        let mut others: Vec<(u64, Grant)> = others.map(|(grant, known)| (known.at, *grant)).collect();
+        others.sort_unstable();
+        let surplus = (others.len() + new.len()).saturating_sub(MAX_GRANTS);
+        others.into_iter().take(surplus).map(|(_, grant)| grant).collect()
+    }
+
+    /// Adds the destinations of a name, for which there must be room.
+    pub fn add(&mut self, name: &HostName, grants: &[Grant]) {
         self.clock += 1;
         for grant in grants {
             let known = self.known.entry(*grant).or_default();
@@ -48,35 +58,32 @@ impl Grants {
                 known.names.remove(0);
             }
         }
-        let mut gone = Vec::new();
-        while self.known.len() > MAX_GRANTS {
-            let Some(oldest) = self.known.iter().min_by_key(|(_, known)| known.at).map(|(grant, _)| *grant)
-            else {
-                break;
-            };
-            self.known.remove(&oldest);
-            gone.push(oldest);
-        }
-        gone
     }
 
-    /// Adds a destination of an earlier run of the service, whose names are not known.
-    pub fn inherit(&mut self, grant: Grant) {
-        self.known.entry(grant).or_default();
-    }
-
-    /// Removes and returns the destinations that a changed policy no longer allows. Those of an earlier run are among
-    /// them: nobody knows what allowed them.
-    pub fn withdraw(&mut self, now: &AllowList) -> Vec<Grant> {
-        let is_allowed = |grant: &Grant, known: &Known| {
-            known.names.iter().any(|name| now.ports_of(name).iter().any(|ports| ports.cover(grant.ports)))
+    /// Returns the destinations that a policy does not allow.
+    pub fn beyond(&self, policy: &AllowList) -> Vec<Grant> {
+        let mut ports_of = HashMap::new();
+        let mut is_allowed = |grant: &Grant, name| {
+            let ports: &Vec<Ports> = ports_of.entry(name).or_insert_with(|| policy.ports_of(name));
+            ports.iter().any(|ports| ports.cover(grant.ports))
         };
-        self.known.extract_if(|grant, known| !is_allowed(grant, known)).map(|(grant, _)| grant).collect()
+        let beyond = self
+            .known
+            .iter()
+            .filter(|(grant, known)| !known.names.iter().any(|name| is_allowed(grant, name)));
+        beyond.map(|(grant, _)| *grant).collect()
     }
 
-    /// Returns all destinations.
-    pub fn iter(&self) -> impl Iterator<Item = Grant> + '_ {
-        self.known.keys().copied()
+    /// Removes destinations.
+    pub fn forget(&mut self, gone: &[Grant]) {
+        for grant in gone {
+            self.known.remove(grant);
+        }
+    }
+
+    /// Returns all destinations, each with the name that was looked up last.
+    pub fn iter(&self) -> impl Iterator<Item = (Grant, &HostName)> {
+        self.known.iter().filter_map(|(grant, known)| Some((*grant, known.names.last()?)))
     }
 }
 
@@ -105,24 +112,32 @@ mod tests {
         let mut grants = Grants::default();
         grants.add(&name("a.example"), &[grant(1), grant(2)]);
         grants.add(&name("b.example"), &[grant(2)]);
-        grants.inherit(grant(3));
-        assert_eq!(grants.withdraw(&list(&["b.example"])).len(), 2, "1 and 3");
-        assert_eq!(grants.iter().collect::<Vec<_>>(), [grant(2)]);
-        assert_eq!(grants.withdraw(&list(&["b.example:443"])), [grant(2)], "other ports");
+        assert_eq!(grants.beyond(&list(&["a.example", "b.example"])), []);
+        let gone = grants.beyond(&list(&["b.example"]));
+        assert_eq!(gone, [grant(1)]);
+        assert_eq!(grants.iter().count(), 2, "nothing goes before the packet filter has changed");
+        grants.forget(&gone);
+        assert_eq!(grants.iter().collect::<Vec<_>>(), [(grant(2), &name("b.example"))]);
+        assert_eq!(grants.beyond(&list(&["b.example:443"])), [grant(2)], "other ports");
     }
 
     #[test]
     fn a_guest_has_a_bounded_number_of_destinations() {
         let mut grants = Grants::default();
-        for n in 0..10_000 {
-            let gone = grants.add(&name("a.example"), &[grant(n)]);
-            let bound = u32::try_from(MAX_GRANTS).unwrap();
-            assert_eq!(gone, n.checked_sub(bound).map(grant).into_iter().collect::<Vec<_>>(), "{n}");
+        let answers: Vec<Vec<Grant>> = (0..100).map(|n| (n * 64..n * 64 + 64).map(grant).collect()).collect();
+        for (n, answer) in answers.iter().enumerate() {
+            let surplus = grants.surplus(answer);
+            let oldest = n.checked_sub(MAX_GRANTS / 64).map(|n| answers[n].clone());
+            assert_eq!(surplus, oldest.unwrap_or_default(), "{n}");
+            assert_eq!(grants.surplus(answer), surplus, "asking changes nothing");
+            grants.forget(&surplus);
+            grants.add(&name("a.example"), answer);
         }
         assert_eq!(grants.iter().count(), MAX_GRANTS);
+        assert_eq!(grants.surplus(&answers[99]), [], "they are there");
         for n in 0..100 {
-            grants.add(&name(&format!("a{n}.example")), &[grant(9999)]);
+            grants.add(&name(&format!("a{n}.example")), &answers[99][..1]);
         }
-        assert_eq!(grants.known[&grant(9999)].names.len(), MAX_NAMES);
+        assert_eq!(grants.known[&answers[99][0]].names.len(), MAX_NAMES);
     }
 }

@@ -126,14 +126,21 @@ pub struct EgressLogs {
 }
 
 impl EgressLogs {
+    /// Begins to count for a restricted guest. A repeat changes nothing.
+    pub fn follow(&mut self, vm: VmId) {
+        self.logs.entry(vm).or_default();
+    }
+
     /// Counts a look-up of an allowed name.
     pub fn allow(&mut self, vm: VmId, name: &HostName, now: Timestamp) {
-        self.logs.entry(vm).or_default().allow(name, now);
+        if let Some(log) = self.logs.get_mut(&vm) {
+            log.allow(name, now);
+        }
     }
 
     /// Counts denials of a destination, and keeps the announcement if there is one.
     pub fn deny(&mut self, vm: VmId, destination: Destination, times: u64, now: Timestamp) {
-        let is_announced = self.logs.entry(vm).or_default().deny(&destination, times, now);
+        let is_announced = self.logs.get_mut(&vm).is_some_and(|log| log.deny(&destination, times, now));
         if is_announced && self.pending.len() < MAX_PENDING {
             self.pending.push(Denial { vm, destination });
         }
@@ -198,6 +205,21 @@ mod tests {
         assert_eq!(announced(&mut log, 101), ANNOUNCED_PER_SECOND as usize);
         assert_eq!(log.denied().len(), MAX_ROWS);
         assert_eq!(log.denied()[0].0, &name(999));
+    }
+
+    #[test]
+    fn a_guest_that_has_ended_is_not_counted() {
+        let (mut logs, vm) = (EgressLogs::default(), VmId::from_bits(1));
+        let deny = |logs: &mut EgressLogs| {
+            logs.deny(vm, name(1), 1, Timestamp(SECOND));
+            (logs.of(vm).denied().len(), logs.take_pending().len())
+        };
+        assert_eq!(deny(&mut logs), (0, 0));
+        logs.follow(vm);
+        logs.follow(vm);
+        assert_eq!(deny(&mut logs), (1, 1));
+        logs.forget(vm);
+        assert_eq!(deny(&mut logs), (0, 0));
     }
 
     #[test]

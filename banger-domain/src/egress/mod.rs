@@ -15,6 +15,7 @@ pub mod entry;
 pub mod grants;
 pub mod host_name;
 pub mod log;
+pub mod nets;
 pub mod preset;
 
 use core::fmt;
@@ -52,6 +53,14 @@ pub enum Error {
     /// There are too many entries.
     #[error("an egress policy can have at most {MAX_ENTRIES} entries, not {0}")]
     TooMany(usize),
+    /// What should be removed is not there.
+    #[error("{entry} is not in the egress policy, which is {policy}")]
+    NotThere {
+        /// The entry.
+        entry: String,
+        /// The policy.
+        policy: Egress,
+    },
 }
 
 impl Egress {
@@ -76,6 +85,35 @@ impl Egress {
         entries.sort();
         entries.dedup();
         if entries.is_empty() { Self::Nothing } else { Self::Only(entries) }
+    }
+
+    /// Returns this policy with the entries of another one.
+    pub fn with(&self, more: &Self) -> Result<Self, Error> {
+        if [self, more].contains(&&Self::Everything) {
+            return Ok(Self::Everything);
+        }
+        let joined = Self::of([self.entries(), more.entries()].concat());
+        match joined.entries().len() {
+            0..=MAX_ENTRIES => Ok(joined),
+            count => Err(Error::TooMany(count)),
+        }
+    }
+
+    /// Returns this policy without the entries of another one, all of which it must have.
+    pub fn without(&self, less: &Self) -> Result<Self, Error> {
+        if (self, less) == (&Self::Everything, &Self::Everything) {
+            return Ok(Self::Nothing);
+        }
+        let words = self.words();
+        if let Some(entry) = less.words().into_iter().find(|word| !words.contains(word)) {
+            return Err(Error::NotThere { entry, policy: self.clone() });
+        }
+        let mut left = self.clone();
+        if let Self::Only(entries) = &mut left {
+            entries.retain(|entry| !less.entries().contains(entry));
+            left = Self::of(std::mem::take(entries));
+        }
+        Ok(left)
     }
 
     /// Returns the words of the policy: none, `all`, or its entries.
@@ -107,6 +145,7 @@ impl fmt::Display for Egress {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -126,6 +165,28 @@ mod tests {
         check(&["all", "git"], Err("all cannot be combined with other entries"));
         check(&["git", "none"], Err("none cannot be combined with other entries"));
         check(&["git", ""], Err("\"\" is neither a preset, a host, an address nor a network"));
+    }
+
+    #[test]
+    fn entries_are_added_and_removed() {
+        let policy = |words: &str| Egress::parse(&words.split_whitespace().collect::<Vec<_>>()).unwrap();
+        let check = |now: &str, more: &str, less: &str, expect: &str| {
+            let changed = policy(now).with(&policy(more)).and_then(|changed| changed.without(&policy(less)));
+            assert_eq!(changed.map_or_else(|error| error.to_string(), |policy| policy.to_string()), expect);
+        };
+        check("none", "git a.example", "", "git a.example");
+        check("git", "git a.example", "", "git a.example");
+        check("all", "git", "", "all");
+        check("git", "all", "", "all");
+        check("git a.example:443", "", "A.example.:443/tcp", "git");
+        check("git 2001:db8::/32", "", "2001:DB8::/32 git", "none");
+        check("all", "", "all", "none");
+        check("git", "", "github.com", "github.com is not in the egress policy, which is git");
+        check("git", "", "all", "all is not in the egress policy, which is git");
+        check("all", "", "git", "git is not in the egress policy, which is all");
+        check("none", "", "git", "git is not in the egress policy, which is none");
+        let half: String = (0..MAX_ENTRIES).map(|n| format!("a{n}.example ")).collect();
+        check(&half, "git", "", "an egress policy can have at most 256 entries, not 257");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{
     port::{Port, Protocol, Scope},
 };
 use crate::{
-    egress::{entry::Ports, grants::Grant},
+    egress::{entry::Ports, grants::Grant, host_name::HostName},
     id::Uid,
 };
 
@@ -153,6 +153,8 @@ pub struct Element {
     pub end: Option<Vec<u8>>,
     /// The value, in a map.
     pub value: Option<Vec<u8>>,
+    /// A note for a later run of the service: the sandbox of a source, or the name that led to an address.
+    pub comment: Option<String>,
 }
 
 /// What the host supports of IPv6.
@@ -169,7 +171,8 @@ pub enum Ipv6 {
 /// Returns the elements of a guest, ordered by set.
 pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     let (tap, owner) = (nic.tap(), nic.owner);
-    let mut all = vec![element(Set::Source4, Key::new().tap(&tap).v4(nic.v4))];
+    let source = element(Set::Source4, Key::new().tap(&tap).v4(nic.v4));
+    let mut all = vec![Element { comment: Some(nic.vm.to_string()), ..source }];
     all.push(element(Set::Source6, Key::new().tap(&tap).v6(nic.v6)));
     if nic.same_owner == SameOwner::Connected {
         all.push(element(Set::Peers, Key::new().number(owner).tap(&tap)));
@@ -209,15 +212,21 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     all
 }
 
-/// Returns the element that lets a guest reach a destination.
-pub fn grant_element(tap: &TapName, grant: Grant) -> Element {
+/// Returns the element that lets a guest reach a destination. A name is noted for a later run of the service.
+pub fn grant_element(tap: &TapName, grant: Grant, name: Option<&HostName>) -> Element {
     let set = match (grant.address, grant.ports) {
         (IpAddr::V4(_), Ports::Any) => Set::Hosts4,
         (IpAddr::V6(_), Ports::Any) => Set::Hosts6,
         (IpAddr::V4(_), Ports::One(..)) => Set::Services4,
         (IpAddr::V6(_), Ports::One(..)) => Set::Services6,
     };
-    element(set, Key::new().tap(tap).address(grant.address).ports(grant.ports))
+    let element = element(set, Key::new().tap(tap).address(grant.address).ports(grant.ports));
+    Element { comment: name.map(HostName::to_string), ..element }
+}
+
+/// Returns the destination and the name of an element that lets a guest reach it; `None` for other elements.
+pub fn named_grant(element: &Element) -> Option<(Grant, HostName)> {
+    Some((grant_of(element)?, element.comment.as_ref()?.parse().ok()?))
 }
 
 /// Returns the destination that an element lets a guest reach, or that it counts as denied; `None` for other elements.
@@ -322,11 +331,11 @@ fn host_key(port: Port) -> Key {
 }
 
 fn element(set: Set, key: Key) -> Element {
-    Element { set, key: key.0, end: None, value: None }
+    Element { set, key: key.0, end: None, value: None, comment: None }
 }
 
 fn entry(set: Set, key: Key, value: Key) -> Element {
-    Element { set, key: key.0, end: None, value: Some(value.0) }
+    Element { value: Some(value.0), ..element(set, key) }
 }
 
 /// A key or value under construction.
@@ -470,8 +479,10 @@ mod tests {
         let tap = TapName::of(VmId::from_bits(1));
         for address in ["192.0.2.7", "2001:db8::1"].map(|address| address.parse().unwrap()) {
             for ports in [Ports::Any, Ports::One(Protocol::Tcp, 443), Ports::One(Protocol::Udp, 65535)] {
-                let grant = Grant { address, ports };
-                assert_eq!(grant_of(&grant_element(&tap, grant)), Some(grant));
+                let (grant, name) = (Grant { address, ports }, "a.example".parse().unwrap());
+                let element = grant_element(&tap, grant, Some(&name));
+                assert_eq!(named_grant(&element), Some((grant, name)));
+                assert_eq!(named_grant(&grant_element(&tap, grant, None)), None);
             }
         }
         assert_eq!(grant_of(&element(Set::Nat4, Key::new().tap(&tap))), None);

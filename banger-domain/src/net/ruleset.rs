@@ -1,8 +1,9 @@
 //! The rules of the packet filter. They do not depend on the guests.
 
 use super::{TABLE, nic::TAP_PREFIX, subnet::Subnet};
-use crate::dns::limits::{
-    CONNECTIONS, CONNECTIONS_OF_HOST, MAX_QUESTION, QUESTIONS, QUESTIONS_OF_HOST, Rate,
+use crate::{
+    dns::limits::{CONNECTIONS, CONNECTIONS_OF_HOST, MAX_QUESTION, QUESTIONS, QUESTIONS_OF_HOST, Rate},
+    egress::grants::MAX_GRANTS,
 };
 
 /// The rules in the language of nft(8), without the definitions that differ from host to host.
@@ -21,6 +22,10 @@ const DEFAULT_TABLE: u32 = 65_536;
 ///
 /// [`RESTRICTED_TTL`]: crate::dns::RESTRICTED_TTL
 const GRANT: &str = "5m";
+
+/// How many destinations of names fit into a set: those of as many guests as run on a large host. The kernel takes the
+/// lower 16 bits for the size of the table that it makes at once, so a multiple of 65,536 takes no memory until it is used.
+const GRANTS: usize = 512 * MAX_GRANTS;
 
 /// How many connections guests may have open. The kernel tracks all of the host's connections in one table, and
 /// forgets some only after five days.
@@ -56,6 +61,7 @@ pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
     );
     // nft does not accept a definition as a number of connections, or in a rate.
     let rules = RULES
+        .replace("$guests_grants", &GRANTS.to_string())
         .replace("$grant", GRANT)
         .replace("$rate_of_questions_by_host", &in_words(QUESTIONS_OF_HOST))
         .replace("$rate_of_calls_by_host", &in_words(CONNECTIONS_OF_HOST))
@@ -107,6 +113,9 @@ mod tests {
         assert!(!rules.contains(TAP_PREFIX));
         assert!(rules.contains("limit rate over 500/second burst 1000 packets } drop"), "{rules}");
         assert!(rules.contains("limit rate over 20/second burst 64 packets } reject"), "{rules}");
+
+        assert!(rules.contains("size 262144; flags dynamic,timeout; timeout 5m;"), "{rules}");
+        assert_eq!(GRANTS % 65_536, 0, "the kernel would make a large table at once");
 
         let uncounted = ruleset(subnet, None);
         let missing = rules.lines().filter(|line| !uncounted.contains(line)).count();

@@ -123,6 +123,7 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "SetLifetime", MANAGE, Cost::Change),
     (VM, "Configure", MANAGE, Cost::Change),
     (VM, "SetEgress", MANAGE, Cost::Change),
+    (VM, "ChangeEgress", MANAGE, Cost::Change),
     (VM, "Commit", COMMIT, Cost::StartJob),
     (VM, "Fork", FORK, Cost::StartJob),
     (VM, "PublishPort", MANAGE, Cost::Change),

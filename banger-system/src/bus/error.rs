@@ -71,7 +71,9 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::BeyondCeiling { .. } => ErrorName::QuotaExceeded,
         EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Smaller { .. }) => ErrorName::DiskTooSmall,
-        EngineError::Limit(Exceeded::Quota { .. } | Exceeded::Room { .. }) => ErrorName::QuotaExceeded,
+        EngineError::Limit(Exceeded::Quota { .. } | Exceeded::Host { .. } | Exceeded::Room { .. }) => {
+            ErrorName::QuotaExceeded
+        }
         EngineError::Limit(Exceeded::Requests { .. }) => ErrorName::TooManyRequests,
         EngineError::NoAddress => ErrorName::NoAddress,
         EngineError::State(_) | EngineError::NotRunning { .. } | EngineError::NotStopped { .. } => {

@@ -43,7 +43,7 @@ use crate::{
     engine::{
         Engine,
         agent::DEFAULT_TIMEOUT,
-        request::{Configure, KeepMemory, Start, Stop, StopMode, WaitFor},
+        request::{Configure, EgressChange, KeepMemory, Start, Stop, StopMode, WaitFor},
         stream::Service,
         view::VmView,
     },
@@ -323,7 +323,7 @@ impl Methods {
             memory: options.number(configure::MEMORY)?.map(Bytes),
             disk_size: options.number(configure::DISK_SIZE)?.map(Bytes),
             root_size: options.number(configure::ROOT_SIZE)?.map(Bytes),
-            egress: nat.map(egress),
+            egress: nat.map(|on| egress(on).into()),
             restart: read_restart(&mut options)?,
             autostart: options.boolean(configure::AUTOSTART)?,
             labels: options.strings(configure::LABELS)?,
@@ -345,6 +345,20 @@ impl Methods {
             api.require(&caller, action::VM_RUN, Vec::new()).await?;
         }
         Ok(api.engine.set_egress(self.id, egress).await?)
+    }
+
+    async fn change_egress(
+        &self,
+        allow: Vec<String>,
+        deny: Vec<String>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<()> {
+        let (api, caller) = self.caller(&header).await?;
+        let change = EgressChange::Entries { allow: read_egress(&allow)?, deny: read_egress(&deny)? };
+        if change.adds() {
+            api.require(&caller, action::VM_RUN, Vec::new()).await?;
+        }
+        Ok(api.engine.set_egress(self.id, change).await?)
     }
 
     #[zbus(out_args("job"))]

@@ -8,7 +8,6 @@ use banger_domain::{
 };
 use banger_proto::guest::config::{GuestConfig, WorkDisk as GuestDisk};
 
-use super::egress;
 use crate::ports::{Check, Ports, Status};
 
 /// What a start is made of; capabilities add to it.
@@ -25,7 +24,7 @@ pub(super) trait Capability: Send + Sync {
     /// Checks what the capability needs from the host.
     async fn checks(&self, ports: &Ports) -> Vec<Check>;
     /// Adds the capability's part to a start.
-    fn add_to(&self, plan: &mut Plan, vm: &Vm, subnet: Subnet);
+    fn add_to(&self, _plan: &mut Plan, _vm: &Vm, _subnet: Subnet) {}
 }
 
 /// All capabilities, in the order in which `doctor` prints them.
@@ -65,10 +64,6 @@ impl Capability for Nat {
         let mut checks = ports.network.nat_checks().await;
         checks.insert(0, internet);
         checks
-    }
-
-    fn add_to(&self, plan: &mut Plan, vm: &Vm, _subnet: Subnet) {
-        plan.nic.nat = egress::nat(&vm.spec.egress);
     }
 }
 

@@ -60,21 +60,22 @@ impl VmTask {
         labels.retain(|key, _| !change.removed_labels.contains(key));
         labels.extend(change.labels);
         check_labels(&labels).map_err(|error| Error::InvalidOption { why: error.to_string() })?;
+        let egress = match change.egress {
+            Some(change) => self.shared.changed_egress(&spec.egress, change)?,
+            None => spec.egress.clone(),
+        };
         let new = VmSpec {
             labels,
             vcpus: change.vcpus.unwrap_or(spec.vcpus),
             memory: change.memory.unwrap_or(spec.memory),
             disk_size: change.disk_size.unwrap_or(spec.disk_size),
             root_size: change.root_size.unwrap_or(spec.root_size),
-            egress: change.egress.unwrap_or_else(|| spec.egress.clone()),
+            egress,
             idle: change.idle.unwrap_or(spec.idle),
             restart: change.restart.unwrap_or(spec.restart),
             autostart: change.autostart.unwrap_or(spec.autostart),
             ..spec.clone()
         };
-        if new.egress != spec.egress {
-            self.shared.check_egress(&new.egress)?;
-        }
         require_to_stay(&self.vm.lifetime, &new)?;
         let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
         if sizes(&new) != sizes(spec) {

@@ -8,7 +8,7 @@ use std::{
 use banger_domain::{
     egress::{
         Egress,
-        allow_list::{AllowList, beyond},
+        allow_list::{AllowList, MAX_NETS, beyond, under},
         log::EgressLog,
     },
     id::VmId,
@@ -18,6 +18,7 @@ use banger_domain::{
 use super::{
     Engine, Shared,
     error::{Error, Result},
+    request::{Configure, EgressChange},
     view::Event,
 };
 
@@ -31,13 +32,30 @@ impl Engine {
     }
 
     /// Changes what a sandbox may reach, at once.
-    pub async fn set_egress(&self, vm: VmId, egress: Egress) -> Result<()> {
-        self.configure_vm(vm, super::request::Configure { egress: Some(egress), ..Default::default() }).await
+    pub async fn set_egress(&self, vm: VmId, change: impl Into<EgressChange>) -> Result<()> {
+        self.configure_vm(vm, Configure { egress: Some(change.into()), ..Configure::default() }).await
     }
 }
 
 impl Shared {
-    /// Checks that a policy names known presets and stays within the administrator's ceiling.
+    /// Returns a policy after a change. What is added is checked, and what was there is not: entries can be removed from
+    /// a policy that the administrator does not allow any more.
+    pub(super) fn changed_egress(&self, now: &Egress, change: EgressChange) -> Result<Egress> {
+        let (allow, deny) = match change {
+            EgressChange::Replace(new) if new == *now => return Ok(new),
+            EgressChange::Replace(new) => return self.check_egress(&new).map(|()| new),
+            EgressChange::Entries { allow, deny } => (allow, deny),
+        };
+        self.check_egress(&allow)?;
+        let changed = now.with(&allow).and_then(|more| more.without(&deny));
+        let changed = changed.map_err(|error| Error::InvalidOption { why: error.to_string() })?;
+        if allow != Egress::Nothing {
+            self.check_nets(&changed)?;
+        }
+        Ok(changed)
+    }
+
+    /// Checks that a policy names known presets, has few networks, and stays within the administrator's ceiling.
     pub(super) fn check_egress(&self, egress: &Egress) -> Result<()> {
         let presets = &self.settings.presets;
         if let Some(missing) = presets.missing_in(egress) {
@@ -47,7 +65,18 @@ impl Shared {
             let why = format!("there is no egress preset {missing}; {known}");
             return Err(Error::InvalidOption { why });
         }
+        self.check_nets(egress)?;
         self.check_ceiling(egress)
+    }
+
+    fn check_nets(&self, egress: &Egress) -> Result<()> {
+        match AllowList::of(egress, &self.settings.presets).nets().len() {
+            0..=MAX_NETS => Ok(()),
+            count => {
+                let why = format!("an egress policy can have at most {MAX_NETS} networks, not {count}");
+                Err(Error::InvalidOption { why })
+            }
+        }
     }
 
     /// Checks that a policy stays within the administrator's ceiling, which may have become lower since it was set.
@@ -61,15 +90,14 @@ impl Shared {
         Err(Error::BeyondCeiling { what, ceiling: ceiling.to_string() })
     }
 
-    /// Returns what a policy allows without NAT.
-    pub(super) fn allow_list(&self, egress: &Egress) -> Arc<AllowList> {
-        Arc::new(AllowList::of(egress, &self.settings.presets))
+    /// Returns whether a policy is NAT for everything, and what it allows otherwise. A sandbox that was running when the
+    /// ceiling became lower has what is left of its policy.
+    pub(super) fn reach(&self, egress: &Egress) -> (Nat, Arc<AllowList>) {
+        match under(egress, &self.settings.egress_ceiling, &self.settings.presets) {
+            None => (Nat::On, Arc::default()),
+            Some(allowed) => (Nat::Off, Arc::new(allowed)),
+        }
     }
-}
-
-/// Returns whether a policy is NAT for everything.
-pub(super) fn nat(egress: &Egress) -> Nat {
-    if *egress == Egress::Everything { Nat::On } else { Nat::Off }
 }
 
 /// Announces denials until the engine is dropped.

@@ -18,7 +18,7 @@ use banger_domain::{
 use futures_util::future::join_all;
 use tokio::sync::watch;
 
-use super::{Shared, egress, view::VmView};
+use super::{Shared, view::VmView};
 
 /// DNS labels of users. An account is looked up once, because name services may be slow. A renamed user gets the new
 /// name when the service restarts.
@@ -76,13 +76,14 @@ async fn look_up_owners(shared: &Shared, views: &[Arc<VmView>], labels: &mut Lab
 fn table(shared: &Shared, subnet: Subnet, views: &[Arc<VmView>], labels: &Labels) -> Table {
     let up = views.iter().filter(|view| view.vm.state.is_up());
     let holders = up.filter_map(|view| {
+        let (nat, allowed) = shared.reach(&view.vm.spec.egress);
         Some(NamedVm {
             vm: view.vm.id,
             name: view.vm.name.clone(),
             user: labels.get(&view.vm.owner)?.clone(),
             slot: view.vm.slot,
-            nat: egress::nat(&view.vm.spec.egress),
-            allowed: shared.allow_list(&view.vm.spec.egress),
+            nat,
+            allowed,
             since: view.vm.started_at,
         })
     });

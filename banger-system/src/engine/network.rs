@@ -65,8 +65,8 @@ impl Shared {
         let subnet = self.subnet().await?;
         let full = || HostError::not_ready("no address is free for another guest");
         let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
-        let allowed = self.allow_list(&vm.spec.egress);
-        let nic = Nic { same_owner: self.settings.same_owner, allowed, ..nic };
+        let (nat, allowed) = self.reach(&vm.spec.egress);
+        let nic = Nic { same_owner: self.settings.same_owner, nat, allowed, ..nic };
         // A VM without its image does not start, and so its configuration does not matter.
         let image =
             self.inventory.item::<Image>(vm.image).map(|image| image.config.clone()).unwrap_or_default();

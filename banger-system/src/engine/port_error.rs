@@ -81,6 +81,7 @@ impl From<network::Error> for Error {
     fn from(error: network::Error) -> Self {
         match error {
             network::Error::Taken { message } => Self::Taken { message },
+            network::Error::Limit(exceeded) => exceeded.into(),
             network::Error::Host(error) => error.into(),
         }
     }

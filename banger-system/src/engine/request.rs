@@ -258,6 +258,34 @@ pub struct ImportKernel {
     pub modules: Option<OwnedFd>,
 }
 
+/// A change of what a sandbox may reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EgressChange {
+    /// Another policy.
+    Replace(Egress),
+    /// Entries to add, then entries to remove.
+    Entries {
+        /// What is added.
+        allow: Egress,
+        /// What is removed.
+        deny: Egress,
+    },
+}
+
+impl EgressChange {
+    /// Returns whether the sandbox may reach something that it may not reach yet.
+    pub fn adds(&self) -> bool {
+        let (Self::Replace(added) | Self::Entries { allow: added, .. }) = self;
+        *added != Egress::Nothing
+    }
+}
+
+impl From<Egress> for EgressChange {
+    fn from(policy: Egress) -> Self {
+        Self::Replace(policy)
+    }
+}
+
 /// Changes the settings of a sandbox; absent fields stay.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Configure {
@@ -270,7 +298,7 @@ pub struct Configure {
     /// Size of the system disk, which only grows.
     pub root_size: Option<Bytes>,
     /// What the guest reaches beyond the host. Applies at once.
-    pub egress: Option<Egress>,
+    pub egress: Option<EgressChange>,
     /// Which ends start it again.
     pub restart: Option<RestartPolicy>,
     /// Whether it starts when the host boots.
@@ -289,7 +317,7 @@ impl Configure {
         let sizes = [self.memory, self.disk_size, self.root_size];
         let starts =
             self.restart.is_some_and(|policy| policy != RestartPolicy::No) || self.autostart == Some(true);
-        let reaches_out = self.egress.as_ref().is_some_and(|egress| *egress != Egress::Nothing);
+        let reaches_out = self.egress.as_ref().is_some_and(EgressChange::adds);
         self.vcpus.is_some() || sizes.iter().any(Option::is_some) || reaches_out || starts
     }
 }

@@ -10,6 +10,7 @@ use banger_domain::{
         log::{Denial, EgressLog},
     },
     id::{Uid, VmId},
+    limits::Exceeded,
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
 };
 
@@ -42,7 +43,8 @@ pub trait Network: Send + Sync {
     /// next packet. Only NAT, what is allowed without it, and ports may differ.
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()>;
     /// Lets a restricted guest send to the addresses of a name that it has looked up, for some minutes or as long as it
-    /// uses them. Does nothing if the guest may not reach the name (any more). A repeat is safe. Must return before the
+    /// uses them. Does nothing if the guest may not reach the name (any more), and
+    /// leaves internal addresses out. A repeat is safe. Must return before the
     /// guest gets the addresses.
     async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<()>;
     /// Counts the look-up of a name that a restricted guest may not reach.
@@ -75,6 +77,9 @@ pub enum Error {
         /// What it is, who has it, and what to do about it.
         message: String,
     },
+    /// There are too many networks in egress policies.
+    #[error(transparent)]
+    Limit(#[from] Exceeded),
     /// The call to the host failed.
     #[error(transparent)]
     Host(#[from] HostError),

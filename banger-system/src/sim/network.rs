@@ -156,7 +156,9 @@ impl Network for Sim {
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
-        self.removal(Resource::Nic)?.nics.remove(&vm);
+        let mut state = self.removal(Resource::Nic)?;
+        state.nics.remove(&vm);
+        state.egress_logs.forget(vm);
         Ok(())
     }
 
@@ -199,6 +201,9 @@ fn put(state: &mut State, nic: &Nic) -> Result<()> {
         return Err(Error::Taken { message });
     }
     state.nics.insert(nic.vm, nic.clone());
+    if nic.is_restricted() {
+        state.egress_logs.follow(nic.vm);
+    }
     Ok(())
 }
 

@@ -45,6 +45,8 @@ const GATEWAY: &str = "172.30.0.1";
 /// The other address of the internet.
 const OTHER: &str = "203.0.113.9";
 const INTERNET6: &str = "2001:db8::2";
+/// An address in the networks of the host.
+const INTERNAL: &str = "10.9.9.9";
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Many times what a grant takes, so that a busy machine does not matter.
 const FAR_TOO_SLOW: Duration = Duration::from_millis(10);
@@ -93,6 +95,17 @@ fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+/// Returns the elements of a set as nft prints them.
+fn in_set(world: &World, set: &str) -> String {
+    world.host.command(&format!("nft list set inet banger {set}")).unwrap()
+}
+
+fn nft(world: &World, commands: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), commands).unwrap();
+    world.host.command(&format!("nft -f {}", file.path().display())).unwrap();
+}
+
 #[test]
 fn a_restricted_guest_reaches_granted_addresses_and_nothing_else() {
     require_a_host!();
@@ -100,7 +113,8 @@ fn a_restricted_guest_reaches_granted_addresses_and_nothing_else() {
     on_a_runtime(async || {
         let network = network().await;
         let web = world.internet.serve("[::]:0");
-        let guest = world.guest(&network, restricted(&["web.example", "port.example:1"])).await;
+        let guest =
+            world.guest(&network, restricted(&["web.example", "port.example:1", "10.9.9.9:22"])).await;
         let dial = |to: &str| guest.space.dial((to, web));
         let begin = Instant::now();
         assert!(refused(dial(INTERNET)) && refused(dial(OTHER)) && refused(dial(INTERNET6)));
@@ -116,6 +130,9 @@ fn a_restricted_guest_reaches_granted_addresses_and_nothing_else() {
         grant("web.example", INTERNET).await;
         assert!(dial(INTERNET).unwrap().lives());
         assert!(refused(dial(OTHER)));
+        // The policy allows a port of this address, and a name that leads there must not open the others.
+        grant("web.example", INTERNAL).await;
+        assert!(!in_set(&world, "hosts4").contains(INTERNAL));
         if std::path::Path::new("/proc/sys/net/ipv6/conf/default/force_forwarding").exists() {
             grant("web.example", INTERNET6).await;
             assert!(dial(INTERNET6).unwrap().lives());
@@ -157,8 +174,127 @@ fn a_withdrawn_permission_ends_a_connection_and_a_kept_one_goes_on() {
         assert!(!of_b.lives());
         assert!(refused(guest.space.dial((OTHER, web))));
         next.unplug(guest.nic.vm).await.unwrap();
-        let left = world.host.command("nft list set inet banger hosts4").unwrap();
+        let left = in_set(&world, "hosts4");
         assert!(!left.contains("bgr-"), "{left}");
+    });
+}
+
+#[test]
+fn a_policy_that_became_narrower_without_a_service_applies_at_reattach() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let web = world.internet.serve("0.0.0.0:0");
+        let both = restricted(&["a.example", "b.example"]);
+        let guest = world.guest(&network, both.clone()).await;
+        for (name, to) in [("a.example", INTERNET), ("b.example", OTHER)] {
+            network.grant(guest.nic.vm, &name.parse().unwrap(), &[address(to)]).await.unwrap();
+        }
+        let mut of_a = guest.space.dial((INTERNET, web)).unwrap();
+        let mut of_b = guest.space.dial((OTHER, web)).unwrap();
+        let next = self::network().await;
+        next.reattach(&Nic { allowed: allowed(&["b.example"]), ..both.clone() }).await.unwrap();
+        assert!(of_b.lives(), "what is still allowed goes on");
+        assert!(!of_a.lives(), "a connection outlived its permission");
+        assert!(!in_set(&world, "hosts4").contains(INTERNET));
+        // Another one reads the name that the kernel has kept.
+        let last = self::network().await;
+        let nothing = Nic { allowed: Arc::default(), ..both };
+        last.reattach(&nothing).await.unwrap();
+        assert!(!of_b.lives());
+        assert!(!in_set(&world, "hosts4").contains("bgr-"));
+    });
+}
+
+/// Makes a transaction about addresses of IPv6 fail, and keeps all other elements.
+const BROKEN: &str = "flush chain inet banger restricted
+flush chain inet banger to_restricted
+delete set inet banger hosts6
+add map inet banger hosts6 { type ipv4_addr : ipv4_addr; }
+";
+const MENDED: &str = "delete map inet banger hosts6
+add set inet banger hosts6 { typeof iifname . ip6 daddr; size 262144; flags dynamic,timeout; timeout 5m; }
+";
+
+#[test]
+fn what_a_failed_change_leaves_goes_with_the_next_one() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let full = restricted(&["a.example"]);
+        let guest = world.guest(&network, full.clone()).await;
+        let name = "a.example".parse().unwrap();
+        let grant = async |addresses: &[IpAddr]| network.grant(guest.nic.vm, &name, addresses).await;
+        let answers: Vec<Vec<IpAddr>> =
+            (0..10).map(|n| (0..64).map(|m| IpAddr::from([8, 8, n, m])).collect()).collect();
+        for answer in &answers[..9] {
+            grant(answer).await.unwrap();
+        }
+        let count = || in_set(&world, "hosts4").matches("bgr-").count();
+        assert_eq!(count(), 512, "the oldest answer went");
+        assert!(!in_set(&world, "hosts4").contains(" 8.8.0.1 "));
+
+        nft(&world, BROKEN);
+        let mut new = answers[9].clone();
+        new[63] = address("2606:4700::1");
+        grant(&new).await.unwrap_err();
+        assert!(count() <= 512);
+        let nothing = Nic { allowed: Arc::default(), ..full.clone() };
+        network.change(&full, &nothing).await.unwrap_err();
+        nft(&world, MENDED);
+        network.change(&full, &nothing).await.unwrap();
+        assert_eq!(count(), 0, "the kernel lets a guest reach what nobody knows of");
+    });
+}
+
+#[test]
+fn denials_of_a_guest_are_not_counted_to_the_next_one() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let guest = world.guest(&network, restricted(&["web.example"])).await;
+        assert!(refused(guest.space.dial((INTERNET, 443))));
+        assert!(in_set(&world, "denied4").contains("bgr-"));
+        network.unplug(guest.nic.vm).await.unwrap();
+        let left = in_set(&world, "denied4");
+        assert!(!left.contains("bgr-"), "{left}");
+    });
+}
+
+#[test]
+fn the_rules_are_kept_although_denials_cannot_be_read() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let network = network().await;
+        let _guest = world.guest(&network, restricted(&["web.example"])).await;
+        let kept = Arc::clone(&network);
+        let maintained = tokio::spawn(async move { kept.maintain().await });
+        // Another program's table, in one step: elements of this map cannot be removed like those of a set.
+        nft(
+            &world,
+            "delete table inet banger
+table inet banger {
+	map denied4 {
+		type ipv4_addr : ipv4_addr
+		elements = { 192.0.2.1 : 192.0.2.2 }
+	}
+}
+",
+        );
+        // Denials are read each second.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        nft(&world, "delete table inet banger\n");
+        let is_back = || world.host.command("nft list chain inet banger restricted").is_ok();
+        let begin = Instant::now();
+        while !is_back() && begin.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(is_back() && !maintained.is_finished());
+        maintained.abort();
     });
 }
 
@@ -239,6 +375,7 @@ fn serve_names(world: &World) -> std::sync::mpsc::Receiver<String> {
                 ("rebind.web.example.", RecordType::A) => {
                     vec![record("rebind.web.example.", v4("192.168.1.1"))]
                 }
+                ("inside.web.example.", RecordType::A) => vec![record("inside.web.example.", v4(INTERNAL))],
                 (name, RecordType::A) => vec![record(name, v4(OTHER))],
                 _ => Vec::new(),
             };
@@ -330,7 +467,8 @@ fn the_address_of_an_allowed_name_is_reachable_when_the_answer_comes() {
         let (network, bus) = (network().await, Bus::start());
         let questions = serve_names(&world);
         let web = world.internet.serve("0.0.0.0:0");
-        let guest = world.guest(&network, restricted(&["web.example", "*.web.example"])).await;
+        let words = ["web.example", "*.web.example", "10.9.9.9:22"];
+        let guest = world.guest(&network, restricted(&words)).await;
         let resolv_conf = tempfile::NamedTempFile::new().unwrap();
         let names = serve(&network, &bus, &resolv_conf, &guest).await;
         assert!(refused(guest.space.dial((INTERNET, web))));
@@ -342,12 +480,15 @@ fn the_address_of_an_allowed_name_is_reachable_when_the_answer_comes() {
 
         // A name in the networks of the host leads nowhere, and a name that is not allowed leaves no trace outside.
         assert_eq!(said(&ask(&guest.space, "rebind.web.example.", RecordType::A)), "");
+        // One that the policy allows by itself is kept, and opens nothing.
+        assert_eq!(said(&ask(&guest.space, "inside.web.example.", RecordType::A)), INTERNAL);
+        assert!(!in_set(&world, "hosts4").contains(INTERNAL));
         assert_eq!(said(&ask(&guest.space, "web.example.", RecordType::HTTPS)), "");
         assert_eq!(said(&ask(&guest.space, "other.example.", RecordType::A)), "Refused");
         assert_eq!(said(&ask(&guest.space, "secret.other.example.", RecordType::TXT)), "Refused");
         assert!(refused(guest.space.dial((OTHER, web))));
         let asked: Vec<String> = questions.try_iter().map(|name| name.to_lowercase()).collect();
-        assert_eq!(asked, ["web.example.", "rebind.web.example."]);
+        assert_eq!(asked, ["web.example.", "rebind.web.example.", "inside.web.example."]);
         assert_eq!(names.refused(vm(0)), 2);
         let log = network.egress_log(vm(0));
         let denied: Vec<String> = log.denied().iter().map(|(to, _)| to.host()).collect();

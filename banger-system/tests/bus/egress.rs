@@ -28,6 +28,19 @@ async fn the_owner_chooses_what_a_sandbox_reaches_and_hears_of_denials() {
         ErrorName::InteractiveAuthorizationRequired,
     );
     assert_eq!(egress().await, ["c.example", "10.0.0.0/8"]);
+
+    alice.call::<()>(&vm, "ChangeEgress", &(vec!["D.example"], vec!["10.0.0.0/8"])).await.unwrap();
+    assert_eq!(egress().await, ["c.example", "d.example"]);
+    for (allow, deny) in
+        [(vec!["*"], vec![]), (vec![], vec!["nope"]), (vec!["e.example"], vec!["c.example:1"])]
+    {
+        refused(alice.call::<()>(&vm, "ChangeEgress", &(allow, deny)).await, ErrorName::InvalidOption);
+    }
+    refused(
+        bob.call::<()>(&vm, "ChangeEgress", &(Vec::<String>::new(), vec!["c.example"])).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    assert_eq!(egress().await, ["c.example", "d.example"]);
     let both = options([("egress", vec!["c.example"].into()), ("nat", true.into())]);
     refused(alice.begin_create("other", both).await, ErrorName::InvalidOption);
 

@@ -121,6 +121,10 @@ const ROWS: &[Row] = &[
     row(VM, "SetLifetime", "", OWNED, |_| vec!["for a while".into()]),
     row(VM, "Configure", "less", OWNED, |_| vec![options([("nat", false.into())]).into()]),
     row(VM, "Configure", "more", OWNED, |_| vec![options([("vcpus", 2u32.into())]).into()]),
+    row(VM, "SetEgress", "less", OWNED, |_| vec![words(&[])]),
+    row(VM, "SetEgress", "more", OWNED, |_| vec![words(&["no-such-preset"])]),
+    row(VM, "ChangeEgress", "less", OWNED, |_| vec![words(&[]), words(&["not.there"])]),
+    row(VM, "ChangeEgress", "more", OWNED, |_| vec![words(&["a.example"]), words(&["not.there"])]),
     row(VM, "Commit", "", OWNED, |_| vec![new_name(), wrong()]),
     row(VM, "Fork", "", OWNED, |_| vec![1u32.into(), wrong()]),
     row(VM, "PublishPort", "", OWNED, |_| vec!["tcp".into(), 80u16.into(), 8080u16.into(), wrong()]),
@@ -155,6 +159,11 @@ fn on(option: &'static str) -> Variant<'static> {
 
 fn new_name() -> Variant<'static> {
     "new".into()
+}
+
+/// Entries of an egress policy.
+fn words(entries: &[&str]) -> Variant<'static> {
+    entries.iter().map(ToString::to_string).collect::<Vec<String>>().into()
 }
 
 fn no_name() -> Variant<'static> {

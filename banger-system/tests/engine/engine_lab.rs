@@ -115,8 +115,13 @@ impl EngineLab {
 
     /// Starts another engine on the same host, after the first one has crashed.
     pub async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    /// Restarts with other settings.
+    pub async fn restart_with(self, change: impl FnOnce(&mut Settings)) -> Self {
         self.tasks.abort_all().await;
-        let next = Self::on(self.sim.clone());
+        let next = Self::on_with(self.sim.clone(), change);
         next.engine.recover().await.unwrap();
         next
     }

@@ -97,7 +97,7 @@ impl Operation {
                 return engine.configure_vm(id, change).await;
             }
             Self::ChangeNetwork => {
-                let change = Configure { egress: Some(Egress::Everything), ..Configure::default() };
+                let change = Configure { egress: Some(Egress::Everything.into()), ..Configure::default() };
                 return engine.configure_vm(id, change).await;
             }
             Self::Autostart => {

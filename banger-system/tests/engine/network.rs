@@ -9,10 +9,13 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use banger_system::engine::{
+    Settings,
     error::Error,
-    request::{Configure, CreateVm, Stop, StopMode},
+    request::{Configure, CreateVm, EgressChange, Stop, StopMode},
     view::Event,
 };
+
+use tokio::task::JoinSet;
 
 use crate::engine_lab::{BOB, EngineLab, request};
 
@@ -24,7 +27,7 @@ fn port(text: &str) -> Port {
 async fn nat_changes_while_a_sandbox_runs_and_is_kept() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
-    let nat = |on| Configure { egress: Some(on), ..Configure::default() };
+    let nat = |on| Configure { egress: Some(on.into()), ..Configure::default() };
     lab.engine.configure_vm(vm, nat(Egress::Everything)).await.unwrap();
     assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::On);
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, Egress::Everything);
@@ -106,7 +109,7 @@ async fn a_change_that_fails_at_any_step_leaves_all_as_it_was() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
     let (view, nic) = (lab.engine.vm(vm).unwrap(), lab.sim.nic(vm).unwrap());
-    let change = || Configure { egress: Some(Egress::Everything), ..Configure::default() };
+    let change = || Configure { egress: Some(Egress::Everything.into()), ..Configure::default() };
     let mut failed = 0;
     loop {
         lab.sim.fail_at(Some(failed));
@@ -145,7 +148,7 @@ async fn a_port_that_something_else_took_is_told_and_may_be_published_again() {
     assert_eq!(lab.sim.nic(vm).unwrap().ports, [api].into());
 
     // Other changes still work.
-    let nat = Configure { egress: Some(Egress::Everything), ..Configure::default() };
+    let nat = Configure { egress: Some(Egress::Everything.into()), ..Configure::default() };
     lab.engine.configure_vm(vm, nat).await.unwrap();
     assert_eq!(lab.sim.nic(vm).unwrap().ports, [api].into());
     let refused = lab.engine.publish_port(vm, web).await;
@@ -207,14 +210,17 @@ fn policy(words: &[&str]) -> Egress {
 
 /// An engine whose host has a preset and a ceiling.
 async fn with_ceiling(ceiling: &[&str]) -> EngineLab {
+    EngineLab::with(settings_with(ceiling)).await
+}
+
+fn settings_with(ceiling: &[&str]) -> impl FnOnce(&mut Settings) {
     let mut presets = Presets::default();
     presets.add("git".parse().unwrap(), vec!["git.example:443".parse().unwrap()]);
     let ceiling = policy(ceiling);
-    EngineLab::with(|settings| {
+    |settings| {
         settings.presets = presets.into();
         settings.egress_ceiling = ceiling;
-    })
-    .await
+    }
 }
 
 #[tokio::test]
@@ -252,6 +258,66 @@ async fn nobody_goes_beyond_the_ceiling() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, policy(&["a.example.com:443"]));
     let request = CreateVm { egress: Egress::Everything, ..request() };
     assert!(matches!(lab.engine.create_vm(request).await, Err(Error::BeyondCeiling { .. })));
+}
+
+#[tokio::test]
+async fn entries_change_one_after_the_other_in_the_service() {
+    let lab = with_ceiling(&["git", "*.example"]).await;
+    let vm = lab.running().await;
+    let change = |allow: &[&str], deny: &[&str]| {
+        let change = EgressChange::Entries { allow: policy(allow), deny: policy(deny) };
+        lab.engine.set_egress(vm, change)
+    };
+    let names: Vec<String> = (0..20).map(|n| format!("host{n}.example")).collect();
+    let mut changes = JoinSet::new();
+    for name in &names {
+        let (engine, allow) = (lab.engine.clone(), policy(&[name]));
+        let change = EgressChange::Entries { allow, deny: Egress::Nothing };
+        changes.spawn(async move { engine.set_egress(vm, change).await });
+    }
+    while let Some(changed) = changes.join_next().await {
+        changed.unwrap().unwrap();
+    }
+    let now = || lab.engine.vm(vm).unwrap().vm.spec.egress.clone();
+    assert_eq!(now(), policy(&names.iter().map(String::as_str).collect::<Vec<_>>()), "one was lost");
+
+    let missing = change(&["git"], &["other.example"]).await.unwrap_err().to_string();
+    assert!(missing.starts_with("other.example is not in the egress policy"), "{missing}");
+    assert!(matches!(change(&["other.test"], &[]).await, Err(Error::BeyondCeiling { .. })));
+    assert_eq!(now().entries().len(), 20, "a change that is refused changes nothing");
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    change(&["git"], &all).await.unwrap();
+    assert_eq!(now(), policy(&["git"]));
+    let nets: Vec<String> = (0..65).map(|n| format!("10.0.0.{n}")).collect();
+    let nets = policy(&nets.iter().map(String::as_str).collect::<Vec<_>>());
+    let many = lab.engine.set_egress(vm, nets).await.unwrap_err().to_string();
+    assert_eq!(many, "an egress policy can have at most 64 networks, not 65");
+}
+
+#[tokio::test]
+async fn a_lower_ceiling_applies_to_running_sandboxes_when_the_service_comes_back() {
+    let lab = with_ceiling(&["all"]).await;
+    let (some, all) = (lab.running().await, lab.running().await);
+    lab.engine.set_egress(some, policy(&["git", "a.example", "10.0.0.0/8"])).await.unwrap();
+    lab.engine.set_egress(all, Egress::Everything).await.unwrap();
+    let lab = lab.restart_with(settings_with(&["git", "10.1.0.0/16"])).await;
+    let has_gone = |vm| {
+        let nic = lab.sim.nic(vm).unwrap();
+        nic.nat == Nat::Off && nic.allowed.ports_of(&"a.example".parse().unwrap()).is_empty()
+    };
+    lab.wait_until("the ceiling applies", |_| has_gone(some) && has_gone(all)).await;
+    for vm in [some, all] {
+        let allowed = lab.sim.nic(vm).unwrap().allowed;
+        assert!(!allowed.ports_of(&"git.example".parse().unwrap()).is_empty(), "the rest stays");
+        assert_eq!(
+            allowed.nets().iter().map(|(net, _)| net.to_string()).collect::<Vec<_>>(),
+            ["10.1.0.0/16"]
+        );
+    }
+    // What is beyond the ceiling can be removed, and nothing of the kind added.
+    let less = EgressChange::Entries { allow: Egress::Nothing, deny: policy(&["10.0.0.0/8"]) };
+    lab.engine.set_egress(some, less).await.unwrap();
+    assert_eq!(lab.engine.vm(some).unwrap().vm.spec.egress, policy(&["git", "a.example"]));
 }
 
 #[tokio::test]

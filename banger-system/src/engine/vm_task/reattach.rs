@@ -207,6 +207,9 @@ impl VmTask {
 
     /// Reattaches the network interface of a running sandbox. If that fails, the sandbox keeps running without it.
     pub(super) async fn reattach_nic(&mut self) {
+        if let Err(error) = self.shared.check_ceiling(&self.vm.spec.egress) {
+            tracing::warn!(vm = %self.vm.id, %error, "a running sandbox reaches less than its policy says");
+        }
         let taken = match self.shared.nic(&self.vm).await {
             Ok(nic) => self.shared.ports.network.reattach(&nic).await.map_err(Error::from),
             Err(error) => Err(error),

@@ -52,7 +52,8 @@ impl Gate {
     }
 }
 
-/// Removes what a restricted guest must not get from an answer, and returns the addresses that are left.
+/// Removes what a restricted guest must not get from an answer, and returns the addresses that are left. An internal one
+/// among them is allowed by itself, and the network does not open it for the name.
 fn clean(message: &mut Message, allowed: &AllowList) -> Vec<IpAddr> {
     let names = aliases(message);
     let mut addresses = Vec::new();

@@ -8,11 +8,11 @@ use std::{
 };
 
 use banger_domain::{
-    egress::grants::Grants,
+    egress::{grants::Grants, nets::check_nets},
     id::VmId,
     net::{
         TABLE,
-        element::{Element, Ipv6, Set, conflicts, counters, elements, take_elements_of},
+        element::{Element, Ipv6, Set, conflicts, counters, elements, grant_of, take_elements_of},
         nic::{Nic, TapName},
         port::Port,
         ruleset::{Bounds, delete_table, ruleset},
@@ -22,7 +22,10 @@ use banger_domain::{
 use crabtables::{Batch, ChainHook, Family, Hook, Policy, SetElem, SetElemList, Socket};
 use rustix::io::Errno;
 
-use super::nft::{Rules, add_to, failed, remove_from};
+use super::{
+    grants::elements_of,
+    nft::{Rules, add_to, failed, remove_from},
+};
 use crate::ports::{
     FromHost as _,
     network::{Error, Result},
@@ -47,6 +50,9 @@ pub(super) struct State {
     opened: BTreeSet<String>,
     /// Elements of earlier runs that this run has not taken over; `None` until they are needed.
     left: Option<Vec<Element>>,
+    /// Elements that were removed, and that a packet may have added again: one that was looked up just before. The next
+    /// change of the packet filter removes them once more.
+    pub(super) leaving: Vec<Element>,
 }
 
 /// Another program's chain that drops packets by default.
@@ -82,23 +88,16 @@ impl Filter {
         let ipv6 = state.ipv6();
         let before = match state.known.get(&nic.vm) {
             Some(known) => elements(known, ipv6),
-            None => {
-                let left = state.take_left(&nic.tap())?;
-                state.inherit_grants(nic, left)
-            }
+            None => state.inherit(nic)?,
         };
-        state.swap(nic, before)?;
-        state.known.insert(nic.vm, nic.clone());
-        Ok(())
+        state.swap(nic, before)
     }
 
     /// Replaces the elements of `old` by those of `new` in one step.
     pub(super) fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
         let mut state = self.lock();
         let ipv6 = state.ipv6();
-        state.swap(new, elements(old, ipv6))?;
-        state.known.insert(new.vm, new.clone());
-        Ok(())
+        state.swap(new, elements(old, ipv6))
     }
 
     /// Removes the published ports of all guests.
@@ -121,15 +120,17 @@ impl Filter {
     /// Removes a guest, whichever run added it.
     pub(super) fn remove(&self, vm: VmId) -> Result<()> {
         let mut state = self.lock();
-        let ipv6 = state.ipv6();
+        let (ipv6, tap) = (state.ipv6(), TapName::of(vm));
         let mut gone = match state.known.get(&vm) {
             Some(nic) => elements(nic, ipv6),
-            None => state.take_left(&TapName::of(vm))?,
+            None => state.left_of(&tap)?,
         };
         gone.extend(state.granted(vm));
+        gone.extend(state.denied_to(&tap)?);
         let mut batch = Batch::new();
+        remove_from(&mut batch, &state.leaving);
         remove_from(&mut batch, &gone);
-        remove_from(&mut batch, &counters(&TapName::of(vm)));
+        remove_from(&mut batch, &counters(&tap));
         match state.commit(&batch) {
             // The table is gone, and so are its elements.
             Err(error) if error.is_not_found() => {}
@@ -137,6 +138,9 @@ impl Filter {
         }
         state.known.remove(&vm);
         state.grants.remove(&vm);
+        state.forget_left(&tap);
+        state.leaving = gone.into_iter().filter(|element| grant_of(element).is_some()).collect();
+        state.withdraw_again();
         Ok(())
     }
 
@@ -255,15 +259,18 @@ impl State {
             }
         }
         let mut batch = Batch::new();
+        remove_from(&mut batch, &self.leaving);
         for nic in self.known.values() {
-            add_to(&mut batch, nic.vm, &elements(nic, ipv6));
-            add_to(&mut batch, nic.vm, &self.granted(nic.vm));
+            add_to(&mut batch, &elements(nic, ipv6));
+            add_to(&mut batch, &self.granted(nic.vm));
         }
         // A link that is no longer a way out meanwhile is closed only if its mark is found.
         if !self.opened.is_empty() {
             batch.add_elems(&marks(&self.opened));
         }
-        self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))
+        self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))?;
+        self.leaving.clear();
+        Ok(())
     }
 
     /// Applies rules, completely or not at all.
@@ -272,15 +279,18 @@ impl State {
         self.commit(rules.batch()).map_err(|error| rules.refused(error))
     }
 
-    /// Replaces these elements by those of the guest in one step.
+    /// Replaces these elements by those of the guest in one step, and withdraws destinations that it may no longer reach.
     fn swap(&mut self, nic: &Nic, mut before: Vec<Element>) -> Result<()> {
+        check_nets(self.known.values(), nic)?;
         let after = elements(nic, self.ipv6());
         before.retain(|element| !after.contains(element));
-        let withdrawn = self.withdraw_grants(nic);
-        before.extend(withdrawn.iter().cloned());
+        let beyond = self.grants_beyond(nic);
+        let withdrawn = elements_of(&nic.tap(), &beyond);
         let mut batch = Batch::new();
-        remove_from(&mut batch, &before);
-        add_to(&mut batch, nic.vm, &after);
+        for gone in [&self.leaving, &before, &withdrawn] {
+            remove_from(&mut batch, gone);
+        }
+        add_to(&mut batch, &after);
         let result = match self.commit(&batch) {
             // Somebody flushed the packet filter.
             Err(error) if error.is_not_found() => {
@@ -289,16 +299,21 @@ impl State {
             }
             result => result,
         };
-        if result.is_ok() {
-            self.withdraw_again(&withdrawn)?;
-        } else {
-            self.keep_grants(nic.vm, &withdrawn);
-        }
         result.map_err(|error| match error.errno().map(Errno::from_raw_os_error) {
             // A map already has an entry for the port of another guest.
             Some(Errno::BUSY | Errno::EXIST) => Error::Taken { message: self.taken(nic) },
             _ => failed(format!("add {} to the packet filter", nic.tap()), error),
-        })
+        })?;
+        self.known.insert(nic.vm, nic.clone());
+        self.forget_left(&nic.tap());
+        if let Some(grants) = self.grants.get_mut(&nic.vm) {
+            grants.forget(&beyond);
+        }
+        // What earlier runs left without a name is among them.
+        self.leaving = before.into_iter().filter(|element| grant_of(element).is_some()).collect();
+        self.leaving.extend(withdrawn);
+        self.withdraw_again();
+        Ok(())
     }
 
     /// Says which port of this guest is published for another one.
@@ -315,14 +330,22 @@ impl State {
     }
 
     /// Returns what earlier runs left of this guest. The kernel is asked once; from then on all changes are known.
-    fn take_left(&mut self, tap: &TapName) -> Result<Vec<Element>> {
+    pub(super) fn left_of(&mut self, tap: &TapName) -> Result<Vec<Element>> {
         let mut left = match self.left.take() {
             Some(left) => left,
             None => self.all()?,
         };
-        let taken = take_elements_of(&mut left, tap);
+        let found = take_elements_of(&mut left, tap);
+        left.extend(found.iter().cloned());
         self.left = Some(left);
-        Ok(taken)
+        Ok(found)
+    }
+
+    /// Forgets what earlier runs left of this guest, once it has been removed or taken over.
+    fn forget_left(&mut self, tap: &TapName) {
+        if let Some(left) = &mut self.left {
+            take_elements_of(left, tap);
+        }
     }
 
     fn all(&mut self) -> Result<Vec<Element>> {
@@ -330,7 +353,8 @@ impl State {
         for set in Set::ALL {
             all.extend(self.list(set.name())?.into_iter().filter_map(|element| {
                 let value = element.data.as_ref().and_then(|data| data.as_value()).map(<[u8]>::to_vec);
-                Some(Element { set, key: element.key?, end: element.key_end, value })
+                let comment = element.comment().map(str::to_owned);
+                Some(Element { set, key: element.key?, end: element.key_end, value, comment })
             }));
         }
         Ok(all)

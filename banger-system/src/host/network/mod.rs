@@ -36,6 +36,7 @@
 
 mod batch;
 mod checks;
+mod denials;
 mod filter;
 mod forwarding;
 mod grants;
@@ -54,19 +55,19 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use banger_domain::{
     egress::{
         host_name::HostName,
-        log::{Denial, Destination, EgressLog, EgressLogs},
+        log::{Denial, EgressLog, EgressLogs},
     },
-    id::{Timestamp, Uid, VmId},
+    id::{Uid, VmId},
     net::{
         TABLE,
         element::Ipv6,
@@ -80,6 +81,7 @@ use crabtables::{AsyncMonitor, Object, monitor::Event};
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use self::{
+    denials::{COLLECT, Failing, now},
     filter::Filter,
     links::{Link, Links},
     pool::{TapPool, WarmTap},
@@ -95,9 +97,6 @@ use crate::{
     },
     tasks::Tasks,
 };
-
-/// How often the service asks the packet filter what it has refused to restricted guests.
-const COLLECT: Duration = Duration::from_secs(1);
 
 /// The network of guests in the network namespace of the process.
 pub struct LinuxNetwork {
@@ -158,6 +157,7 @@ impl LinuxNetwork {
         let mut rules = AsyncMonitor::new().map_err(|error| Error::other(WATCH_RULES, error))?;
         let mut collect = tokio::time::interval(COLLECT);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failing = Failing::default();
         loop {
             tokio::select! {
                 changed = watch.way_out_changed() => {
@@ -169,7 +169,8 @@ impl LinuxNetwork {
                         false => self.outside_is_open.store(false, Ordering::Relaxed),
                     }
                 }
-                _ = collect.tick() => self.collect_denials().await?,
+                // What is not counted now is counted later; nothing else depends on it.
+                _ = collect.tick() => failing.note(self.collect_denials().await),
                 events = rules.recv() => {
                     let events = events.map_err(|error| Error::other(WATCH_RULES, error))?;
                     if events.iter().any(is_about_a_lost_table) {
@@ -178,25 +179,6 @@ impl LinuxNetwork {
                 }
             }
         }
-    }
-
-    /// Counts what the packet filter has refused to restricted guests.
-    async fn collect_denials(&self) -> Result<()> {
-        let filter = self.filter.clone();
-        let denied = blocking("look for what was refused to guests", move || filter.take_denied()).await?;
-        if denied.is_empty() {
-            return Ok(());
-        }
-        let (mut logs, now) = (self.logs(), now());
-        for grants::Denied { vm, destination, times } in denied {
-            logs.deny(vm, destination, times, now);
-        }
-        self.denied.notify_one();
-        Ok(())
-    }
-
-    fn logs(&self) -> MutexGuard<'_, EgressLogs> {
-        self.egress_logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the rules again if they are gone.
@@ -246,12 +228,6 @@ impl LinuxNetwork {
             false => Ok(()),
         }
     }
-}
-
-/// Returns the current time.
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// What failed, in errors.
@@ -329,6 +305,7 @@ impl Network for LinuxNetwork {
         })
         .await?;
         self.pool.fill();
+        self.follow_denials(nic);
         self.open_outside_for(nic).await
     }
 
@@ -372,6 +349,7 @@ impl Network for LinuxNetwork {
         let held = if changed.is_ok() { &new.ports } else { &old.ports };
         self.hold_ports(new.vm, held.clone()).await?;
         changed?;
+        self.follow_denials(new);
         self.open_outside_for(new).await
     }
 
@@ -386,10 +364,7 @@ impl Network for LinuxNetwork {
     }
 
     fn deny(&self, vm: VmId, name: &HostName) {
-        if self.filter.is_restricted(vm) {
-            self.logs().deny(vm, Destination::Name(name.clone()), 1, now());
-            self.denied.notify_one();
-        }
+        self.deny_name(vm, name);
     }
 
     fn egress_log(&self, vm: VmId) -> EgressLog {

@@ -1,12 +1,9 @@
 //! Changes of the packet filter, as batches that netlink carries: rules in the language of nft(8), and elements of
 //! guests.
 
-use banger_domain::{
-    id::VmId,
-    net::{
-        TABLE,
-        element::{Element, Set},
-    },
+use banger_domain::net::{
+    TABLE,
+    element::{Element, Set},
 };
 use crabtables::{
     Batch, Family, Object, Reg, Rule, SetElem, SetElemList,
@@ -103,12 +100,12 @@ fn with_port(mut rule: Rule) -> Option<Rule> {
 }
 
 /// Adds elements of a guest. Existing ones are kept.
-pub(super) fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
+pub(super) fn add_to(batch: &mut Batch, elements: &[Element]) {
     for element in elements {
-        let mut added = encoded(element);
-        if element.set == Set::Source4 {
-            added = added.with_comment(&vm.to_string());
-        }
+        let added = match &element.comment {
+            Some(comment) => encoded(element).with_comment(comment),
+            None => encoded(element),
+        };
         batch.add_elems(&list_of(element.set, added));
     }
 }
