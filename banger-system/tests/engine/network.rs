@@ -27,7 +27,7 @@ fn port(text: &str) -> Port {
 async fn nat_changes_while_a_sandbox_runs_and_is_kept() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
-    let nat = |on| Configure { egress: Some(on.into()), ..Configure::default() };
+    let nat = |on: Egress| Configure { egress: Some(on.into()), ..Configure::default() };
     lab.engine.configure_vm(vm, nat(Egress::Everything)).await.unwrap();
     assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::On);
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, Egress::Everything);
@@ -262,13 +262,13 @@ async fn nobody_goes_beyond_the_ceiling() {
 
 #[tokio::test]
 async fn entries_change_one_after_the_other_in_the_service() {
-    let lab = with_ceiling(&["git", "*.example"]).await;
+    let lab = with_ceiling(&["git", "*.in.example"]).await;
     let vm = lab.running().await;
     let change = |allow: &[&str], deny: &[&str]| {
         let change = EgressChange::Entries { allow: policy(allow), deny: policy(deny) };
         lab.engine.set_egress(vm, change)
     };
-    let names: Vec<String> = (0..20).map(|n| format!("host{n}.example")).collect();
+    let names: Vec<String> = (0..20).map(|n| format!("host{n}.in.example")).collect();
     let mut changes = JoinSet::new();
     for name in &names {
         let (engine, allow) = (lab.engine.clone(), policy(&[name]));
