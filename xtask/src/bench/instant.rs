@@ -4,7 +4,7 @@
 //! - `vm resume` of a suspended sandbox until the first command in it has an answer. The peer is the same QEMU with the same
 //!   command line, started by hand, which loads the same memory with a copy of the disks.
 //! - How long the guest of a sandbox stands still while it is forked. The peer stops that guest by hand, writes its memory
-//!   to a file, and lets it run. Both are the longest time without a datagram of the guest, which sends one each 5 ms, by
+//!   to a file, and lets it run. Both are the longest time without a datagram of the guest, which sends one every 5 ms, by
 //!   the host's clock: the clock of a guest that is stopped stands still, too.
 //! - The fork of a running sandbox until all new ones have run a command, divided by their number; and the memory of one.
 
