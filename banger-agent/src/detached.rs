@@ -22,7 +22,7 @@ use banger_proto::{
 };
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 
-pub use self::store::facts;
+pub use self::store::{facts, is_in_guest};
 use self::{
     log::{Read, Reader},
     session::Session,
@@ -195,7 +195,7 @@ fn power_off(init: InitKind) {
         waited += POLL_INTERVAL;
     }
     // Outside a guest, this program serves tests.
-    if store::is_in_guest() {
+    if is_in_guest() {
         rustix::fs::sync();
         if let Err(error) = power::power_off_guest(init) {
             crate::log::error(&format!("cannot power off after the last command: {error}"));
@@ -394,7 +394,7 @@ mod tests {
         let id: u64 = String::from_utf8(Host::ask(Request::Exec(exec)).bytes().0).unwrap().parse().unwrap();
         assert_eq!(Host::ask(Request::WaitDetached(id)).bytes().1, Frame::Exit(Exit::Code(0)));
         let entry = store::find(id).unwrap();
-        assert!(entry.metadata().unwrap().power_off && !store::is_in_guest());
+        assert!(entry.metadata().unwrap().power_off && !is_in_guest());
         entry.remove().unwrap();
     }
 

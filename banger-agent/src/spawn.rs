@@ -20,7 +20,12 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-use crate::{account::Account, cgroups::Group, runtime_dir};
+use crate::{
+    account::Account,
+    cgroups::Group,
+    runtime_dir,
+    systemd::{self, Systemd},
+};
 
 /// The search path of a login on Debian, with the administrator's directories.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -62,6 +67,10 @@ pub fn spawn(exec: &Exec) -> Result<Running, Error> {
     let directory = CString::new(directory_of(exec, &account)?).map_err(io::Error::from)?;
     let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let (groups, has_terminal) = (groups_of(&account), exec.terminal.is_some());
+    if has_terminal && systemd::is_available() {
+        // A terminal is a login. Guests may be without the unit, and the command runs without it.
+        let _ = Systemd::connect().and_then(|mut systemd| systemd.start_user_manager(account.uid));
+    }
     let control_group = Group::new();
     let enter_group = Group::enter(control_group.as_ref())?;
     let prepare = move || {

@@ -2,8 +2,8 @@
 //! accessible to root only.
 //!
 //! A connection begins with the text of the D-Bus specification ("Authentication Protocol"), and then carries
-//! messages. This client only reads properties, and ignores all messages but the replies, because systemd sends its
-//! signals to every connection. A connection is therefore used for one query.
+//! messages. This client ignores all messages but the replies, because systemd sends its signals to every connection.
+//! A connection is therefore used for one query.
 
 use std::{
     io::{self, Read, Write},
@@ -14,7 +14,7 @@ use std::{
 
 /// Where systemd listens, from early in the boot.
 const SOCKET: &str = "/run/systemd/private";
-/// Timeout of a query.
+/// Timeout of a query or call.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Limit on a message: properties and signals are short.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -23,6 +23,7 @@ const MAX_LINE: usize = 256;
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "/org/freedesktop/systemd1";
 const MANAGER_INTERFACE: &str = "org.freedesktop.systemd1.Manager";
+const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
 const UNIT_INTERFACE: &str = "org.freedesktop.systemd1.Unit";
 const BASIC: &str = "/org/freedesktop/systemd1/unit/basic_2etarget";
 const SHUTDOWN: &str = "/org/freedesktop/systemd1/unit/shutdown_2etarget";
@@ -115,6 +116,13 @@ impl Systemd {
         Ok(is_active_or_queued(&state, &job))
     }
 
+    /// Starts a user's own systemd, for `systemctl --user`, and does not wait for it. Safe to repeat. Fails if the guest is
+    /// shutting down, or has no such unit (user@.service(5)).
+    pub fn start_user_manager(&mut self, uid: u32) -> io::Result<()> {
+        let unit = format!("user@{uid}.service");
+        self.call(MANAGER, MANAGER_INTERFACE, "StartUnit", [&unit, "fail"]).map(drop)
+    }
+
     fn time(&mut self, path: &str, interface: &str, name: &str) -> io::Result<Option<u64>> {
         match self.property(path, interface, name)? {
             Value::Number(time) => Ok((time != 0).then_some(time)),
@@ -123,8 +131,14 @@ impl Systemd {
     }
 
     fn property(&mut self, path: &str, interface: &str, name: &str) -> io::Result<Value> {
+        let body = self.call(path, PROPERTIES_INTERFACE, "Get", [interface, name])?;
+        Reader { bytes: &body.bytes, at: body.begin }.variant()
+    }
+
+    /// Calls a method that takes two texts. Returns the body of its reply.
+    fn call(&mut self, path: &str, interface: &str, member: &str, texts: [&str; 2]) -> io::Result<Body> {
         self.serial += 1;
-        self.write(&get(self.serial, path, interface, name))?;
+        self.write(&call(self.serial, path, interface, member, texts))?;
         loop {
             let mut fixed = [0; FIXED];
             self.read(&mut fixed)?;
@@ -133,10 +147,10 @@ impl Systemd {
             self.read(&mut rest)?;
             match (head.kind, reply_serial(&fixed, &rest)?) {
                 (RETURN, Some(serial)) if serial == self.serial => {
-                    return Reader { bytes: &rest, at: head.rest - head.body }.variant();
+                    return Ok(Body { bytes: rest, begin: head.rest - head.body });
                 }
                 (ERROR, Some(serial)) if serial == self.serial => {
-                    return Err(io::Error::other("systemd refused the query"));
+                    return Err(io::Error::other("systemd refused the call"));
                 }
                 _ => {}
             }
@@ -198,22 +212,17 @@ const VERSION: u8 = 1;
 /// The header field with the serial of the call that a message answers.
 const REPLY_SERIAL: u8 = 5;
 
-/// Encodes a call that reads a property.
-fn get(serial: u32, path: &str, interface: &str, name: &str) -> Vec<u8> {
+/// Encodes a call with two texts.
+fn call(serial: u32, path: &str, interface: &str, member: &str, texts: [&str; 2]) -> Vec<u8> {
     let mut body = Vec::new();
-    put_text(&mut body, interface);
-    put_text(&mut body, name);
+    texts.iter().for_each(|text| put_text(&mut body, text));
     let mut message = vec![LITTLE_ENDIAN, CALL, 0, VERSION];
     message.extend((body.len() as u32).to_le_bytes());
     message.extend(serial.to_le_bytes());
     let mut fields = Vec::new();
-    for (field, kind, text) in [
-        (1, b'o', path),
-        (2, b's', "org.freedesktop.DBus.Properties"),
-        (3, b's', "Get"),
-        (6, b's', DESTINATION),
-        (8, b'g', "ss"),
-    ] {
+    for (field, kind, text) in
+        [(1, b'o', path), (2, b's', interface), (3, b's', member), (6, b's', DESTINATION), (8, b'g', "ss")]
+    {
         pad(&mut fields, 8);
         fields.extend([field, 1, kind, 0]);
         match kind {
@@ -242,6 +251,12 @@ fn put_text(to: &mut Vec<u8>, text: &str) {
 
 fn pad(to: &mut Vec<u8>, multiple: usize) {
     to.resize(to.len().next_multiple_of(multiple), 0);
+}
+
+/// What follows the fixed part of a message, and where in it the body begins.
+struct Body {
+    bytes: Vec<u8>,
+    begin: usize,
 }
 
 /// Lengths in the fixed part of a message.
@@ -384,8 +399,12 @@ mod tests {
         body
     }
 
-    /// Returns what the client makes of a systemd that sends this.
-    fn boot(answer: Vec<u8>) -> io::Result<Boot> {
+    /// Returns what a query makes of a systemd that sends this when the call has this word, and the call.
+    fn asked<T>(
+        word: &'static [u8],
+        answer: Vec<u8>,
+        query: impl FnOnce(&mut Systemd) -> io::Result<T>,
+    ) -> (io::Result<T>, Vec<u8>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let systemd = thread::spawn(move || {
             let mut line = [0; 64];
@@ -394,7 +413,7 @@ mod tests {
             assert!(line.starts_with(b"\0AUTH EXTERNAL 3") && line.ends_with(b"\r\nBEGIN\r\n"), "{line:?}");
             theirs.write_all(b"OK 0123456789abcdef0123456789abcdef\r\n").unwrap();
             let mut call = Vec::new();
-            while !call.windows(11).any(|window| window == b"SystemState") {
+            while !call.windows(word.len()).any(|window| window == word) {
                 let mut bytes = [0; 512];
                 let count = theirs.read(&mut bytes).unwrap();
                 assert_ne!(count, 0, "the agent hung up");
@@ -403,10 +422,26 @@ mod tests {
             theirs.write_all(&answer).unwrap();
             call
         });
-        let boot = Systemd::greet(ours).and_then(|mut systemd| systemd.boot());
+        let result = Systemd::greet(ours).and_then(|mut systemd| query(&mut systemd));
         let call = systemd.join().unwrap();
         assert!(call.starts_with(b"l\x01\x00\x01"), "{call:?}");
-        boot
+        (result, call)
+    }
+
+    fn boot(answer: Vec<u8>) -> io::Result<Boot> {
+        asked(b"SystemState", answer, Systemd::boot).0
+    }
+
+    #[test]
+    fn the_manager_of_a_user_is_started_unless_the_guest_shuts_down() {
+        let start = |answer| asked(b"fail\0", answer, |systemd| systemd.start_user_manager(1000));
+        let mut job = Vec::new();
+        put_text(&mut job, "/org/freedesktop/systemd1/job/7");
+        let (started, call) = start(message(RETURN, Some(1), &job));
+        started.unwrap();
+        let has = |text: &[u8]| call.windows(text.len()).any(|window| window == text);
+        assert!(has(b"StartUnit\0") && has(b"user@1000.service\0"), "{call:?}");
+        assert!(start(message(ERROR, Some(1), &text("a transaction is destructive"))).0.is_err());
     }
 
     #[test]

@@ -151,11 +151,33 @@ fn rows(report: &Value) -> Vec<Row> {
             Figure::new("idle guest", number("median_percent"), "%"),
             Some(Figure::new("its agent stopped", number("peer_median_percent"), "%")),
         )],
-        "instant" => vec![row(
-            name,
-            Figure::new("from a kernel template", number("template_ms"), "ms"),
-            Some(Figure::new("the guest boots", number("cold_ms"), "ms")),
-        )],
+        "instant" => vec![
+            row(
+                name,
+                Figure::new("from a kernel template", number("template_ms"), "ms"),
+                Some(Figure::new("the guest boots", number("cold_ms"), "ms")),
+            ),
+            row(
+                "instant, resume",
+                Figure::new("banger vm resume, then vm exec", number("resume_ms"), "ms"),
+                Some(Figure::new("the same QEMU by hand", number("peer_resume_ms"), "ms")),
+            ),
+            row(
+                "instant, pause",
+                Figure::new("a guest stands still in a fork", number("pause_ms"), "ms"),
+                Some(Figure::new("its memory written by hand", number("peer_pause_ms"), "ms")),
+            ),
+            row(
+                "instant, children",
+                Figure::new("each new sandbox of a fork, until all answer", number("children_ms"), "ms"),
+                None,
+            ),
+            row(
+                "instant, memory",
+                Figure::new("a new sandbox of a fork", number("pss_kib") / 1024.0, "MiB"),
+                Some(Figure::new("one that has booted", number("cold_pss_kib") / 1024.0, "MiB")),
+            ),
+        ],
         _ => side(&report["ours"])
             .map(|ours| vec![row(name, ours, side(&report["peers"]))])
             .unwrap_or_default(),
@@ -188,7 +210,12 @@ mod tests {
         let size = json!({
             "name": "size", "rss_mib": 10.0, "agent_mib": 1.5, "cli_start_ms": 2.0, "true_start_ms": 1.0,
         });
-        let rows: Vec<Row> = [compared, alone, idle, size].iter().flat_map(rows).collect();
+        let instant = json!({
+            "name": "instant", "cold_ms": 4000.0, "template_ms": 2000.0, "resume_ms": 900.0, "peer_resume_ms": 600.0,
+            "pause_ms": 1500.0, "peer_pause_ms": 1000.0, "children_ms": 800.0, "pss_kib": 102_400.0,
+            "cold_pss_kib": 204_800.0,
+        });
+        let rows: Vec<Row> = [compared, alone, idle, size, instant].iter().flat_map(rows).collect();
         assert_eq!(
             table("a title", &rows),
             "a title\n\n| benchmark | banger | peer | ratio |\n|---|---|---|---|\n\
@@ -197,7 +224,12 @@ mod tests {
              | idle | 0.50 %: idle guest | 0.25 %: its agent stopped | 2.00 |\n\
              | size, service | 10.0 MiB: memory at rest |  |  |\n\
              | size, agent | 1.50 MiB: its file |  |  |\n\
-             | size, client | 2.00 ms: banger --version | 1.00 ms: true | 2.00 |\n"
+             | size, client | 2.00 ms: banger --version | 1.00 ms: true | 2.00 |\n\
+             | instant | 2.00 s: from a kernel template | 4.00 s: the guest boots | 0.50 |\n\
+             | instant, resume | 900 ms: banger vm resume, then vm exec | 600 ms: the same QEMU by hand | 1.50 |\n\
+             | instant, pause | 1.50 s: a guest stands still in a fork | 1.00 s: its memory written by hand | 1.50 |\n\
+             | instant, children | 800 ms: each new sandbox of a fork, until all answer |  |  |\n\
+             | instant, memory | 100 MiB: a new sandbox of a fork | 200 MiB: one that has booted | 0.50 |\n"
         );
     }
 }

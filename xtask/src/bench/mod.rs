@@ -69,7 +69,7 @@ enum Bench {
     Exec,
     /// Measure the processor time of an idle guest
     Idle,
-    /// Compare a command in a sandbox that starts from a kernel template with one in a sandbox that boots
+    /// Compare sandboxes from a kernel template with those that boot, and resuming and forking with QEMU by hand
     Instant,
     /// Compare a command in a guest over MCP with the command line
     Mcp,

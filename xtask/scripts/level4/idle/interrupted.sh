@@ -24,8 +24,12 @@ interrupt suspend suspending
 wait_until 60 'the guest' is running && echo 'it runs on'
 lives && echo 'the same process'
 alice 'banger suspend -q busy'
+# Its VMM stands still before it has loaded the memory, however late the signal comes.
+hold() { pgrep -f '[n]ame banger-busy' > /tmp/vmm && kill -STOP "$(cat /tmp/vmm)"; }
+wait_until 60 'the VMM' hold &
 interrupt resume resuming
 wait_until 60 'the suspension' is suspended && echo 'it stays suspended'
 alice 'banger resume -q busy'
 lives && [ "$sum" = "$(digest)" ] && echo 'the memory is right'
 alice 'banger rm -q --force busy'
+rm -f /tmp/vmm

@@ -17,6 +17,6 @@ wait_until 300 'the suspension' is_suspended
 echo "the reason: $(field state_reason)"
 alice 'banger show idle' | grep -o 'idle for 1 minute'
 [ "$(alice 'banger exec idle -- echo woken')" = woken ] && has booted_from suspension && echo 'woken'
-alice 'banger vm set -q --idle off idle'
+alice 'banger vm set --idle off idle'
 has idle_action '' && echo 'no policy'
 alice 'banger rm -q --force idle'

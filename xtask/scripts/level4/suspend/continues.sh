@@ -26,7 +26,7 @@ quietly systemctl is-active "$unit" || echo 'no VMM'
 stat -c 'the memory: %a %U' "/var/lib/banger/captures/$(field id)/state"
 says || echo 'no port'
 alice 'banger stop -q save' 2>&1 || true
-alice 'banger vm set -q --memory 300MiB save' 2>&1 || true
+alice 'banger vm set --memory 300MiB save' 2>&1 || true
 systemctl restart banger-system.service
 alice 'banger ps --columns name,state'
 sleep 3

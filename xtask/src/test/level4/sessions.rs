@@ -16,7 +16,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
 ];
 pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
     ("a command that eats all memory ends alone, with and without systemd", memory_hog),
-    ("systemd leaves the control groups of commands alone", systemd_leaves_groups),
+    ("systemd leaves the control groups of commands alone, and a terminal is a login", systemd_leaves_groups),
 ];
 
 fn memory_hog(host: &Host) -> Result<()> {
@@ -53,6 +53,9 @@ fn systemd_leaves_groups(host: &Host) -> Result<()> {
     }
     let controllers = out.lines().any(|line| line.contains("memory") && line.contains("pids"));
     ensure!(controllers, "{out:?}");
+    for expected in ["manager: running", "\nkept\n", "\nVersion="] {
+        ensure!(out.contains(expected), "no {expected:?} in {out:?}");
+    }
     Ok(())
 }
 

@@ -27,6 +27,7 @@ fn continues(host: &Host) -> Result<()> {
     ] {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
     }
+    ensure!(out.matches("hint: `banger vm resume save`").count() == 2, "a change of its size: {out:?}");
     let suspended = out.lines().filter(|line| line.split_whitespace().eq(["save", "suspended"])).count();
     ensure!(suspended == 2, "the restart ended the suspension: {out:?}");
     Ok(())
