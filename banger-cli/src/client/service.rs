@@ -212,11 +212,6 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Configure", &(options,)).await
     }
 
-    /// Replaces what a sandbox may reach beyond the host.
-    pub async fn set_egress(&self, vm: &ObjectPath<'_>, entries: &[String]) -> Result<()> {
-        self.call(vm, VM_INTERFACE, "SetEgress", &(entries,)).await
-    }
-
     /// Adds entries to what a sandbox may reach beyond the host, and removes others.
     pub async fn change_egress(&self, vm: &ObjectPath<'_>, allow: &[String], deny: &[String]) -> Result<()> {
         self.call(vm, VM_INTERFACE, "ChangeEgress", &(allow, deny)).await

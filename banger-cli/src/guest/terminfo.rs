@@ -42,7 +42,7 @@ pub async fn prepare(bus: &Bus, vm: &OwnedObjectPath, term: &str) -> String {
 }
 
 async fn install(bus: &Bus, vm: &OwnedObjectPath, terminal: TerminalType) -> Result<String> {
-    let stream = bus.open_agent(vm, agent::QUESTION, Some(TIMEOUT)).await?;
+    let stream = bus.open_agent(vm, agent::COMMAND, Some(TIMEOUT)).await?;
     let asked =
         tokio::task::spawn_blocking(move || Call::begin(stream, &Request::Terminal(terminal))?.answer());
     let answer = asked.await.map_err(|error| Error::io("run a thread", io::Error::other(error)))?;

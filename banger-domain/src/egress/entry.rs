@@ -53,6 +53,9 @@ pub enum WrongEntry {
     /// It has none of the forms.
     #[error("{} is neither a preset, a host, an address nor a network", printable(.0))]
     Malformed(String),
+    /// It is the address of a page.
+    #[error("{} is a URL; use its host alone", printable(.0))]
+    Url(String),
     /// It has letters that the DNS does not have.
     #[error("{} has letters beyond a to z; use the form of the name that begins with xn--", printable(.0))]
     NotAscii(String),
@@ -88,6 +91,9 @@ impl FromStr for Entry {
         }
         if !text.is_ascii() {
             return Err(WrongEntry::NotAscii(text.to_owned()));
+        }
+        if text.contains("://") {
+            return Err(WrongEntry::Url(text.to_owned()));
         }
         if let Ok(preset) = text.parse::<Name>() {
             return Ok(Self::Preset(preset));

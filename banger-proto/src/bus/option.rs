@@ -80,7 +80,7 @@ pub mod delete {
 /// Keys of `Configure`.
 pub mod configure {
     pub use super::create::{
-        AUTOSTART, DISK_SIZE, IDLE_ACTION, IDLE_AFTER, LABELS, MEMORY, NAT, RESTART, ROOT_SIZE, VCPUS,
+        AUTOSTART, DISK_SIZE, EGRESS, IDLE_ACTION, IDLE_AFTER, LABELS, MEMORY, NAT, RESTART, ROOT_SIZE, VCPUS,
     };
     /// `as`: keys of labels to remove, before those in [`LABELS`] are set.
     pub const REMOVE_LABELS: &str = "remove-labels";

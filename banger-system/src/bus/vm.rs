@@ -36,7 +36,7 @@ use super::{
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
-    request::{read_commit, read_egress, read_fork, read_idle, read_port, read_protocol},
+    request::{read_commit, read_egress, read_fork, read_idle, read_port, read_protocol, read_reach},
     subscribers::Watching,
 };
 use crate::{
@@ -316,14 +316,12 @@ impl Methods {
     async fn configure(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
-        let nat = options.boolean(configure::NAT)?;
-        let egress = |on| if on { Egress::Everything } else { Egress::Nothing };
         let change = Configure {
             vcpus: options.small_number(configure::VCPUS)?,
             memory: options.number(configure::MEMORY)?.map(Bytes),
             disk_size: options.number(configure::DISK_SIZE)?.map(Bytes),
             root_size: options.number(configure::ROOT_SIZE)?.map(Bytes),
-            egress: nat.map(|on| egress(on).into()),
+            egress: read_reach(&mut options)?.map(Into::into),
             restart: read_restart(&mut options)?,
             autostart: options.boolean(configure::AUTOSTART)?,
             labels: options.strings(configure::LABELS)?,

@@ -36,22 +36,31 @@ enum Error {
     Entry(#[from] banger_domain::egress::entry::WrongEntry),
 }
 
-/// Reads the presets in these directories. A wrong file is left out and reported: a sandbox that uses it reaches less.
+/// Reads the presets in these directories. A file that cannot be used is reported, and is a preset that allows nothing, also
+/// if an earlier directory has one of its name, which may allow more.
 pub fn read(directories: &[impl AsRef<Path>]) -> Presets {
     let mut presets = Presets::default();
     for directory in directories {
-        let Ok(files) = fs::read_dir(directory) else { continue };
+        let directory = directory.as_ref();
+        let files = match fs::read_dir(directory) {
+            Ok(files) => files,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::error!(path = %directory.display(), %error, "cannot list egress presets");
+                }
+                continue;
+            }
+        };
         for path in files.flatten().map(|file| file.path()) {
             let name =
                 path.file_name().and_then(|name| name.to_str()?.strip_suffix(SUFFIX)?.parse::<Name>().ok());
             let Some(name) = name else { continue };
-            match entries(&path) {
-                Ok(entries) => presets.add(name, entries),
-                Err(error) => {
-                    let path = path.display();
-                    tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot use an egress preset");
-                }
-            }
+            let entries = entries(&path).unwrap_or_else(|error| {
+                let path = path.display();
+                tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot use an egress preset");
+                Vec::new()
+            });
+            presets.add(name, entries);
         }
     }
     presets
@@ -88,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_administrator_count_more_and_wrong_ones_are_left_out() {
+    fn files_of_the_administrator_count_more_and_wrong_ones_allow_nothing() {
         let (package, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let write = |directory: &tempfile::TempDir, name: &str, text: &str| {
             fs::write(directory.path().join(name), text).unwrap();
@@ -96,13 +105,16 @@ mod tests {
         write(&package, "git.toml", "allow = ['a.example']");
         write(&package, "rust.toml", "allow = ['b.example']");
         write(&own, "git.toml", "allow = ['c.example']");
-        write(&own, "wrong.toml", "allow = ['*']");
+        write(&own, "rust.toml", "allow = ['*']");
         write(&own, "typo.toml", "alow = []");
         write(&own, "README", "no preset");
         let presets = read(&[package.path(), own.path()]);
-        assert_eq!(presets.names().map(Name::as_str).collect::<Vec<_>>(), ["git", "rust"]);
+        assert_eq!(presets.names().map(Name::as_str).collect::<Vec<_>>(), ["git", "rust", "typo"]);
         let list = AllowList::of(&Egress::parse(&["git"]).unwrap(), &presets);
         assert!(!list.ports_of(&"c.example".parse().unwrap()).is_empty());
         assert!(list.ports_of(&"a.example".parse().unwrap()).is_empty());
+        for wrong in ["rust", "typo"] {
+            assert!(AllowList::of(&Egress::parse(&[wrong]).unwrap(), &presets).is_empty(), "{wrong}");
+        }
     }
 }

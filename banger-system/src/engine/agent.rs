@@ -74,9 +74,9 @@ impl Engine {
         timeout: Duration,
     ) -> Result<OwnedFd> {
         let deadline = Instant::now() + timeout;
-        self.wake(id, timeout).await?;
-        // Who looks at a sandbox again and again does not keep it up.
+        // A user who looks at a sandbox again and again neither wakes it nor keeps it up.
         if purpose != Purpose::Question {
+            self.wake(id, timeout).await?;
             self.note_use(id).await;
         }
         let queue = self.shared.stream_queues.of(id, purpose);
@@ -114,7 +114,9 @@ impl Engine {
                     pause = (pause * 2).min(MAX_PAUSE);
                 }
                 // The greeting may be lost.
-                Err(guest_link::Error::Timeout { .. }) if !is_repeated => is_repeated = true,
+                Err(guest_link::Error::Timeout { .. }) if !is_repeated && Instant::now() < deadline => {
+                    is_repeated = true;
+                }
                 opened => {
                     if matches!(opened, Err(guest_link::Error::Timeout { .. })) {
                         self.shared.suspect_silent(id);

@@ -49,23 +49,30 @@ pub enum EgressCommand {
 
 /// Let a sandbox reach more
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm egress allow web github.com
+  banger vm egress allow web packages '*.example.com:443'")]
 pub struct Allow {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// HOST[:PORT][/PROTOCOL], or a preset
-    #[arg(required = true, value_name = "EGRESS")]
+    #[arg(required = true, value_name = "EGRESS", value_delimiter = ',')]
     hosts: Vec<String>,
 }
 
 /// Take back what `allow` or `--egress` gave; its connections end
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  banger vm egress deny web github.com")]
 pub struct Deny {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// HOST[:PORT][/PROTOCOL], or a preset, as it was allowed
-    #[arg(required = true, value_name = "EGRESS")]
+    #[arg(required = true, value_name = "EGRESS", value_delimiter = ',')]
     hosts: Vec<String>,
 }
 

@@ -78,13 +78,8 @@ impl Set {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| {
-            if !options.is_empty() {
-                bus.configure_vm(&vm, options).await.map_err(add_hint)?;
-            }
-            if !self.egress.is_empty() {
-                bus.set_egress(&vm, &self.egress).await?;
-            }
-            Ok(Effect::Changed)
+            let set = bus.configure_vm(&vm, options).await;
+            set.map(|()| Effect::Changed).map_err(add_hint)
         };
         batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.output, set)
             .await
@@ -95,6 +90,9 @@ impl Set {
         options.extend(self.restart.options());
         if self.nat || self.no_nat {
             options.insert(configure::NAT, Variant::from(self.nat));
+        }
+        if !self.egress.is_empty() {
+            options.insert(configure::EGRESS, Variant::from(self.egress.clone()));
         }
         if let Some(policy) = self.idle {
             options.extend(policy.options());
@@ -162,7 +160,7 @@ mod tests {
         assert_eq!(keys("set --vcpu 2 --memory 1GiB web").unwrap().len(), 2);
         assert_eq!(keys("set --label a=b --label c --remove-label d web").unwrap().len(), 2);
         assert_eq!(keys("set --label =b web"), None);
-        assert_eq!(keys("set --egress git,a.example --egress b.example web").unwrap(), []);
+        assert_eq!(keys("set --egress git,a.example --egress b.example web").unwrap().len(), 1);
         assert_eq!(keys("set --egress git --nat web"), None);
         assert_eq!(keys("set --idle suspend=30m web").unwrap().len(), 2);
         assert_eq!(keys("set --idle off web").unwrap().len(), 1);

@@ -303,6 +303,12 @@ impl VmArgs {
         Self { name, image, sizes, nat, no_nat, label: labels, ..Self::default() }
     }
 
+    /// Returns the same options without NAT if the user's settings have an egress policy: a program gets that instead.
+    pub fn within_policy_of(&self, settings: &Settings) -> Self {
+        let has_policy = settings.defaults.text(Key::Egress).is_some_and(|words| !words.trim().is_empty());
+        Self { nat: self.nat && !has_policy, ..self.clone() }
+    }
+
     /// Returns the same options with this image, if none was given.
     pub fn or_image(&self, image: Option<&str>) -> Self {
         let image = self.image.clone().or_else(|| image.map(str::to_owned));

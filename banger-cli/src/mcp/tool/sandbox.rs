@@ -110,7 +110,7 @@ impl Wishes {
         };
         let vm_args = VmArgs::wanted(wanted);
         let settings = vm_args.settings()?;
-        let vm_args = vm_args.with(&settings);
+        let vm_args = vm_args.within_policy_of(&settings).with(&settings);
         let slot = call.server.reserve().await?;
         let (jobs, progress, mut listener) = (Jobs::of(bus), call.progress(), call.listener());
         let lifetime = match lives {

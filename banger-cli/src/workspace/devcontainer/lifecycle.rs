@@ -123,9 +123,9 @@ impl Lifecycle<'_> {
                 Err(error) => return Err(error),
             };
             all = false;
-            let hint = match self.proxies.is_empty() && !self.sandbox().await?.flag("Nat") {
+            let hint = match self.proxies.is_empty() && !self.sandbox().await?.has_egress() {
                 false => "",
-                true => " Without `--nat` the sandbox has no internet access.",
+                true => " Without `--nat` or `--egress` the sandbox has no internet access.",
             };
             self.warn(moment, &said, &why, hint);
         }

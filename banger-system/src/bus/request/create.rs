@@ -1,7 +1,6 @@
 //! The arguments of `CreateVM`.
 
 use banger_domain::{
-    egress::Egress,
     ssh::AuthorizedKey,
     timezone::Timezone,
     vm::{Init, check_labels},
@@ -13,7 +12,7 @@ use banger_proto::{
 };
 
 use super::{
-    Api, Caller, Dict, Error, Options, Result, parse_name, ports::read_ports, read_egress, read_idle,
+    Api, Caller, Dict, Error, Options, Result, parse_name, ports::read_ports, read_idle, read_reach,
     read_restart, read_start, usable_kernel,
 };
 use crate::engine::request::CreateVm;
@@ -36,11 +35,7 @@ pub(in crate::bus) async fn read_create(
         Some(word) => VmmChoice::parse(&word)
             .ok_or_else(|| Error::invalid_option("vmm must be auto, firecracker, or qemu"))?,
     };
-    let egress = match (options.boolean(create::NAT)?, options.optional_list(create::EGRESS)?) {
-        (Some(true), Some(_)) => return Err(Error::invalid_option("nat and egress exclude each other")),
-        (Some(true), None) => Egress::Everything,
-        (_, words) => read_egress(&words.unwrap_or_default())?,
-    };
+    let egress = read_reach(&mut options)?.unwrap_or_default();
     let authorized_keys = options.list(create::SSH_AUTHORIZED_KEYS)?;
     let authorized_keys = AuthorizedKey::parse_all(&authorized_keys)
         .map_err(|error| Error::invalid_option(format!("{}: {error}", create::SSH_AUTHORIZED_KEYS)))?;

@@ -43,6 +43,18 @@ pub(super) fn read_egress(words: &[String]) -> Result<Egress> {
     Egress::parse(words).map_err(|error| Error::of(ErrorName::InvalidOption, &error))
 }
 
+/// Reads what a sandbox may reach beyond the host, from `nat` or `egress`. `None` if neither is there.
+pub(super) fn read_reach(options: &mut Options) -> Result<Option<Egress>> {
+    use option::create::{EGRESS, NAT};
+    Ok(match (options.boolean(NAT)?, options.optional_list(EGRESS)?) {
+        (Some(true), Some(_)) => return Err(Error::invalid_option("nat and egress exclude each other")),
+        (_, Some(words)) => Some(read_egress(&words)?),
+        (Some(true), None) => Some(Egress::Everything),
+        (Some(false), None) => Some(Egress::Nothing),
+        (None, None) => None,
+    })
+}
+
 /// Reads what happens to a sandbox that idles: a policy, or none with an empty word.
 pub(super) fn read_idle(options: &mut Options) -> Result<Option<Option<IdlePolicy>>> {
     let (action, after) =

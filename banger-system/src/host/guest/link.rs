@@ -28,6 +28,9 @@ use crate::ports::{
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before a closed channel is tried again: most likely the sandbox has ended.
 const RETRY: Duration = Duration::from_millis(50);
+/// How long a guest may take to renew itself before it is asked again. After its greeting, it may still see that the host of
+/// its capture has hung up, and drop the conversation.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a comparison of clocks may take.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer about the use of a guest may take, after a comparison of clocks on the same channel.
@@ -190,7 +193,8 @@ impl GuestLink for AgentLink {
         timeout: Duration,
     ) -> Result<()> {
         let ask = |mut stream: UnixStream| async move {
-            capture::rejuvenate(&mut stream, old, new, identity).await
+            let renewed = capture::rejuvenate(&mut stream, old, new, identity);
+            tokio::time::timeout(RENEWAL_TIMEOUT, renewed).await.unwrap_or(Err(Failed::Unanswered))
         };
         self.until_answered(vm, "renewing the guest", timeout, ask).await
     }

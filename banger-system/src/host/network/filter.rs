@@ -82,7 +82,7 @@ impl Filter {
         state.commit(&batch).map_err(|error| failed("remove the table of the packet filter", error))
     }
 
-    /// Adds a guest, as a whole or not at all. Removes elements that it no longer has.
+    /// Adds or changes a guest, as a whole or not at all. Removes elements that it no longer has, whichever run added them.
     pub(super) fn put(&self, nic: &Nic) -> Result<()> {
         let mut state = self.lock();
         let ipv6 = state.ipv6();
@@ -91,13 +91,6 @@ impl Filter {
             None => state.inherit(nic)?,
         };
         state.swap(nic, before)
-    }
-
-    /// Replaces the elements of `old` by those of `new` in one step.
-    pub(super) fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
-        let mut state = self.lock();
-        let ipv6 = state.ipv6();
-        state.swap(new, elements(old, ipv6))
     }
 
     /// Removes the published ports of all guests.
@@ -126,7 +119,7 @@ impl Filter {
             None => state.left_of(&tap)?,
         };
         gone.extend(state.granted(vm));
-        gone.extend(state.denied_to(&tap)?);
+        gone.extend(state.denied_to(&tap));
         let mut batch = Batch::new();
         remove_from(&mut batch, &state.leaving);
         remove_from(&mut batch, &gone);

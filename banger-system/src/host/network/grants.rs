@@ -66,7 +66,10 @@ impl Filter {
     /// Removes and returns what the packet filter has refused to guests.
     pub(super) fn take_denied(&self) -> Result<Vec<Denied>> {
         let mut state = self.lock();
-        state.withdraw_again();
+        // For the last time: no packet is on its way for so long.
+        if state.withdraw_again() {
+            state.leaving.clear();
+        }
         if !state.known.values().any(Nic::is_restricted) {
             return Ok(Vec::new());
         }
@@ -136,7 +139,7 @@ impl State {
         left.retain(|element| {
             named_grant(element).map(|(grant, name)| grants.add(&name, &[grant])).is_none()
         });
-        left.extend(self.denied_to(&nic.tap())?);
+        left.extend(self.denied_to(&nic.tap()));
         Ok(left)
     }
 
@@ -152,22 +155,32 @@ impl State {
         }
     }
 
-    /// Removes once more what was removed just before. A failure is made good by the next change.
-    pub(super) fn withdraw_again(&mut self) {
+    /// Removes once more what was removed just before: a packet that was on its way then may have added it again. Returns
+    /// whether that worked.
+    pub(super) fn withdraw_again(&mut self) -> bool {
         let mut batch = Batch::new();
         remove_from(&mut batch, &self.leaving);
         match self.commit(&batch) {
             Err(error) if !error.is_not_found() => {
                 tracing::warn!(%error, "cannot yet withdraw what a guest may reach");
+                false
             }
-            _ => self.leaving.clear(),
+            _ => true,
         }
     }
 
     /// Returns what the packet filter has refused to a guest, or to an earlier one with this TAP.
-    pub(super) fn denied_to(&mut self, tap: &TapName) -> Result<Vec<Element>> {
-        let denied = self.denied()?.into_iter().map(|(element, _)| element);
-        Ok(denied.filter(|element| is_of(element, tap)).collect())
+    pub(super) fn denied_to(&mut self, tap: &TapName) -> Vec<Element> {
+        match self.denied() {
+            Ok(denied) => {
+                denied.into_iter().map(|(element, _)| element).filter(|element| is_of(element, tap)).collect()
+            }
+            // They only count, and end by themselves.
+            Err(error) => {
+                tracing::warn!(%error, "cannot forget what was refused to a guest");
+                Vec::new()
+            }
+        }
     }
 
     /// Returns what the packet filter has refused to guests, and how often.

@@ -222,6 +222,12 @@ impl LinuxNetwork {
         blocking("hold the ports of a guest", move || held.hold(vm, &ports)).await
     }
 
+    /// Gives a guest these rules instead of those that it has.
+    async fn put(&self, nic: &Nic) -> Result<()> {
+        let (filter, nic) = (self.filter.clone(), nic.clone());
+        blocking("change the network rules of a guest", move || filter.put(&nic)).await
+    }
+
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
         match nic.reaches_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
             true => self.open_outside().await,
@@ -343,14 +349,23 @@ impl Network for LinuxNetwork {
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
         // Reserved before the port is published, and until it is not.
         self.hold_ports(new.vm, old.ports.union(&new.ports).copied().collect()).await?;
-        let (filter, before, after) = (self.filter.clone(), old.clone(), new.clone());
-        let changed =
-            blocking("change the network rules of a guest", move || filter.change(&before, &after)).await;
-        let held = if changed.is_ok() { &new.ports } else { &old.ports };
-        self.hold_ports(new.vm, held.clone()).await?;
-        changed?;
+        if let Err(error) = self.put(new).await {
+            self.hold_ports(new.vm, old.ports.clone()).await?;
+            return Err(error);
+        }
+        let reaches = match self.hold_ports(new.vm, new.ports.clone()).await {
+            Ok(()) => self.open_outside_for(new).await,
+            failed => failed,
+        };
+        if reaches.is_err() {
+            // The caller keeps the old policy.
+            if let Err(error) = self.put(old).await {
+                tracing::error!(vm = %new.vm, %error, "cannot take a change of the network rules back");
+            }
+            return reaches;
+        }
         self.follow_denials(new);
-        self.open_outside_for(new).await
+        Ok(())
     }
 
     async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<()> {

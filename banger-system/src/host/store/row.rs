@@ -81,7 +81,7 @@ impl TryFrom<VmRow> for Vm {
                 hostname: read.text("hostname", &row.hostname)?,
                 init: read.known("init", Init::parse(&row.init))?,
                 vmm: read.known("vmm", VmmChoice::parse(&row.vmm))?,
-                egress: read.known("egress", egress(row.nat != 0, &row.egress))?,
+                egress: egress(row.nat != 0, &row.egress),
                 ports: read
                     .known("ports", row.ports.split_whitespace().map(|port| port.parse().ok()).collect())?,
                 authorized_keys: {
@@ -137,12 +137,18 @@ impl TryFrom<VmRow> for Vm {
     }
 }
 
-/// Returns the policy of a row.
-fn egress(has_nat: bool, entries: &str) -> Option<Egress> {
+/// Returns the policy of a row. Entries that this version does not accept are left out: the sandbox reaches less, and the
+/// service starts.
+fn egress(has_nat: bool, entries: &str) -> Egress {
     if has_nat {
-        return Some(Egress::Everything);
+        return Egress::Everything;
     }
-    Egress::parse(&entries.split_whitespace().collect::<Vec<_>>()).ok()
+    let (entries, wrong): (Vec<&str>, Vec<&str>) =
+        entries.split_whitespace().partition(|entry| Egress::parse(&[*entry]).is_ok());
+    if !wrong.is_empty() {
+        tracing::warn!(?wrong, "an egress policy has entries that are not accepted any more");
+    }
+    Egress::parse(&entries).unwrap_or_default()
 }
 
 /// A row of `images`.

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::guest::{Request, facts::ListeningPort, message::Endpoint};
+use banger_proto::{
+    bus::ErrorName,
+    guest::{Request, facts::ListeningPort, message::Endpoint},
+};
 use tokio::task::JoinSet;
 
 use super::{Forwarder, serve, sockets::Listener, spec::LOOPBACK};
@@ -41,9 +44,13 @@ impl Auto {
     pub async fn run(mut self) -> Result<()> {
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
-            // A sandbox that is down listens nowhere, and may come back.
-            let listening = self.guest.query(Request::Ports).await.unwrap_or_default();
-            self.follow(listening).await;
+            match self.guest.query(Request::Ports).await {
+                Ok(listening) => self.follow(listening).await,
+                // A connection wakes it.
+                Err(error) if error.name() == Some(ErrorName::Suspended) => {}
+                // A sandbox that is down listens nowhere, and may come back.
+                Err(_) => self.follow(Vec::new()).await,
+            }
         }
     }
 
