@@ -34,7 +34,7 @@ pub fn check(plan: &Plan, nat: bool) -> Result<()> {
         Some(file) if !nat => Err(Error::Refused(format!(
             "the repository asks for tools in {file}, and the sandbox has no internet access"
         ))
-        .with_hint("`--nat` gives it internet access, `--egress packages` the registries of packages; `--no-bootstrap` skips the tools.")),
+        .with_hint("`--nat` gives it internet access, `--egress packages` only the package registries; `--no-bootstrap` skips the tools.")),
         _ => Ok(()),
     }
 }

@@ -594,7 +594,9 @@ fn tools_are_checked_before_a_sandbox_is_created() {
         "{ended:?}"
     );
     assert!(
-        ended.errors.contains("hint: `--nat` gives it internet access; `--no-bootstrap` skips"),
+        ended.errors.contains(
+            "hint: `--nat` gives it internet access, `--egress packages` only the package registries; `--no"
+        ),
         "{ended:?}"
     );
     assert_eq!(bench.host.calls("CreateVM").len(), made);

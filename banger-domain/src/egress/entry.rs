@@ -238,7 +238,7 @@ mod tests {
         }
         check(&format!("{}.example", "a".repeat(64)), "neither a preset");
         check(&format!("{}example", "a.".repeat(200)), "neither a preset");
-        check("https://example.com", "no port from 1 to 65535");
+        check("https://example.com", "is a URL; use its host alone");
         check("user@example.com", "neither a preset");
         check("example.com\u{1b}[2J", "neither a preset");
         check("münchen.example", "xn--");
