@@ -78,6 +78,15 @@ impl Guest {
         serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let purpose = if request.is_question() { agent::QUESTION } else { agent::COMMAND };
+        self.call_for(purpose, request, serve).await
+    }
+
+    async fn call_for<T: Send + 'static>(
+        &mut self,
+        purpose: &'static str,
+        request: Request,
+        serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await;
         let stream = stream.map_err(|error| self.about(error))?;
         let stream = UnixStream::from(stream);
@@ -148,6 +157,17 @@ impl Guest {
             let text = String::from_utf8(call.answer()?).map_err(|_| protocol_error())?;
             let digests: Vec<_> = text.lines().map(|line| (line != "-").then(|| line.to_owned())).collect();
             if digests.len() == names.len() { Ok(digests) } else { Err(protocol_error()) }
+        })
+        .await
+    }
+
+    /// Sends a question with a JSON reply on behalf of a user who goes on to use the sandbox: it is resumed if it is suspended.
+    pub async fn query_to_use<T: DeserializeOwned + Send + 'static>(
+        &mut self,
+        request: Request,
+    ) -> Result<T> {
+        self.call_for(agent::COMMAND, request, |call| {
+            serde_json::from_slice(&call.answer()?).map_err(|_| protocol_error())
         })
         .await
     }

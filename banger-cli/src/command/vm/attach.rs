@@ -51,7 +51,7 @@ pub struct AttachCommand {
 impl AttachCommand {
     pub async fn run(&self) -> Result<u8> {
         let mut guest = Guest::of(&self.sandbox).await?;
-        let commands: Vec<Detached> = guest.query(Request::Detached).await?;
+        let commands: Vec<Detached> = guest.query_to_use(Request::Detached).await?;
         let found = self.choose(sessions::latest(commands))?;
         let session = found.session.as_deref().unwrap_or_default();
         let mut listener = Signals::catch()?.listen();
