@@ -161,20 +161,17 @@ impl Guest {
         .await
     }
 
-    /// Sends a question with a JSON reply on behalf of a user who goes on to use the sandbox: it is resumed if it is suspended.
+    /// Sends a question with a JSON reply, as the first request of a use: it resumes a suspended sandbox.
     pub async fn query_to_use<T: DeserializeOwned + Send + 'static>(
         &mut self,
         request: Request,
     ) -> Result<T> {
-        self.call_for(agent::COMMAND, request, |call| {
-            serde_json::from_slice(&call.answer()?).map_err(|_| protocol_error())
-        })
-        .await
+        self.call_for(agent::COMMAND, request, json_answer).await
     }
 
     /// Sends a request with a JSON reply.
     pub async fn query<T: DeserializeOwned + Send + 'static>(&mut self, request: Request) -> Result<T> {
-        self.call(request, |call| serde_json::from_slice(&call.answer()?).map_err(|_| protocol_error())).await
+        self.call(request, json_answer).await
     }
 
     /// Returns facts about the guest.
@@ -221,6 +218,11 @@ async fn clear<T>(listener: &mut Listener, task: tokio::task::JoinHandle<T>, sig
              `.banger-`.",
         ),
     }
+}
+
+/// Reads a reply in JSON.
+fn json_answer<T: DeserializeOwned>(call: &mut Call) -> Result<T> {
+    serde_json::from_slice(&call.answer()?).map_err(|_| protocol_error())
 }
 
 /// Returns the error for an agent that violates the protocol.
