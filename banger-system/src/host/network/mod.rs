@@ -359,7 +359,11 @@ impl Network for LinuxNetwork {
         };
         if reaches.is_err() {
             // The caller keeps the old policy.
-            if let Err(error) = self.put(old).await {
+            let back = match self.put(old).await {
+                Ok(()) => self.hold_ports(new.vm, old.ports.clone()).await,
+                failed => failed,
+            };
+            if let Err(error) = back {
                 tracing::error!(vm = %new.vm, %error, "cannot take a change of the network rules back");
             }
             return reaches;
