@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
+    os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Output, Stdio},
     thread,
@@ -138,7 +139,7 @@ fn only_the_chosen_key_signs() {
     let agent =
         Command::new("ssh-agent").args(["-D", "-a"]).arg(&socket).stdout(Stdio::null()).spawn().unwrap();
     let _agent = SshAgent(agent);
-    until("the agent listens", || socket.exists());
+    until("the agent listens", || UnixStream::connect(&socket).is_ok());
     for name in ["mine", "other"] {
         let key = path(name);
         run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key.to_str().unwrap()]);

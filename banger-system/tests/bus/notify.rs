@@ -10,7 +10,9 @@ use std::{
 use banger_system::ports::supervisor::Ended;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, connection::Builder, interface};
 
-use crate::private_bus::{ALICE, BOB, Client, Service, is_possible, options, require, until};
+use crate::private_bus::{
+    ALICE, BOB, Client, Service, is_possible, options, require, until, until_it_listens,
+};
 
 /// A notification as the desktop got it: what it replaces, its summary and its body.
 type Shown = (u32, String, String);
@@ -83,12 +85,14 @@ impl Session {
             command
         };
         std::os::unix::fs::chown(directory.path(), Some(ALICE), Some(ALICE)).unwrap();
-        let daemon = as_alice(Path::new("/usr/bin/dbus-daemon"))
-            .args(["--session", "--nofork", "--nosyslog", "--nopidfile", &format!("--address={address}")])
+        let mut daemon = as_alice(Path::new("/usr/bin/dbus-daemon"))
+            .args(["--session", "--nofork", "--nosyslog", "--nopidfile", "--print-address"])
+            .arg(format!("--address={address}"))
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        until_it_listens(&mut daemon);
         let socket = directory.path().join("bus");
-        until(|| async { socket.exists() }).await;
         let desktop = Desktop::default();
         // The bus of a user refuses all others, root as well.
         let connect = move || {

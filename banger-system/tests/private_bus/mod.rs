@@ -77,10 +77,7 @@ impl Bus {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // The address is printed once the daemon listens.
-        let mut line = String::new();
-        BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("unix:"), "dbus-daemon did not start");
+        until_it_listens(&mut daemon);
         Self { daemon, socket, _directory: directory }
     }
 
@@ -120,6 +117,13 @@ impl Bus {
     pub async fn client(&self, uid: u32) -> Client {
         Client { connection: self.connect(uid).await }
     }
+}
+
+/// Waits until a `dbus-daemon` with `--print-address` takes connections. Its socket exists before that.
+pub fn until_it_listens(daemon: &mut Child) {
+    let mut line = String::new();
+    BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("unix:"), "dbus-daemon did not start");
 }
 
 impl Drop for Bus {
