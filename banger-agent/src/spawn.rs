@@ -10,6 +10,7 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Stdio},
+    thread,
 };
 
 use banger_proto::guest::{Exec, FailureKind, Terminal, message::WindowSize};
@@ -68,8 +69,7 @@ pub fn spawn(exec: &Exec) -> Result<Running, Error> {
     let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let (groups, has_terminal) = (groups_of(&account), exec.terminal.is_some());
     if has_terminal && systemd::is_available() {
-        // A terminal is a login. Guests may be without the unit, and the command runs without it.
-        let _ = Systemd::connect().and_then(|mut systemd| systemd.start_user_manager(account.uid));
+        start_user_manager(account.uid);
     }
     let control_group = Group::new();
     let enter_group = Group::enter(control_group.as_ref())?;
@@ -103,6 +103,14 @@ pub fn spawn(exec: &Exec) -> Result<Running, Error> {
     };
     running.group = control_group;
     Ok(running)
+}
+
+/// Starts a user's own systemd, because a terminal is a login, and does not wait: the command runs without it, too. Each
+/// terminal asks, since logind may have ended it, and systemd may answer late.
+fn start_user_manager(uid: u32) {
+    let ask = move || Systemd::connect().and_then(|mut systemd| systemd.start_user_manager(uid));
+    // Guests may be without the unit.
+    let _ = thread::Builder::new().spawn(ask);
 }
 
 /// Sets the size of a terminal.
