@@ -24,6 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 #[command(after_long_help = "\
 Examples:
   banger vm show web
+  banger vm show --format '{{.State}} {{.Address}}' web
   banger vm show --json web | jq -r .state_reason")]
 pub struct Show {
     #[command(flatten)]
@@ -32,6 +33,7 @@ pub struct Show {
 
 impl Show {
     pub async fn run(&self) -> Result<u8> {
+        let view = self.show.view(Kind::Vm)?;
         let bus = Bus::connect().await?;
         let path = bus.find(Kind::Vm, self.show.reference()).await?;
         let sandbox = bus.properties(&path, VM_INTERFACE).await?;
@@ -46,7 +48,7 @@ impl Show {
             };
             properties.insert("phases".to_owned(), phases.map_or(Value::Null, phases_json));
         }
-        self.show.print(object)
+        self.show.print(view, object)
     }
 }
 
