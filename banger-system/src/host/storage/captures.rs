@@ -255,7 +255,10 @@ impl Unfinished for Staged {
         let Staged { staging, file, length } = *self;
         let (facts, origin) = (facts.clone(), origin.map(StoredOrigin::from));
         let finish = move || {
-            let digest = digest_of(&file)?;
+            let (hashed, digest) = digest_of(&file)?;
+            if hashed != length {
+                return Err(io::Error::other("what was written is not on the disk"));
+            }
             let manifest = Manifest { facts, at: at.0, length, digest, origin };
             finish(staging, &manifest)?;
             Ok(describe(&file.metadata()?, manifest.at))
@@ -274,12 +277,12 @@ async fn fill(from: &mut pipe::Receiver, mut chunk: Vec<u8>) -> Result<Vec<u8>> 
     Ok(chunk)
 }
 
-/// Returns the digest of a whole file, whose position does not matter.
-fn digest_of(mut file: &File) -> io::Result<String> {
+/// Returns the length of a whole file and its digest, wherever its position is.
+fn digest_of(mut file: &File) -> io::Result<(u64, String)> {
     file.rewind()?;
     let mut sha256 = Sha256::new();
-    io::copy(&mut io::BufReader::with_capacity(CHUNK, file), &mut sha256)?;
-    Ok(text_of(sha256))
+    let length = io::copy(&mut io::BufReader::with_capacity(CHUNK, file), &mut sha256)?;
+    Ok((length, text_of(sha256)))
 }
 
 /// Adds the manifest to a directory that has the memory, and gives it its name.

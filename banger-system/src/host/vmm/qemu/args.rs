@@ -90,7 +90,8 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
         Role::Template => add(&["-name", "banger-template"]),
     }
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-M", &format!("{MACHINE_TYPE},memory-backend=ram0"), "-bios", FIRMWARE]);
+    // Pages that guests of two users share would tell each of them by their timing what the other has.
+    add(&["-M", &format!("{MACHINE_TYPE},mem-merge=off,memory-backend=ram0"), "-bios", FIRMWARE]);
     match acceleration {
         Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
         // Five levels of page tables are one more step at each miss of the translation cache.
