@@ -5,10 +5,12 @@
 [ "$(banger kernel list --json)" = '[]' ] && [ "$(banger image list --json)" = '[]' ] && echo 'nothing is there'
 for run in first second; do
     echo "$run run:"
-    banger vm run --rm -- grep ^PRETTY_NAME= /etc/os-release /etc/built 2> "$run"
+    banger vm run --rm -- grep ^PRETTY_NAME= /etc/os-release /etc/built 2> "$run" || {
+        cat "$run" >&2
+        exit 1
+    }
     for said in 'importing the kernel' 'building the default image'; do
         if grep -q "$said" "$run"; then echo "$said"; fi
     done
 done
-if ! [ -s first ]; then echo 'the first run was silent'; fi
 cat first second >&2
