@@ -19,11 +19,12 @@ use crate::{
     run::{command, output, repository, run},
 };
 
-/// What the service needs besides QEMU. dmsetup contains the udev rules that our disks rely on.
-const DEPENDS: [&str; 4] = ["dbus", "polkitd", "systemd (>= 252)", "dmsetup"];
+/// What the service needs besides QEMU. dmsetup contains the udev rules that our disks rely on. Without certificates, no
+/// registry can be asked for the first image.
+const DEPENDS: [&str; 5] = ["dbus", "polkitd", "systemd (>= 252)", "dmsetup", "ca-certificates"];
 /// Needed for some verbs, and optional otherwise.
 const RECOMMENDS: [(&str, &str); 2] =
-    [(CLIENT, "banger-system, git, openssh-client (>= 1:8.5)"), (SERVICE, "banger, ca-certificates")];
+    [(CLIENT, "banger-system, git, openssh-client (>= 1:8.5)"), (SERVICE, "banger")];
 /// The scripts of the service's package.
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
@@ -258,7 +259,7 @@ mod tests {
         assert!(client.contains("Package: banger\nVersion: ") && client.contains("Installed-Size: 7\n"));
         assert!(client.contains("Recommends: banger-system, git, "), "{client}");
         assert!(client.contains("X-Cargo-Built-Using: rust-a-crate (= 1.0.0)\n"), "{client}");
-        assert!(control(SERVICE, false).contains("dmsetup, qemu-system-"));
+        assert!(control(SERVICE, false).contains("dmsetup, ca-certificates, qemu-system-"));
         let page = control(COCKPIT, false);
         assert!(page.contains("Architecture: all\n") && page.contains("cockpit-bridge"), "{page}");
         let symbols = control(SERVICE, true);

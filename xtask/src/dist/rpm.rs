@@ -17,16 +17,12 @@ use crate::{build::Programs, run::repository};
 
 /// The release of all packages of a version.
 pub const RELEASE: &str = "1";
-/// What the service needs besides QEMU. device-mapper contains the udev rules that our disks rely on.
-const REQUIRES: [&str; 3] = ["dbus", "polkit", "device-mapper"];
+/// What the service needs besides QEMU. device-mapper contains the udev rules that our disks rely on. Without certificates,
+/// no registry can be asked for the first image.
+const REQUIRES: [&str; 4] = ["dbus", "polkit", "device-mapper", "ca-certificates"];
 /// Needed for some verbs, and optional otherwise.
-const RECOMMENDS: [(&str, &str); 5] = [
-    (CLIENT, "banger-system"),
-    (CLIENT, "git"),
-    (CLIENT, "openssh-clients"),
-    (SERVICE, "banger"),
-    (SERVICE, "ca-certificates"),
-];
+const RECOMMENDS: [(&str, &str); 4] =
+    [(CLIENT, "banger-system"), (CLIENT, "git"), (CLIENT, "openssh-clients"), (SERVICE, "banger")];
 
 /// What comes with the Cockpit page, in cockpit/vendor.
 const VENDORED: [(&str, &str); 2] = [("@xterm/xterm", "5.5.0"), ("@xterm/addon-fit", "0.10.0")];
