@@ -19,7 +19,7 @@ guest='.*# *'
 line() {
     wait_until 240 "the prompt $1" at_prompt "$1" || fail
     t send-keys 'clear' Enter
-    wait_until 60 'an empty screen' at_prompt "$1" || fail
+    wait_until 180 'an empty screen' at_prompt "$1" || fail
     t send-keys "$2" Enter
     wait_until 240 "$3 after: $2" shows "$3" || fail
     echo "ok: $2"

@@ -16,7 +16,7 @@ has_reached() {
 # interrupt VERB STATE: sends SIGINT to the client once the sandbox is in the state.
 interrupt() {
     alice "echo \$\$ > client; exec banger $1 busy" &
-    wait_until 60 "the state $2" has_reached "$2"
+    wait_until 180 "the state $2" has_reached "$2"
     kill -INT "$(cat /home/alice/client)" || echo "$1 was too fast"
     wait "$!" || true
 }
@@ -25,17 +25,17 @@ alice 'banger create -q --vcpu 1 --memory 1GiB --name busy'
 # Pages that are not zeros, so that writing and loading them takes time.
 alice "banger exec busy -- sh -c 'mount -t tmpfs -o size=700m none /mnt; head -c 600M /dev/urandom > /mnt/pages'"
 alice "banger exec -d busy -- sh -c 'echo \$\$ > /mnt/pid; exec sleep 100000'" > /dev/null
-wait_until 60 'the command' lives
+wait_until 180 'the command' lives
 sum=$(digest)
 interrupt suspend suspending
-wait_until 60 'the guest' is running && echo 'it runs on'
+wait_until 180 'the guest' is running && echo 'it runs on'
 lives && echo 'the same process'
 alice 'banger suspend -q busy'
 # Its VMM stands still before it has loaded the memory, however late the signal comes.
 hold() { pgrep -f '[n]ame banger-busy' > /tmp/vmm && kill -STOP "$(cat /tmp/vmm)"; }
-wait_until 60 'the VMM' hold &
+wait_until 180 'the VMM' hold &
 interrupt resume resuming
-wait_until 60 'the suspension' is suspended && echo 'it stays suspended'
+wait_until 180 'the suspension' is suspended && echo 'it stays suspended'
 alice 'banger resume -q busy'
 lives && [ "$sum" = "$(digest)" ] && echo 'the memory is right'
 alice 'banger rm -q --force busy'
