@@ -3,7 +3,7 @@
 
 banger vm create --name steady
 before=$(banger vm show steady --json | grep boot_id)
-banger vm exec steady -- sh -c 'echo begun; until [ -e /run/enough ]; do sleep 0.2; done; echo done' > streamed &
+banger vm exec steady -- sh -c 'echo begun; for n in $(seq 1500); do [ -e /run/enough ] && break; sleep 0.2; done; echo done' > streamed &
 exec=$!
 wait_until 180 'the command' grep -q begun streamed
 touch /tmp/kill-now

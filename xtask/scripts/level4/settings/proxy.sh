@@ -31,7 +31,7 @@ banger vm create --quiet --vcpu 1 --name box
 banger vm exec --proxy box -- python3 -c "$fetch"
 banger vm exec box -- python3 -c "$fetch" 2> /dev/null || echo 'not without asking'
 # Two at once share no port. Each waits until the other has its own.
-both='echo "$http_proxy" > "/run/$1.new"; mv "/run/$1.new" "/run/$1"; until [ -e "/run/$2" ]; do sleep 0.2; done; python3 -c "$0"'
+both='echo "$http_proxy" > "/run/$1.new"; mv "/run/$1.new" "/run/$1"; for n in $(seq 1500); do [ -e "/run/$2" ] && break; sleep 0.2; done; python3 -c "$0"'
 banger vm exec --proxy box -- sh -c "$both" "$fetch" one two & first=$!
 banger vm exec --proxy box -- sh -c "$both" "$fetch" two one
 wait "$first"
