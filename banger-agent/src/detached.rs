@@ -250,13 +250,11 @@ pub fn send_exit(port: &mut Port, id: u64) -> io::Result<()> {
 
 fn wait_and_send_exit(port: &mut Port, id: u64) -> io::Result<()> {
     let Some(entry) = store::find(id) else { return refuse_unknown(port, id) };
-    let mut seems_gone = false;
     loop {
-        match entry.metadata() {
-            Ok(Metadata { exit: Some(exit), .. }) => return port.send(&Frame::Exit(exit)).map(drop),
-            // Its exit is recorded a moment after its process is gone.
-            Ok(metadata) if metadata.is_running() || !std::mem::replace(&mut seems_gone, true) => {}
-            Ok(_) => {
+        match entry.state() {
+            Ok((Metadata { exit: Some(exit), .. }, _)) => return port.send(&Frame::Exit(exit)).map(drop),
+            Ok((_, true)) => {}
+            Ok((_, false)) => {
                 let message = format!("the command {id} was lost with the guest");
                 return refuse(port, FailureKind::Other, &message);
             }
@@ -386,6 +384,20 @@ mod tests {
             assert_eq!(failure.kind, kind, "{failure:?}");
         }
         entry.remove().unwrap();
+    }
+
+    #[test]
+    fn the_exit_of_a_command_is_known_when_it_does_not_run() {
+        for _ in 0..50 {
+            let entry = store::find(detach("exit 7")).unwrap();
+            let metadata = loop {
+                if let (metadata, false) = entry.state().unwrap() {
+                    break metadata;
+                }
+            };
+            assert_eq!(metadata.exit, Some(Exit::Code(7)));
+            entry.remove().unwrap();
+        }
     }
 
     #[test]

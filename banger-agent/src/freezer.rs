@@ -368,6 +368,8 @@ mod tests {
     }
 
     const SLEEPER: &[&str] = &["sleep", "1000"];
+    /// The longest that a test waits for anything, on a machine that does many other things.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     impl Guest {
         fn new(init_group: &str, groups: &[&str]) -> Option<Self> {
@@ -413,10 +415,21 @@ mod tests {
             (2..self.counters.len()).map(size).collect()
         }
 
-        fn grows(&self) -> Vec<bool> {
+        /// Waits until every process has counted on.
+        fn until_all_count(&self) {
+            let (before, begin) = (self.counts(), Instant::now());
+            let counts_on = |(before, after): (&u64, u64)| after > *before;
+            while !before.iter().zip(self.counts()).all(counts_on) {
+                assert!(begin.elapsed() < PATIENCE, "something stands still: {before:?} {:?}", self.counts());
+                thread::sleep(POLL);
+            }
+        }
+
+        /// Returns whether no process counts for a while.
+        fn stands_still(&self) -> bool {
             let before = self.counts();
             thread::sleep(Duration::from_millis(200));
-            before.iter().zip(self.counts()).map(|(before, after)| after > *before).collect()
+            self.counts() == before
         }
 
         fn groups(&self) -> Vec<String> {
@@ -424,7 +437,7 @@ mod tests {
         }
 
         fn freeze(&self) -> Result<(), Error> {
-            self.freezer.freeze(Instant::now() + TIMEOUT, || Ok(()))
+            self.freezer.freeze(Instant::now() + PATIENCE, || Ok(()))
         }
     }
 
@@ -454,13 +467,12 @@ mod tests {
             ("", &["banger/sessions/1", "banger/sessions/2", ""]),
         ] {
             let Some(guest) = Guest::new(init_group, groups) else { return skipped() };
-            let all = vec![true; groups.len()];
             let where_they_were = guest.groups();
-            assert_eq!(guest.grows(), all);
+            guest.until_all_count();
             // Repeats are safe.
             for _ in 0..2 {
                 guest.freeze().unwrap();
-                assert_eq!(guest.grows(), vec![false; groups.len()], "{groups:?}");
+                assert!(guest.stands_still(), "{groups:?}");
             }
             let [init, agent] = guest.freezer.spared;
             assert_eq!(
@@ -469,7 +481,7 @@ mod tests {
             );
             for _ in 0..2 {
                 guest.freezer.thaw();
-                assert_eq!(guest.grows(), all, "{groups:?}");
+                guest.until_all_count();
             }
             assert_eq!(guest.groups(), where_they_were);
             assert!(!guest.freezer.is_frozen.load(Ordering::SeqCst));
@@ -479,31 +491,39 @@ mod tests {
     #[test]
     fn a_guest_that_cannot_be_frozen_runs_on() {
         let Some(guest) = Guest::new("", &["", "banger/sessions/1"]) else { return skipped() };
-        let late = guest.freezer.freeze(Instant::now() + Duration::from_millis(300), || {
-            thread::sleep(Duration::from_millis(900));
+        let (written, until_written) = mpsc::channel::<()>();
+        // Everything stands still long before that.
+        let late = guest.freezer.freeze(Instant::now() + Duration::from_secs(3), move || {
+            let _ = until_written.recv();
             Ok(())
         });
         assert_eq!(late.unwrap_err().to_string(), "the disks did not take all data within 5 s");
-        assert_eq!(guest.grows(), [true, true]);
-        let full = guest.freezer.freeze(Instant::now() + TIMEOUT, || Err(Errno::IO.into()));
+        drop(written);
+        guest.until_all_count();
+        let full = guest.freezer.freeze(Instant::now() + PATIENCE, || Err(Errno::IO.into()));
         assert!(full.unwrap_err().to_string().starts_with("cannot write all data to the disks"));
-        assert_eq!(guest.grows(), [true, true]);
+        guest.until_all_count();
         assert!(!guest.freezer.is_frozen.load(Ordering::SeqCst));
     }
 
     #[test]
     fn a_guest_whose_data_is_written_too_late_is_never_frozen() {
         let Some(guest) = Guest::new("", &["", "banger/sessions/1"]) else { return skipped() };
+        static WRITTEN: AtomicBool = AtomicBool::new(false);
         let late = guest.freezer.sync_and_freeze(Instant::now() + Duration::from_millis(100), || {
-            thread::sleep(Duration::from_millis(500));
+            while !WRITTEN.load(Ordering::SeqCst) {
+                thread::sleep(POLL);
+            }
             Ok(())
         });
         assert_eq!(late.unwrap_err().to_string(), "the disks did not take all data within 15 s");
+        WRITTEN.store(true, Ordering::SeqCst);
         for _ in 0..3 {
-            assert_eq!(guest.grows(), [true, true]);
+            thread::sleep(Duration::from_millis(200));
+            guest.until_all_count();
         }
-        guest.freezer.sync_and_freeze(Instant::now() + DEADLINE, || Ok(())).unwrap();
-        assert_eq!(guest.grows(), [false, false]);
+        guest.freezer.sync_and_freeze(Instant::now() + PATIENCE, || Ok(())).unwrap();
+        assert!(guest.stands_still());
     }
 
     #[test]

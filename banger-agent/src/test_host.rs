@@ -22,7 +22,7 @@ use crate::{
 };
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A guest that has booted.
 pub fn guest() -> Guest {
@@ -77,7 +77,17 @@ impl Host {
         self.stream.write_all(&frame.encode()).unwrap();
     }
 
+    /// Returns the next frame that is no heartbeat. The start of a command may take as long as the first one.
     pub fn next(&mut self) -> Frame {
+        loop {
+            match self.next_or_heartbeat() {
+                Frame::Window(0) => {}
+                frame => return frame,
+            }
+        }
+    }
+
+    pub fn next_or_heartbeat(&mut self) -> Frame {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
                 return frame;

@@ -24,7 +24,7 @@ use rustix::{
 
 const CAPACITY: u64 = 64 << 10;
 /// Longer than any step takes on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A started shim, and the service's end of its socket.
 struct Shim {

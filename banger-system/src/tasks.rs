@@ -290,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    const TIMEOUT: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(120);
 
     async fn ended(tasks: &Tasks) -> String {
         tokio::time::timeout(TIMEOUT, tasks.ended()).await.unwrap().to_string()
@@ -340,7 +340,8 @@ mod tests {
         };
         tasks.spawn(Task::GuestClocks, stuck);
         has_begun.await.unwrap();
-        assert_eq!(tasks.check(Duration::from_millis(200)).await, Err(vec![Task::GuestClocks]));
+        // Long enough for the others to answer, on a machine that does many other things.
+        assert_eq!(tasks.check(Duration::from_secs(3)).await, Err(vec![Task::GuestClocks]));
         drop(release);
         assert_eq!(tasks.check(TIMEOUT).await, Ok(()));
     }

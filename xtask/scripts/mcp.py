@@ -46,4 +46,4 @@ class Client:
 
     def end(self):
         self.server.stdin.close()
-        return self.server.wait(timeout=30)
+        return self.server.wait(timeout=180)

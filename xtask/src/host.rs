@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long systemd may take to start or to end.
-const POLLING: Polling = Polling { limit: Duration::from_secs(60), interval: Duration::from_millis(50) };
+const POLLING: Polling = Polling { limit: Duration::from_secs(180), interval: Duration::from_millis(50) };
 /// Where the private host finds the files that xtask makes, read-only and for root alone.
 const CACHE: &str = "/srv/xtask/cache";
 

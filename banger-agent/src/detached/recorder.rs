@@ -2,10 +2,11 @@
 
 use std::{io, os::fd::OwnedFd};
 
+use banger_proto::guest::message::Exit;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid},
 };
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     session::Session,
     store::{self, Entry, Metadata},
 };
-use crate::{channels::InitKind, exec, spawn::Running};
+use crate::{channels::InitKind, spawn::Running};
 
 /// Records the output of a command and how it ended, and passes the output of a session on. Background processes of the
 /// command may continue to write.
@@ -41,8 +42,7 @@ pub fn record(
         if let Some(session) = session {
             session.flush();
         }
-        if ended && let Some(status) = running.child.try_wait()? {
-            let exit = exec::exit_of(status);
+        if ended && let Some(exit) = exit_of(&running)? {
             metadata.exit = Some(exit);
             metadata.ended_usec = now();
             if let Err(error) = entry.save_end(&metadata) {
@@ -51,6 +51,8 @@ pub fn record(
                     entry.id
                 ));
             }
+            // A command whose process is gone has a recorded exit.
+            running.child.wait()?;
             if let Some(session) = session {
                 session.end(entry.id, exit);
             }
@@ -62,6 +64,18 @@ pub fn record(
     }
     store::prune();
     Ok(())
+}
+
+/// Returns how a command has ended, if it has. Its process stays.
+fn exit_of(running: &Running) -> io::Result<Option<Exit>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let Some(status) = waitid(WaitId::Pid(Pid::from_child(&running.child)), options)? else {
+        return Ok(None);
+    };
+    Ok(Some(match status.exit_status() {
+        Some(code) => Exit::Code(code as u8),
+        None => Exit::Signal(status.terminating_signal().unwrap_or_default() as u8),
+    }))
 }
 
 /// Waits until there is something to do for a command. Returns whether it has ended.

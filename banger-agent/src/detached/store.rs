@@ -102,6 +102,20 @@ impl Entry {
         Ok(unsaved().get(&self.directory).cloned().unwrap_or(saved))
     }
 
+    /// Returns the metadata, and whether the command still runs. If it does not, its exit is there, because it is saved
+    /// before the process goes; or it was lost with the guest.
+    pub fn state(&self) -> io::Result<(Metadata, bool)> {
+        let metadata = self.metadata()?;
+        if metadata.exit.is_some() {
+            return Ok((metadata, false));
+        }
+        match metadata.is_running() {
+            true => Ok((metadata, true)),
+            // It may have ended after the first look.
+            false => Ok((self.metadata()?, false)),
+        }
+    }
+
     /// Saves the metadata of a command that has ended; in memory, if the disk is full.
     pub fn save_end(&self, metadata: &Metadata) -> io::Result<()> {
         self.save(metadata).inspect_err(|_| {
@@ -202,8 +216,7 @@ fn prune_among(entries: Vec<Entry>, mut count: usize, mut bytes: u64) {
 /// Returns facts about all recorded commands.
 pub fn facts() -> Vec<Detached> {
     let fact = |entry: Entry| {
-        let metadata = entry.metadata().ok()?;
-        let running = metadata.is_running();
+        let (metadata, running) = entry.state().ok()?;
         let (written, kept) = log::size(&entry.directory);
         let Metadata { command, user, started_usec, ended_usec, exit, session, terminal, .. } = metadata;
         let (id, attached) = (entry.id, session::is_attached(entry.id));

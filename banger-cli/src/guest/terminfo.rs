@@ -25,8 +25,8 @@ use crate::{
 
 /// Terminals that guests know.
 const KNOWN: [&str; 5] = ["xterm", "xterm-256color", "linux", "vt100", "dumb"];
-/// How long a guest may take; then the command starts without this.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a guest may take; then the command starts without this. An emulated one on a busy host takes seconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes the guest know a terminal. Returns its name there. A guest that does not answer, or was booted by an earlier
 /// version, gets the name as it is.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -334,13 +334,14 @@ impl Terminal {
     }
 }
 
+/// The longest that a test waits for anything, on a machine that does many other things.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Waits until a condition holds, and fails after a while.
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..2_000 {
-        if so() {
-            return;
-        }
+    let begin = Instant::now();
+    while !so() {
+        assert!(begin.elapsed() < TIMEOUT, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("waited in vain until {what}");
 }

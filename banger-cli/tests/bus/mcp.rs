@@ -194,14 +194,15 @@ fn an_agent_works_in_a_sandbox_of_its_own() {
 #[test]
 fn a_command_is_bounded_in_time_and_output() {
     let host = Host::new();
-    let mut client = Client::start(&host, &["--max-output", "1KiB", "--timeout", "1"]);
+    // Long enough for a command to begin, on a machine that does many other things.
+    let mut client = Client::start(&host, &["--max-output", "1KiB", "--timeout", "5"]);
     let exec = |command: Value, more: Value| {
         let mut arguments = json!({"sandbox": "web", "command": command});
         arguments.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         arguments
     };
-    let failed = client
-        .done("exec", exec(json!("cat; echo err >&2; exit 7"), json!({"stdin": "in", "env": {"A": "b"}})));
+    let more = json!({"stdin": "in", "env": {"A": "b"}, "timeout_seconds": 60});
+    let failed = client.done("exec", exec(json!("cat; echo err >&2; exit 7"), more));
     assert_eq!(
         (&failed["exit_code"], &failed["stdout"], &failed["stderr"]),
         (&json!(7), &json!("in"), &json!("err\n"))
@@ -225,7 +226,7 @@ fn a_command_is_bounded_in_time_and_output() {
         assert_eq!(refused["code"], "invalid-arguments");
         assert!(refused["message"].as_str().unwrap().starts_with(what), "{refused}");
     }
-    let absent = client.fails("exec", exec(json!(["/nonexistent"]), json!({})));
+    let absent = client.fails("exec", exec(json!(["/nonexistent"]), json!({"timeout_seconds": 60})));
     assert_eq!(absent["code"], "guest.not-found");
 }
 
@@ -335,7 +336,7 @@ fn a_run_needs_the_place_of_one_sandbox() {
         client.done("run", json!({"image": "debian", "command": "true"}));
     }
     let (command, file) = waiting(&host, "pid");
-    let slow = client.done("run", json!({"image": "debian", "command": command, "timeout_seconds": 1}));
+    let slow = client.done("run", json!({"image": "debian", "command": command, "timeout_seconds": 5}));
     assert_eq!((&slow["timed_out"], slow.get("exit_code")), (&json!(true), None));
     let process = started(&file);
     until("the command has ended", || !runs(&process));
@@ -621,10 +622,12 @@ fn a_client_that_floods_gets_an_answer_to_each_call() {
     const CALLS: usize = 400;
     let host = Host::new();
     let mut client = Client::start(&host, &[]);
-    // A client that reads nothing at first, and sends one request that is too long.
-    let mut lines = String::new();
+    // A client that reads nothing at first, and sends one request that is too long. No command ends before the first
+    // call is refused.
+    let (mut lines, go) = (String::new(), host.path("go"));
+    let command = format!("until [ -e {} ]; do sleep 0.1; done", go.display());
     for id in 1000..1000 + CALLS {
-        let call = json!({"name": "exec", "arguments": {"sandbox": "web", "command": "sleep 0.2"}});
+        let call = json!({"name": "exec", "arguments": {"sandbox": "web", "command": command}});
         lines.push_str(&format!(
             "{}\n",
             json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": call})
@@ -645,7 +648,10 @@ fn a_client_that_floods_gets_an_answer_to_each_call() {
             continue;
         };
         match content["code"].as_str() {
-            Some("dev.banger.Error.TooManyRequests") => refused += 1,
+            Some("dev.banger.Error.TooManyRequests") => {
+                refused += 1;
+                fs::write(&go, "").unwrap();
+            }
             None => ran += 1,
             other => panic!("{other:?}"),
         }

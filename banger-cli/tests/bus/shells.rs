@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    host::{Host, skip},
+    host::{Host, skip, until},
     real::host_with_image,
 };
 
@@ -30,6 +30,35 @@ fn run(host: &Host, shell: &str, options: &[&str], script: &str) -> Option<Strin
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Waits until a shell completes as expected. On a busy host an answer may come too late; a shell shows none then.
+fn completes(
+    host: &Host,
+    what: &str,
+    (shell, options): (&str, &[&str]),
+    script: &str,
+    is_it: impl Fn(&str) -> bool,
+) {
+    let (mut is_missing, mut last) = (false, String::new());
+    until(what, || {
+        match run(host, shell, options, script) {
+            Some(output) => last = output,
+            None => is_missing = true,
+        }
+        let is_done = is_missing || is_it(&last);
+        if !is_done {
+            eprintln!("{what}: {last:?}");
+        }
+        is_done
+    });
+}
+
+/// Returns the words of an output.
+fn words(output: &str) -> String {
+    output.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+const BASH: (&str, &[&str]) = ("bash", &["--norc"]);
+
 /// Starts the service with two sandboxes whose names begin alike, and one with another name.
 fn with_sandboxes() -> Option<Host> {
     let host = host_with_image()?;
@@ -51,7 +80,7 @@ fn in_bash(words: &str) -> String {
 #[test]
 fn bash_completes_verbs_options_and_names() {
     let Some(host) = with_sandboxes() else { return };
-    for (words, expect) in [
+    for (line, expect) in [
         ("vm sto", "stop"),
         ("vm stop w", "web worker"),
         ("vm stop store w", "web worker"),
@@ -61,9 +90,7 @@ fn bash_completes_verbs_options_and_names() {
         ("vm create --ker", "--kernel"),
         ("kernel show d", "debian"),
     ] {
-        let script = in_bash(words);
-        let Some(output) = run(&host, "bash", &["--norc"], &script) else { return };
-        assert_eq!(output.split_whitespace().collect::<Vec<_>>().join(" "), expect, "{words}");
+        completes(&host, line, BASH, &in_bash(line), |output| words(output) == expect);
     }
 }
 
@@ -89,15 +116,8 @@ fn bash_completes_paths_in_a_sandbox_and_filters() {
         std::fs::write(tree.join(name), "").unwrap();
     }
     let tree = tree.display().to_string();
-    let complete = |line: &str, words: &[&str], expect: &str| {
-        let Some(first) = run(&host, "bash", &["--norc"], &line_in_bash(line, words)) else { return };
-        // On a busy host an answer may come too late; a shell shows none then.
-        let mut output = first;
-        crate::host::until(line, || {
-            let found = output.split_whitespace().collect::<Vec<_>>().join(" ") == expect;
-            output = run(&host, "bash", &["--norc"], &line_in_bash(line, words)).unwrap();
-            found
-        });
+    let complete = |line: &str, typed: &[&str], expect: &str| {
+        completes(&host, line, BASH, &line_in_bash(line, typed), |output| words(output) == expect);
     };
     let (below, expect) = (format!("{tree}/ho"), format!("{tree}/home/ {tree}/hostname {tree}/hosts"));
     complete(&format!("banger vm cp box:{below}"), &["banger", "vm", "cp", "box", ":", &below], &expect);
@@ -118,8 +138,9 @@ fn bash_completes_paths_in_a_sandbox_and_filters() {
 fn fish_completes_names_with_descriptions() {
     let Some(host) = with_sandboxes() else { return };
     let script = "banger completion fish | source; complete -C 'banger vm stop w'";
-    let Some(output) = run(&host, "fish", &["--no-config"], script) else { return };
-    assert_eq!(output, "web\tcreated, debian-bookworm\nworker\tcreated, debian-bookworm\n");
+    completes(&host, "names in fish", ("fish", &["--no-config"]), script, |output| {
+        output == "web\tcreated, debian-bookworm\nworker\tcreated, debian-bookworm\n"
+    });
 }
 
 #[test]
@@ -135,8 +156,7 @@ fn zsh_completes_names() {
         zpty -r -m shell output '*@STO*@*'
         print -r -- $output
     "#;
-    let Some(output) = run(&host, "zsh", &["-f"], script) else { return };
-    assert!(output.contains("@STORE@"), "{output:?}");
+    completes(&host, "names in zsh", ("zsh", &["-f"]), script, |output| output.contains("@STORE@"));
 }
 
 #[test]

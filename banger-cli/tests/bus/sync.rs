@@ -1,7 +1,8 @@
 //! Local edits that follow a repository into a sandbox, with the real agent on this host.
 
 use std::{
-    fs::{self, Permissions},
+    fs::{self, File, Permissions},
+    io::Write,
     os::unix::fs::PermissionsExt,
 };
 
@@ -17,6 +18,14 @@ fn synced(bench: &Bench, more: &[&str]) -> String {
     let ended = sync(bench, &[&["-q"], more].concat());
     assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
     ended.output
+}
+
+/// Saves a file as most editors do, so that nobody sees a part of it.
+fn save(bench: &Bench, name: &str, text: &str) {
+    let (new, old) = (bench.host.path("saved"), bench.repo.join(name));
+    fs::write(&new, text).unwrap();
+    fs::set_permissions(&new, fs::metadata(&old).unwrap().permissions()).unwrap();
+    fs::rename(new, old).unwrap();
 }
 
 fn prepared() -> Bench {
@@ -81,7 +90,13 @@ fn edits_are_sent_as_they_are_made() {
     let path = |name: &str| bench.repo.join(name);
     let mut watching = bench.host.start(&["vm", "workspace", "sync", "-q", "--watch", "box"]);
     for number in 0..3 {
-        fs::write(path("lines"), format!("edit {number}\n")).unwrap();
+        if number == 0 {
+            save(&bench, "lines", "edit 0\n");
+        } else {
+            // In place, in one step.
+            let mut file = File::options().write(true).open(path("lines")).unwrap();
+            file.write_all(format!("edit {number}\n").as_bytes()).unwrap();
+        }
         assert_eq!(watching.next_output(), "sent 1 file: lines");
         assert_eq!(fs::read_to_string(bench.guest.join("lines")).unwrap(), format!("edit {number}\n"));
     }
@@ -91,11 +106,11 @@ fn edits_are_sent_as_they_are_made() {
     fs::rename(path("src/new/x.tmp"), path("src/new/x")).unwrap();
     bench.git(&["add", "src/new/x"]);
     assert_eq!(watching.next_output(), "sent 1 file: src/new/x");
-    fs::write(path("src/new/x"), "y\n").unwrap();
+    save(&bench, "src/new/x", "y\n");
     assert_eq!(watching.next_output(), "sent 1 file: src/new/x");
     // A conflict is reported, and ends nothing.
     fs::write(bench.guest.join("run.sh"), "work\n").unwrap();
-    fs::write(path("run.sh"), "edit\n").unwrap();
+    save(&bench, "run.sh", "edit\n");
     assert!(watching.next_error().contains("have changed on the host and in the sandbox: run.sh"));
     fs::write(bench.guest.join("run.sh"), "edit\n").unwrap();
     fs::remove_file(path("src/new/x")).unwrap();
@@ -111,14 +126,14 @@ fn edits_are_sent_as_they_are_made() {
 fn a_watch_stays_with_its_workspace() {
     let bench = prepared();
     let mut watching = bench.host.start(&["vm", "workspace", "sync", "-q", "--watch", "box"]);
-    fs::write(bench.repo.join("lines"), "first\n").unwrap();
+    save(&bench, "lines", "first\n");
     assert_eq!(watching.next_output(), "sent 1 file: lines");
     let other = bench.guest.with_file_name("other");
     let path = other.to_str().unwrap();
     let repo = bench.repo.to_str().unwrap();
     let ended = bench.banger(&["vm", "workspace", "prepare", "-q", "--guest-path", path, "box", repo]);
     assert_eq!(ended.status, 0, "{ended:?}");
-    fs::write(bench.repo.join("lines"), "second\n").unwrap();
+    save(&bench, "lines", "second\n");
     assert_eq!(watching.next_output(), "sent 1 file: lines");
     let there = |directory: &std::path::Path| fs::read_to_string(directory.join("lines")).unwrap();
     assert_eq!((there(&bench.guest), there(&other)), ("second\n".into(), "first\n".into()));

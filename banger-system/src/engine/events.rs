@@ -148,7 +148,7 @@ mod tests {
         tokio::task::yield_now().await;
         // The queue was full a moment ago.
         sender.lose();
-        let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+        let waited = tokio::time::timeout(Duration::from_secs(120), waiting).await;
         let (event, mut events) = waited.unwrap().unwrap();
         assert!(matches!(event, Some(Event::Lost)));
         sender.send(job(7));

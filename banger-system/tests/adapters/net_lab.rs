@@ -36,9 +36,13 @@ pub const UPLINK: &str = "203.0.113.1";
 pub const INTERNET: &str = "203.0.113.2";
 /// Long enough for a connection to be answered although the kernel limits the rate of errors: the first packet is
 /// sent again after one second and after three.
-const PATIENT: Duration = Duration::from_secs(5);
-/// Long enough for an answer within one machine, and short enough to wait for one that does not come.
+const PATIENT: Duration = Duration::from_secs(10);
+/// Long enough for an answer that comes for certain, on a machine that does many other things.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Short enough to wait for an answer that does not come.
 pub const SHORT: Duration = Duration::from_millis(400);
+/// The same for a connection, whose first packet may have to be sent again.
+const A_WHILE: Duration = Duration::from_secs(2);
 
 pub fn subnet() -> Subnet {
     "172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap()
@@ -132,11 +136,17 @@ impl Space {
         self.run_as(user, || Talk::to(&to, port, PATIENT))
     }
 
-    /// Binds a UDP socket.
+    /// Returns whether nobody answers there for a while.
+    pub fn cannot_reach(&self, to: (impl ToString, u16)) -> bool {
+        let (to, port) = (to.0.to_string(), to.1);
+        self.run(|| Talk::to(&to, port, A_WHILE)).is_err()
+    }
+
+    /// Binds a UDP socket, which waits for each packet with patience.
     pub fn udp(&self, at: (impl ToString, u16)) -> UdpSocket {
         let at = SocketAddr::new(at.0.to_string().parse().unwrap(), at.1);
         let socket = self.run(|| UdpSocket::bind(at)).unwrap();
-        socket.set_read_timeout(Some(SHORT)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
 }
@@ -152,15 +162,25 @@ impl Talk {
     fn to(address: &str, port: u16, timeout: Duration) -> io::Result<Self> {
         let address: IpAddr = address.parse().unwrap();
         let stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), timeout)?;
-        stream.set_read_timeout(Some(SHORT))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let mut stream = BufReader::new(stream);
         let mut seen = String::new();
         stream.read_line(&mut seen)?;
         Ok(Self { stream, seen: seen.trim().to_owned() })
     }
 
-    /// Returns whether a message is echoed.
+    /// Returns whether a message is echoed, with patience.
     pub fn lives(&mut self) -> bool {
+        self.echoes_within(PATIENCE)
+    }
+
+    /// Returns whether a message is not echoed for a short time.
+    pub fn is_cut(&mut self) -> bool {
+        !self.echoes_within(SHORT)
+    }
+
+    fn echoes_within(&mut self, time: Duration) -> bool {
+        self.stream.get_ref().set_read_timeout(Some(time)).unwrap();
         let said = self.stream.get_mut().write_all(b"x");
         said.and_then(|()| self.stream.read_exact(&mut [0])).is_ok()
     }

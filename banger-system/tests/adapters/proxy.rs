@@ -26,12 +26,12 @@ use tokio::{
 
 use crate::registry_lab::{Fault, Gate, Lab, noise};
 
-const QUICK: Timeouts = Timeouts {
-    connect: Duration::from_secs(2),
-    answer: Duration::from_secs(2),
-    silence: Duration::from_secs(2),
-    document: Duration::from_secs(2),
-    window: Duration::from_secs(2),
+const PATIENT: Timeouts = Timeouts {
+    connect: Duration::from_secs(60),
+    answer: Duration::from_secs(60),
+    silence: Duration::from_secs(60),
+    document: Duration::from_secs(60),
+    window: Duration::from_secs(60),
     slowest: 1,
     attempts: 2,
     pause: Duration::from_millis(5),
@@ -112,7 +112,7 @@ impl Bench {
 
     fn registries(&self, proxy: Option<&Proxy>, mirrors: Vec<Mirror>) -> Registries {
         let local = LocalPorts::where_port(|_| true);
-        Registries::new(self.home.path(), Bytes::gib(1), QUICK, local).reached_by(proxy, mirrors)
+        Registries::new(self.home.path(), Bytes::gib(1), PATIENT, local).reached_by(proxy, mirrors)
     }
 }
 

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::TcpListener,
+    sync::watch,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -79,6 +80,8 @@ struct State {
     tokens: Vec<u32>,
     asked: Vec<Asked>,
     pace: Option<(usize, Duration)>,
+    /// How many more bytes of blobs are sent, if there is a limit. Earlier connections have limits of their own.
+    limit: Option<watch::Sender<u64>>,
 }
 
 pub struct Lab {
@@ -249,6 +252,17 @@ impl Lab {
         self.lock().pace = Some((piece, pause));
     }
 
+    /// Sends as many bytes of blobs to those who connect from now on, and the rest after [`Lab::send_all`].
+    pub fn send_at_most(&self, bytes: u64) {
+        self.lock().limit = Some(watch::Sender::new(bytes));
+    }
+
+    pub fn send_all(&self) {
+        if let Some(limit) = self.lock().limit.take() {
+            limit.send_replace(u64::MAX);
+        }
+    }
+
     pub fn asked(&self, part: &str) -> Vec<Asked> {
         self.lock().asked.iter().filter(|asked| asked.path.contains(part)).cloned().collect()
     }
@@ -276,7 +290,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, port: u16, state: Ar
     let get = |name: &str| headers.get(name).cloned();
     let range = get("range");
     let authorization = get("authorization");
-    let (fault, pace) = {
+    let (fault, pace, limit) = {
         let mut state = state.lock().unwrap();
         state.asked.push(Asked {
             path: path.clone(),
@@ -288,7 +302,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, port: u16, state: Ar
             *times -= 1;
             fault.clone()
         });
-        (fault, state.pace)
+        (fault, state.pace, state.limit.clone().filter(|_| path.contains("/blobs/")))
     };
     if matches!(fault, Some(Fault::Hang)) {
         return std::future::pending().await;
@@ -334,7 +348,33 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, port: u16, state: Ar
     }
     head.push_str("\r\n");
     // The client has hung up.
-    let _ = speak(stream.into_inner(), &head, &answer.body, fault, pace).await;
+    let _ = match (&fault, limit) {
+        (None, Some(limit)) => speak_within(limit, stream.into_inner(), &head, &answer.body).await,
+        _ => speak(stream.into_inner(), &head, &answer.body, fault, pace).await,
+    };
+}
+
+/// Sends no more of the body than the limit allows.
+async fn speak_within(
+    limit: watch::Sender<u64>,
+    mut stream: impl AsyncWrite + Unpin,
+    head: &str,
+    body: &[u8],
+) -> std::io::Result<()> {
+    stream.write_all(head.as_bytes()).await?;
+    let (mut rest, mut allowed) = (body, limit.subscribe());
+    while !rest.is_empty() {
+        let _ = allowed.wait_for(|bytes| *bytes > 0).await;
+        let mut count = 0;
+        limit.send_modify(|bytes| {
+            count = rest.len().min(usize::try_from(*bytes).unwrap_or(usize::MAX));
+            *bytes -= count as u64;
+        });
+        let piece;
+        (piece, rest) = rest.split_at(count);
+        stream.write_all(piece).await?;
+    }
+    stream.shutdown().await
 }
 
 async fn speak(

@@ -23,7 +23,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::scratch::{Scratch, is_root, names, require};
 use crate::skip;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A file system with one file, whose content never arrives. It implements as much of FUSE's protocol as that needs
 /// (linux/fuse.h).

@@ -18,7 +18,7 @@ use crate::scratch::{Scratch, is_root, names, require};
 
 const VM: VmId = VmId::from_bits(0xbeef);
 /// Longer than any step takes on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A host with our shim and without systemd.
 struct Host {

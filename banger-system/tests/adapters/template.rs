@@ -34,7 +34,7 @@ use banger_system::{
 use sha2::{Digest, Sha256};
 
 /// Longer than any step takes on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const MEMORY: Bytes = Bytes::mib(64);
 /// Where the guest counts in its memory.
 const COUNTER: u64 = 0x20_0000;

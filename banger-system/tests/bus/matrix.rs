@@ -259,8 +259,7 @@ impl Lab {
             service.restart().await;
         }
         for (client, whose) in [(&caller, Own), (&other, Others)] {
-            let vm = &objects[&(VM, whose)];
-            let job: OwnedObjectPath = client.call(vm, "Stop", &(options([]),)).await.unwrap();
+            let job = stop(client, &objects[&(VM, whose)]).await;
             objects.insert((JOB, whose), job.to_string());
         }
         let eyes = vec![caller.clone(), other, service.client(0).await];
@@ -364,6 +363,16 @@ impl Lab {
             let _ = writeln!(text, "{sorted:?}");
         }
         text
+    }
+}
+
+/// Stops a sandbox. A polkit that answers may need longer than the short time that one has that hangs.
+async fn stop(client: &Client, vm: &str) -> OwnedObjectPath {
+    loop {
+        match client.call(vm, "Stop", &(options([]),)).await {
+            Err(failure) if failure.name == "HostNotReady" => {}
+            stopped => return stopped.unwrap(),
+        }
     }
 }
 

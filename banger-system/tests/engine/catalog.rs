@@ -99,7 +99,7 @@ async fn ready() -> EngineLab {
     lab
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_image_of_a_catalog_is_fetched_once_and_shared() {
     let lab = ready().await;
     let first = lab.image(pull(ALICE, "debian-bookworm")).await;
@@ -116,7 +116,7 @@ async fn an_image_of_a_catalog_is_fetched_once_and_shared() {
     assert!(lab.offer(BOB, Kind::Image, "debian-bookworm").unwrap().is_here);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_catalog_is_asked_before_the_registry_and_not_for_what_is_written_as_a_reference() {
     let lab = ready().await;
     let tool = lab.image(pull(ALICE, "tool")).await;
@@ -132,7 +132,7 @@ async fn a_catalog_is_asked_before_the_registry_and_not_for_what_is_written_as_a
     assert_eq!(lab.failed(job).await, "alpine is in no catalog");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unpublished_entry_is_reported_as_such() {
     let lab = ready().await;
     let job = lab.engine.pull_image(pull(ALICE, "later")).unwrap();
@@ -144,7 +144,7 @@ async fn an_unpublished_entry_is_reported_as_such() {
     assert_eq!((offer.source.as_str(), offer.is_here), ("", false));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn something_else_of_the_name_stays_unless_it_is_to_go() {
     let lab = ready().await;
     let reference = PullImage { from: PullSource::Registry, ..pull(ALICE, "debian-bookworm") };
@@ -157,7 +157,7 @@ async fn something_else_of_the_name_stays_unless_it_is_to_go() {
     assert!(lab.engine.image(old.id).is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_catalog_kernel_replaces_another_only_by_force_and_while_that_is_unused() {
     let lab = EngineLab::new().await;
     lab.engine.recover().await.unwrap();
@@ -186,7 +186,7 @@ async fn a_catalog_kernel_replaces_another_only_by_force_and_while_that_is_unuse
     assert_eq!(*lab.engine.kernel(new.id).unwrap(), *new);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_catalog_that_cannot_be_fetched_is_used_as_it_is_kept() {
     let lab = ready().await;
     lab.sim.set_catalog_unreachable(true);
@@ -207,7 +207,7 @@ async fn a_catalog_that_cannot_be_fetched_is_used_as_it_is_kept() {
     assert_eq!(lab.offer(ALICE, Kind::Image, "tool").unwrap().catalog.as_str(), "sim");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_catalog_that_has_expired_offers_nothing_and_hides_nothing() {
     let lab = ready().await;
     let mut index = {
@@ -228,7 +228,7 @@ async fn a_catalog_that_has_expired_offers_nothing_and_hides_nothing() {
     lab.image(pull(ALICE, "alpine")).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pull_that_fails_at_any_step_leaves_nothing() {
     for is_kernel in [false, true] {
         let mut step = 0;
@@ -263,7 +263,7 @@ async fn a_pull_that_fails_at_any_step_leaves_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_kernel_that_an_image_needs_is_pulled_by_a_job_that_its_owner_sees() {
     let lab = ready().await;
     lab.change_catalog(|index| index.images[0].kernel = Some("debian".parse().unwrap())).await;
@@ -282,7 +282,7 @@ async fn the_kernel_that_an_image_needs_is_pulled_by_a_job_that_its_owner_sees()
     assert_eq!(lab.engine.kernels().len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_image_whose_kernel_cannot_be_pulled_fails_for_the_same_reason() {
     let lab = ready().await;
     let change = |index: &mut Index| {
@@ -296,7 +296,7 @@ async fn an_image_whose_kernel_cannot_be_pulled_fails_for_the_same_reason() {
     assert!(lab.engine.images().is_empty() && lab.sim.image_files().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_for_one_kernel_at_once_are_one_job() {
     let lab = ready().await;
     let first = lab.engine.pull_kernel(kernel(ALICE)).unwrap();

@@ -55,7 +55,7 @@ impl EngineLab {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_commit_makes_an_image_that_says_what_it_is_made_of() {
     let lab = EngineLab::new().await;
     let vm = lab.down(Lifetime::Persistent).await;
@@ -75,7 +75,7 @@ async fn a_commit_makes_an_image_that_says_what_it_is_made_of() {
     lab.done(lab.engine.delete_vm(vm, StopMode::Graceful).await.unwrap()).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_running_sandbox_is_not_committed() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -84,7 +84,7 @@ async fn a_running_sandbox_is_not_committed() {
     assert_eq!(lab.images(), ["debian-bookworm"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nothing_uses_the_disks_while_they_are_read() {
     let lab = EngineLab::new().await;
     let vm = lab.down(Lifetime::Persistent).await;
@@ -106,7 +106,7 @@ async fn nothing_uses_the_disks_while_they_are_read() {
     assert_eq!(lab.state(vm), State::Running);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_copy_gets_no_more_room_than_is_left_of_the_quota() {
     // Each image of this host takes 400 MiB.
     let lab = EngineLab::with(|settings| settings.limits.image_disk = Bytes::mib(500)).await;
@@ -119,7 +119,7 @@ async fn a_copy_gets_no_more_room_than_is_left_of_the_quota() {
     assert_eq!(lab.sim.image_files().len(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_caller_that_disconnects_cancels_the_commit_of_its_sandbox() {
     let mut lab = EngineLab::new().await;
     let lifetime = Lifetime::Caller { connection: ":1.7".to_owned(), bus: "bus".to_owned() };
@@ -132,7 +132,7 @@ async fn a_caller_that_disconnects_cancels_the_commit_of_its_sandbox() {
     assert_eq!(lab.sim.attached_disks(), [] as [VmId; 0]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_commit_that_fails_at_any_step_leaves_nothing() {
     let mut failures = 0;
     for step in 0.. {
@@ -160,7 +160,7 @@ async fn a_commit_that_fails_at_any_step_leaves_nothing() {
     assert!(failures > 2, "{failures}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_during_a_commit_leaves_no_attached_disk() {
     let lab = EngineLab::new().await;
     let vm = lab.down(Lifetime::Persistent).await;

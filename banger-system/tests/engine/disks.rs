@@ -28,7 +28,7 @@ async fn stopped(lab: &EngineLab, request: CreateVm) -> VmId {
     vm
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_system_disk_has_the_size_that_was_asked_for_else_that_of_its_image() {
     let lab = EngineLab::new().await;
     for (request, expect) in
@@ -40,7 +40,7 @@ async fn a_system_disk_has_the_size_that_was_asked_for_else_that_of_its_image() 
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_size_that_is_configured_is_the_least_of_a_system_disk() {
     for (configured, expect) in [(Bytes::gib(2), IMAGE), (Bytes::gib(20), Bytes::gib(20))] {
         let lab = EngineLab::with(|settings| settings.root_size = configured).await;
@@ -52,7 +52,7 @@ async fn the_size_that_is_configured_is_the_least_of_a_system_disk() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_impossible_system_disk_is_refused_and_nothing_is_made() {
     let lab = EngineLab::new().await;
     for size in [Bytes(0), Bytes(IMAGE.0 - 1)] {
@@ -64,7 +64,7 @@ async fn an_impossible_system_disk_is_refused_and_nothing_is_made() {
     assert!(lab.engine.vms().is_empty() && lab.sim.alive().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_growth_of_system_disks_counts_against_their_owners_quota() {
     let lab = EngineLab::with(|settings| settings.limits.disk = Bytes::gib(30)).await;
     // 8 GiB of work disk, and 4 beyond the image.
@@ -80,7 +80,7 @@ async fn the_growth_of_system_disks_counts_against_their_owners_quota() {
     assert!(matches!(refused, Err(Error::Limit(Exceeded::Quota { .. }))), "{refused:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn disks_grow_while_their_sandbox_is_down_and_never_shrink() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -106,7 +106,7 @@ async fn disks_grow_while_their_sandbox_is_down_and_never_shrink() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.root_size, Bytes::gib(20));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_growth_that_fails_at_any_step_is_not_told_and_may_be_repeated() {
     let lab = EngineLab::new().await;
     let vm = stopped(&lab, request()).await;

@@ -67,7 +67,7 @@ impl EngineLab {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn children_have_the_disks_of_their_parent_and_an_identity_of_their_own() {
     let lab = EngineLab::new().await;
     let parent = lab.stopped().await;
@@ -95,7 +95,7 @@ async fn children_have_the_disks_of_their_parent_and_an_identity_of_their_own() 
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn names_are_free_numbers_or_those_of_the_request() {
     let lab = EngineLab::new().await;
     let parent = lab.stopped().await;
@@ -108,7 +108,7 @@ async fn names_are_free_numbers_or_those_of_the_request() {
     assert_eq!(lab.vm_names(), ["left", "web", "web-1", "web-2", "web-3"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn quotas_are_checked_before_anything_is_made() {
     let refused = async |lab: &EngineLab, parent, count| {
         let refused = lab.engine.fork_vm(parent, fork(count)).await.unwrap_err();
@@ -137,7 +137,7 @@ async fn quotas_are_checked_before_anything_is_made() {
     assert_eq!(lab.engine.vm(parent).unwrap().frozen.len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn disks_are_forked_only_so_often() {
     let lab = EngineLab::new().await;
     let parent = lab.stopped().await;
@@ -155,7 +155,7 @@ async fn disks_are_forked_only_so_often() {
     assert_eq!(lab.vm_names(), before);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nothing_uses_the_disks_of_a_sandbox_while_it_is_forked() {
     let lab = EngineLab::new().await;
     let parent = lab.stopped().await;
@@ -174,7 +174,7 @@ async fn nothing_uses_the_disks_of_a_sandbox_while_it_is_forked() {
     lab.start(parent).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_during_a_fork_leaves_the_parent_alone() {
     let lab = EngineLab::new().await;
     let parent = lab.stopped().await;
@@ -190,7 +190,7 @@ async fn a_crash_during_a_fork_leaves_the_parent_alone() {
     lab.forked(parent, fork(1)).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_fork_that_fails_at_any_step_leaves_nothing_and_may_be_repeated() {
     let mut failures = 0;
     for step in 0.. {

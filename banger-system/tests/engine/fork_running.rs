@@ -66,7 +66,7 @@ impl EngineLab {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_running_guest_continues_and_so_do_its_children_as_other_guests() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -108,7 +108,7 @@ async fn a_running_guest_continues_and_so_do_its_children_as_other_guests() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_that_cannot_be_captured_is_refused_and_left_alone() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -126,7 +126,7 @@ async fn a_sandbox_that_cannot_be_captured_is_refused_and_left_alone() {
     assert_eq!(lab.vm_names(), ["web"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_memory_of_all_children_counts_once_and_before_it_is_written() {
     let lab = EngineLab::with(|settings| settings.limits.image_disk = Bytes::mib(1000)).await;
     let parent = lab.web().await;
@@ -143,7 +143,7 @@ async fn the_memory_of_all_children_counts_once_and_before_it_is_written() {
     assert!(matches!(refused, Err(Error::Limit(_))), "{refused:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_two_forks_of_one_user_will_freeze_counts_together() {
     let disk = Bytes(Bytes::gib(32).0 + Bytes::mib(1).0);
     let lab = EngineLab::with(|settings| settings.limits.disk = disk).await;
@@ -158,7 +158,7 @@ async fn what_two_forks_of_one_user_will_freeze_counts_together() {
     lab.done(job).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_fork_of_a_running_sandbox_adds_a_layer() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -171,7 +171,7 @@ async fn each_fork_of_a_running_sandbox_adds_a_layer() {
     assert!(lab.continues(parent));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_and_ends_during_a_capture() {
     let mut lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -228,7 +228,7 @@ async fn stuck(lab: &EngineLab) -> VmId {
     parent
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_does_not_continue_is_tried_until_it_does() {
     let lab = EngineLab::new().await;
     let parent = stuck(&lab).await;
@@ -241,7 +241,7 @@ async fn a_guest_that_does_not_continue_is_tried_until_it_does() {
     lab.until_forked(parent).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_does_not_continue_is_tried_after_a_restart_until_it_does() {
     let lab = EngineLab::new().await;
     let parent = stuck(&lab).await;
@@ -257,7 +257,7 @@ async fn a_guest_that_does_not_continue_is_tried_after_a_restart_until_it_does()
     lab.until_continues(parent, "thawed").await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_does_not_continue_may_end_and_is_as_others_after_its_next_start() {
     let lab = EngineLab::new().await;
     let parent = stuck(&lab).await;
@@ -268,7 +268,7 @@ async fn a_guest_that_does_not_continue_may_end_and_is_as_others_after_its_next_
     assert!(lab.continues(parent));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_during_the_save_leaves_no_guest_standing_whatever_its_vmm_says() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -282,7 +282,7 @@ async fn a_crash_during_the_save_leaves_no_guest_standing_whatever_its_vmm_says(
     lab.until_continues(parent, "after the crash").await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_clock_is_set_before_the_disks_of_the_children_are_made() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -299,7 +299,7 @@ async fn the_clock_is_set_before_the_disks_of_the_children_are_made() {
     lab.done(job).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_whose_programs_are_not_thawed_is_a_running_sandbox_and_tried_until_they_are() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -312,7 +312,7 @@ async fn a_child_whose_programs_are_not_thawed_is_a_running_sandbox_and_tried_un
     lab.until_continues(child, "thawed").await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_while_children_are_removed_leaves_no_row_without_disks() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -337,7 +337,7 @@ async fn a_crash_while_children_are_removed_leaves_no_row_without_disks() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_whose_first_start_fails_at_any_step_stays_suspended_and_may_start_again() {
     for step in 0.. {
         let lab = EngineLab::new().await;
@@ -366,7 +366,7 @@ async fn a_child_whose_first_start_fails_at_any_step_stays_suspended_and_may_sta
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_is_not_confirmed_can_be_booted_without_its_memory() {
     let lab = EngineLab::new().await;
     let parent = lab.web().await;
@@ -379,7 +379,7 @@ async fn a_child_that_is_not_confirmed_can_be_booted_without_its_memory() {
     assert_eq!(lab.engine.vm(child).unwrap().vm.booted_from, Some(BootedFrom::Cold));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_fork_that_fails_at_any_step_leaves_the_guest_running_and_no_child() {
     let mut failures = 0;
     for step in 0.. {
@@ -406,7 +406,7 @@ async fn a_fork_that_fails_at_any_step_leaves_the_guest_running_and_no_child() {
     assert!(failures >= 18, "{failures}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_at_any_step_leaves_the_guest_running_and_all_children_or_none() {
     for step in 0.. {
         let lab = EngineLab::new().await;
@@ -439,7 +439,7 @@ async fn a_crash_at_any_step_leaves_the_guest_running_and_all_children_or_none()
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_during_the_first_start_of_a_child_leaves_it_suspended_or_running() {
     for step in 0.. {
         let lab = EngineLab::new().await;

@@ -63,7 +63,7 @@ async fn importing(lab: &EngineLab) {
     tokio::time::timeout(TIMEOUT, wait).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_first_sandbox_imports_the_kernel_of_the_host_for_all_users() {
     let lab = lab().await;
     let vm = lab.running().await;
@@ -82,7 +82,7 @@ async fn the_first_sandbox_imports_the_kernel_of_the_host_for_all_users() {
     assert_eq!(lab.sim.host_imports(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_users_at_the_same_time_import_once() {
     let lab = lab().await;
     lab.sim.block_workers(true);
@@ -99,7 +99,7 @@ async fn two_users_at_the_same_time_import_once() {
     assert_eq!(imports(&lab), [("host".to_owned(), OLD.to_owned())]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn after_an_upgrade_each_start_takes_the_new_kernel_and_the_last_one_removes_the_old() {
     let lab = lab().await;
     let (first, second) = (lab.running().await, lab.running().await);
@@ -123,7 +123,7 @@ async fn after_an_upgrade_each_start_takes_the_new_kernel_and_the_last_one_remov
     assert_eq!(lab.sim.host_imports(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_suspended_sandbox_keeps_the_kernel_of_its_memory() {
     let lab = lab().await;
     let vm = lab.running().await;
@@ -140,7 +140,7 @@ async fn a_suspended_sandbox_keeps_the_kernel_of_its_memory() {
     assert_eq!(release_of(&lab, vm), NEW);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_start_waits_for_the_import_and_can_be_cancelled_or_overtaken() {
     let lab = lab().await;
     let vm = lab.running().await;
@@ -170,7 +170,7 @@ async fn a_start_waits_for_the_import_and_can_be_cancelled_or_overtaken() {
     lab.sim.block_workers(false);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_new_kernel_that_guests_cannot_boot_is_tried_once_and_the_old_one_stays() {
     let lab = lab().await;
     let vm = lab.running().await;
@@ -202,7 +202,7 @@ async fn doctor(lab: &EngineLab) -> String {
     check.message
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_host_without_a_kernel_refuses_before_anything_is_created() {
     let lab = lab().await;
     lab.sim.install_kernel(None);
@@ -223,7 +223,7 @@ async fn a_host_without_a_kernel_refuses_before_anything_is_created() {
     assert!(doctor(&lab).await.contains("no kernel"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_import_that_fails_at_any_step_leaves_nothing() {
     for step in 0.. {
         let lab = lab().await;
@@ -242,7 +242,7 @@ async fn an_import_that_fails_at_any_step_leaves_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_before_an_import_is_stored_leaves_nothing() {
     let lab = lab().await;
     let (_, job) = lab.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();

@@ -23,7 +23,7 @@ fn port(text: &str) -> Port {
     text.parse().unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nat_changes_while_a_sandbox_runs_and_is_kept() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -41,7 +41,7 @@ async fn nat_changes_while_a_sandbox_runs_and_is_kept() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, Egress::Nothing);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn sizes_change_while_a_sandbox_is_down_within_its_owners_quota() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -66,7 +66,7 @@ async fn sizes_change_while_a_sandbox_is_down_within_its_owners_quota() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec, *spec);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_port_is_published_for_one_sandbox_until_it_is_unpublished() {
     let lab = EngineLab::new().await;
     let (one, two) = (lab.running().await, {
@@ -92,7 +92,7 @@ async fn a_port_is_published_for_one_sandbox_until_it_is_unpublished() {
     lab.engine.publish_port(two, web).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_has_at_most_the_allowed_number_of_ports() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -104,7 +104,7 @@ async fn a_sandbox_has_at_most_the_allowed_number_of_ports() {
     assert_eq!(lab.sim.nic(vm).unwrap().ports.len(), MAX_PORTS);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_change_that_fails_at_any_step_leaves_all_as_it_was() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -127,7 +127,7 @@ async fn a_change_that_fails_at_any_step_leaves_all_as_it_was() {
     assert_eq!(lab.sim.nic(vm).unwrap().nat, Nat::On);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_port_that_something_else_took_is_told_and_may_be_published_again() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -159,7 +159,7 @@ async fn a_port_that_something_else_took_is_told_and_may_be_published_again() {
     assert_eq!(lab.sim.nic(vm).unwrap().ports, [web, api].into());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_port_that_something_else_took_may_be_given_up() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -175,7 +175,7 @@ async fn a_port_that_something_else_took_may_be_given_up() {
     assert!(view.vm.spec.ports.is_empty() && view.blocked_ports.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_is_created_with_its_ports_or_not_at_all() {
     let mut lab = EngineLab::new().await;
     let wish =
@@ -223,7 +223,7 @@ fn settings_with(ceiling: &[&str]) -> impl FnOnce(&mut Settings) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_egress_policy_changes_while_a_sandbox_runs_and_is_kept() {
     let lab = with_ceiling(&["all"]).await;
     let vm = lab.running().await;
@@ -241,7 +241,7 @@ async fn an_egress_policy_changes_while_a_sandbox_runs_and_is_kept() {
     assert!(!lab.sim.nic(vm).unwrap().is_restricted());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nobody_goes_beyond_the_ceiling() {
     let lab = with_ceiling(&["git", "*.example.com"]).await;
     let vm = lab.running().await;
@@ -260,7 +260,7 @@ async fn nobody_goes_beyond_the_ceiling() {
     assert!(matches!(lab.engine.create_vm(request).await, Err(Error::BeyondCeiling { .. })));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn entries_change_one_after_the_other_in_the_service() {
     let lab = with_ceiling(&["git", "*.in.example"]).await;
     let vm = lab.running().await;
@@ -294,7 +294,7 @@ async fn entries_change_one_after_the_other_in_the_service() {
     assert_eq!(many, "an egress policy can have at most 64 networks, not 65");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lower_ceiling_applies_to_running_sandboxes_when_the_service_comes_back() {
     let lab = with_ceiling(&["all"]).await;
     let (some, all) = (lab.running().await, lab.running().await);
@@ -320,7 +320,7 @@ async fn a_lower_ceiling_applies_to_running_sandboxes_when_the_service_comes_bac
     assert_eq!(lab.engine.vm(some).unwrap().vm.spec.egress, policy(&["git", "a.example"]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_denial_is_announced_and_a_flood_of_them_is_bounded() {
     let mut lab = with_ceiling(&["all"]).await;
     let vm = lab.running().await;

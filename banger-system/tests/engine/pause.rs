@@ -19,7 +19,7 @@ async fn soon(what: &str, is_so: impl Fn() -> bool) {
     assert!(tokio::time::timeout(TIMEOUT, wait).await.is_ok(), "{what}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_paused_sandbox_stands_still_until_it_is_continued() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -44,7 +44,7 @@ async fn a_paused_sandbox_stands_still_until_it_is_continued() {
     soon("the clock is set", || lab.sim.clock_syncs(vm, Occasion::Jump) > before).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn only_a_guest_that_answers_is_paused() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -59,7 +59,7 @@ async fn only_a_guest_that_answers_is_paused() {
     assert!(!lab.sim.is_frozen(vm));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_paused_sandbox_ends_like_a_running_one() {
     for mode in [StopMode::Graceful, StopMode::Forced] {
         let lab = EngineLab::new().await;
@@ -82,7 +82,7 @@ async fn a_paused_sandbox_ends_like_a_running_one() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pause_that_fails_at_any_step_changes_nothing() {
     for pauses in [true, false] {
         let lab = EngineLab::new().await;
@@ -110,7 +110,7 @@ async fn a_pause_that_fails_at_any_step_changes_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_restarted_service_keeps_what_is_paused_and_continues_what_is_not() {
     let lab = EngineLab::new().await;
     let (paused, running) = (lab.running().await, lab.running().await);

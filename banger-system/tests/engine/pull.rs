@@ -70,7 +70,7 @@ impl EngineLab {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pulled_image_keeps_its_configuration() {
     let lab = EngineLab::new().await;
     let image = lab.pulled(pull(ALICE, ALPINE)).await;
@@ -88,7 +88,7 @@ async fn a_pulled_image_keeps_its_configuration() {
     lab.files();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_same_image_is_fetched_once_and_belongs_to_each_alone() {
     let lab = EngineLab::new().await;
     let first = lab.pulled(pull(ALICE, ALPINE)).await;
@@ -109,7 +109,7 @@ async fn the_same_image_is_fetched_once_and_belongs_to_each_alone() {
     lab.files();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_same_image_of_another_registry_is_another_image() {
     let lab = EngineLab::new().await;
     lab.pulled(pull(ALICE, ALPINE)).await;
@@ -118,7 +118,7 @@ async fn the_same_image_of_another_registry_is_another_image() {
     assert!(lab.sim.fetched() > fetched);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_for_one_image_at_once_are_one_job_or_share_one_import() {
     let mut lab = EngineLab::new().await;
     lab.sim.block_registry(true);
@@ -137,7 +137,7 @@ async fn requests_for_one_image_at_once_are_one_job_or_share_one_import() {
     assert_eq!(lab.files().len(), 4);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_newer_image_takes_the_place_of_the_older_one_unless_that_is_used() {
     let lab = EngineLab::new().await;
     let old = lab.pulled(pull(ALICE, ALPINE)).await;
@@ -159,7 +159,7 @@ async fn a_newer_image_takes_the_place_of_the_older_one_unless_that_is_used() {
     lab.files();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_name_that_something_else_has_is_taken_by_force_alone() {
     let lab = EngineLab::new().await;
     let old = lab.pulled(pull(ALICE, ALPINE)).await;
@@ -175,7 +175,7 @@ async fn a_name_that_something_else_has_is_taken_by_force_alone() {
     lab.files();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_image_that_is_renamed_or_deleted_during_its_replacement_is_not_replaced() {
     for is_renamed in [true, false] {
         let mut lab = EngineLab::new().await;
@@ -200,7 +200,7 @@ async fn an_image_that_is_renamed_or_deleted_during_its_replacement_is_not_repla
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_shared_image_is_only_replaced_by_a_shared_one() {
     let mut lab = EngineLab::new().await;
     let old = lab.pulled(pull(ALICE, ALPINE)).await;
@@ -224,7 +224,7 @@ async fn a_shared_image_is_only_replaced_by_a_shared_one() {
     lab.files();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reference_that_cannot_be_pulled_is_refused_with_the_reason() {
     let lab = EngineLab::new().await;
     for (reference, why) in [
@@ -243,7 +243,7 @@ async fn a_reference_that_cannot_be_pulled_is_refused_with_the_reason() {
     lab.files();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_is_no_registry() {
     let lab = EngineLab::new().await.restart().await;
     for guest in ["172.30.0.2:5000", "172.30.0.1"] {
@@ -255,7 +255,7 @@ async fn a_guest_is_no_registry() {
     lab.files();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pull_that_fails_at_any_step_changes_nothing() {
     let lab = EngineLab::new().await;
     let old = lab.pulled(pull(ALICE, ALPINE)).await;
@@ -279,7 +279,7 @@ async fn a_pull_that_fails_at_any_step_changes_nothing() {
     assert_eq!(lab.engine.images().iter().filter(|image| image.owner == ALICE).count(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pull_that_is_given_up_leaves_nothing_and_can_be_asked_for_again() {
     let mut lab = EngineLab::new().await;
     lab.sim.block_registry(true);
@@ -293,7 +293,7 @@ async fn a_pull_that_is_given_up_leaves_nothing_and_can_be_asked_for_again() {
     lab.pulled(pull(ALICE, ALPINE)).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_share_is_counted_before_anything_is_fetched() {
     let full = EngineLab::with_limits(|limits| limits.image_disk = Bytes::mib(5)).await;
     let job = full.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
@@ -321,7 +321,7 @@ impl EngineLab {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn progress_is_told_at_most_four_times_a_second() {
     let mut lab = EngineLab::new().await;
     lab.sim.block_registry(true);
@@ -338,7 +338,7 @@ async fn progress_is_told_at_most_four_times_a_second() {
     assert!((1..=2).contains(&told), "{told}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_import_of_a_file_tells_its_bytes() {
     let lab = EngineLab::new().await;
     let request = ImportImage {
@@ -354,7 +354,7 @@ async fn an_import_of_a_file_tells_its_bytes() {
     assert_eq!((view.stage, view.bytes_done, view.bytes_total), ("import", Bytes::mib(300), Bytes::mib(400)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_cache_is_pruned_and_says_of_how_much() {
     let lab = EngineLab::new().await;
     lab.pulled(pull(ALICE, ALPINE)).await;

@@ -39,7 +39,7 @@ fn is_refused<T>(result: &Result<T>) -> bool {
     matches!(result, Err(Error::Limit(Exceeded::Requests { .. })))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_users_many_imports_wait_and_another_users_first_does_not() {
     let lab = EngineLab::new().await;
     lab.sim.block_workers(true);
@@ -71,7 +71,7 @@ async fn one_users_many_imports_wait_and_another_users_first_does_not() {
     lab.done(job).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn exports_wait_in_the_same_line() {
     let lab = EngineLab::new().await;
     lab.sim.block_workers(true);
@@ -88,7 +88,7 @@ async fn exports_wait_in_the_same_line() {
     assert_eq!((lab.sim.working(ALICE), lab.sim.working(BOB)), (0, 0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_job_does_not_wait_in_line_for_its_own_dependency() {
     let limits = Limits { jobs_running: 1, ..Limits::of_host(1, Bytes::gib(8)) };
     let lab = EngineLab::on_with(Sim::new(), |settings| settings.limits = limits);
@@ -113,7 +113,7 @@ async fn a_job_does_not_wait_in_line_for_its_own_dependency() {
     assert_eq!((lab.engine.images().len(), lab.engine.kernels().len()), (1, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_many_jobs_that_have_ended_the_last_ones_are_kept() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -126,7 +126,7 @@ async fn of_many_jobs_that_have_ended_the_last_ones_are_kept() {
     assert!(lab.engine.jobs().iter().any(|job| job.owner == Uid::ROOT), "others keep theirs");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_user_at_the_limit_can_still_stop_and_delete() {
     let limits = Limits { jobs_running: 1, jobs_queued: 1, ..Limits::of_host(4, Bytes::gib(32)) };
     let sim = Sim::new();

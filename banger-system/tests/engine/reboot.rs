@@ -30,7 +30,7 @@ async fn booted_after(lab: &mut EngineLab, vm: VmId, boot: &str) {
     tokio::time::timeout(TIMEOUT, wait).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_reboots_boots_again_and_leaves_nothing_of_its_first_boot() {
     let mut lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -44,7 +44,7 @@ async fn a_guest_that_reboots_boots_again_and_leaves_nothing_of_its_first_boot()
     assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::UserRequest);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_ends_of_guests_are_told_apart() {
     let mut lab = EngineLab::new().await;
     for (end, state, reason) in [
@@ -65,7 +65,7 @@ async fn the_ends_of_guests_are_told_apart() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::VmmOutOfMemory);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_reboots_without_end_fails() {
     let mut lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -81,7 +81,7 @@ async fn a_guest_that_reboots_without_end_fails() {
     lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reboot_stops_a_sandbox_where_the_configuration_says_so() {
     let mut lab = EngineLab::with(|settings| settings.on_reboot = OnReboot::Stop).await;
     let vm = lab.running().await;
@@ -90,7 +90,7 @@ async fn a_reboot_stops_a_sandbox_where_the_configuration_says_so() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::GuestReboot);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reboot_does_not_end_a_sandbox_that_goes_when_it_stops() {
     let mut lab = EngineLab::new().await;
     let lifetime = Lifetime::UntilStopped;
@@ -104,7 +104,7 @@ async fn a_reboot_does_not_end_a_sandbox_that_goes_when_it_stops() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_boot_after_a_reboot_that_fails_at_any_step_leaves_only_the_disks() {
     for step in 0.. {
         let mut lab = EngineLab::new().await;
@@ -135,7 +135,7 @@ async fn a_boot_after_a_reboot_that_fails_at_any_step_leaves_only_the_disks() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_start_while_the_guest_shuts_down_starts_it_once_it_is_off() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -155,7 +155,7 @@ async fn a_start_while_the_guest_shuts_down_starts_it_once_it_is_off() {
     assert_ne!(view.vm.boot_id, boot);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_start_that_waits_for_a_shutdown_may_be_canceled_and_changes_nothing() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -166,7 +166,7 @@ async fn a_start_that_waits_for_a_shutdown_may_be_canceled_and_changes_nothing()
     assert_eq!(lab.state(vm), State::Running);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_start_while_the_guest_reboots_waits_for_its_next_boot() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;

@@ -200,7 +200,7 @@ async fn sandboxes_start_with_the_host_in_the_order_of_their_creation() {
     stays_down(&lab, first).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_host_starts_the_service_only_for_sandboxes_that_start_with_it() {
     let lab = EngineLab::new().await;
     let wants = || lab.sim.wants_service_at_boot();

@@ -34,7 +34,7 @@ fn rootfs() -> ImportSource {
     ImportSource::Rootfs(File::open("/dev/null").unwrap().into())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_shared_image_is_everybodys_until_it_is_taken_back() {
     let lab = EngineLab::new().await;
     let image = lab.registered(ALICE, "mine", rootfs()).await;
@@ -57,7 +57,7 @@ async fn a_shared_image_is_everybodys_until_it_is_taken_back() {
     assert!(lab.engine.image(image.id).unwrap().shared);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_change_that_cannot_be_kept_is_none() {
     let lab = EngineLab::new().await;
     let image = lab.registered(ALICE, "mine", rootfs()).await;
@@ -66,7 +66,7 @@ async fn a_change_that_cannot_be_kept_is_none() {
     assert!(!lab.sees(BOB, "mine").await);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_image_in_files_keeps_its_configuration_and_goes_out_again() {
     let lab = EngineLab::new().await;
     let parts = vec![FileRange { offset: 0, length: Bytes(1) }; 3];
@@ -91,7 +91,7 @@ async fn an_image_in_files_keeps_its_configuration_and_goes_out_again() {
     assert!(!lab.sees(ALICE, "none").await);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_renamed_image_is_found_by_its_new_name_only_and_its_sandboxes_show_it() {
     let lab = EngineLab::new().await;
     let (image, other) =
@@ -124,7 +124,7 @@ async fn a_renamed_image_is_found_by_its_new_name_only_and_its_sandboxes_show_it
     assert_eq!(lab.engine.vm(vm).unwrap().image_name, "ours");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_kernel_is_renamed_as_well() {
     let lab = EngineLab::new().await;
     let kernel = lab.engine.kernels()[0].id;

@@ -33,7 +33,7 @@ use banger_system::{
 
 use crate::engine_lab::{ALICE, BOB, EngineLab, TIMEOUT, request};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_is_created_stopped_started_and_deleted() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -58,7 +58,7 @@ async fn a_sandbox_is_created_stopped_started_and_deleted() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_clocks_of_guests_that_answer_are_kept_right() {
     let lab = EngineLab::new().await;
     let up = lab.running().await;
@@ -107,7 +107,7 @@ async fn a_guest_that_stops_answering_is_not_ready_until_it_answers_again() {
     assert!(lab.engine.vm(vm).unwrap().is_ready());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn repeated_requests_change_nothing() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -118,7 +118,7 @@ async fn repeated_requests_change_nothing() {
     assert_eq!(lab.state(vm), State::Stopped);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_creation_that_fails_at_any_step_leaves_nothing() {
     let lab = EngineLab::new().await;
     let (mut step, mut failures) = (0, 0);
@@ -146,7 +146,7 @@ async fn a_creation_that_fails_at_any_step_leaves_nothing() {
     assert!(failures > 5, "only {failures} of {step} steps could fail");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_start_that_fails_at_any_step_leaves_only_the_disks() {
     let lab = EngineLab::new().await;
     let (vm, job) = lab.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
@@ -173,7 +173,7 @@ async fn a_start_that_fails_at_any_step_leaves_only_the_disks() {
     assert!(failures > 5, "only {failures} of {step} steps could fail");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_restart_of_the_service_reattaches_what_runs_and_removes_orphans() {
     let lab = EngineLab::new().await;
     let (up, down) = (lab.running().await, lab.running().await);
@@ -194,7 +194,7 @@ async fn a_restart_of_the_service_reattaches_what_runs_and_removes_orphans() {
     assert!(!lab.sim.alive().iter().any(|thing| thing.contains(&up.to_string())), "{:?}", lab.sim.alive());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_that_ended_while_the_service_was_down_is_found_stopped() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -214,7 +214,7 @@ async fn a_sandbox_that_ended_while_the_service_was_down_is_found_stopped() {
     assert!(!lab.sim.alive().iter().any(|thing| thing.starts_with("sockets")));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_never_answers_stays_up_and_is_kept() {
     let mut lab = EngineLab::new().await;
     lab.sim.silence_guests(true);
@@ -228,7 +228,7 @@ async fn a_guest_that_never_answers_stays_up_and_is_kept() {
     lab.until(vm, |state| state == Some(State::Stopped)).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_bound_to_a_caller_is_deleted_with_it() {
     let mut lab = EngineLab::new().await;
     let lifetime = Lifetime::Caller { connection: ":1.7".into(), bus: "bus".into() };
@@ -243,7 +243,7 @@ async fn a_sandbox_bound_to_a_caller_is_deleted_with_it() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_vmm_that_dies_or_a_guest_that_powers_off_is_noticed() {
     let mut lab = EngineLab::new().await;
     let (died, off) = (lab.running().await, lab.running().await);
@@ -255,7 +255,7 @@ async fn a_vmm_that_dies_or_a_guest_that_powers_off_is_noticed() {
     assert_eq!(lab.engine.vm(off).unwrap().vm.reason, Reason::GuestShutdown);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stop_clears_a_failure_and_only_that() {
     let mut lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -272,7 +272,7 @@ async fn a_stop_clears_a_failure_and_only_that() {
     assert_eq!(lab.state(vm), State::Running);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_log_of_a_vmm_says_what_ended_it() {
     let mut lab = EngineLab::new().await;
     let (killed, asked, off) = (lab.running().await, lab.running().await, lab.running().await);
@@ -292,7 +292,7 @@ async fn the_log_of_a_vmm_says_what_ended_it() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_kill_leaves_the_sandbox_stopped_and_not_failed() {
     let mut lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -304,7 +304,7 @@ async fn a_kill_leaves_the_sandbox_stopped_and_not_failed() {
     assert!(matches!(error, Error::NotRunning { .. }));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn resources_left_by_a_crash_are_released_before_the_next_start() {
     let mut lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -321,7 +321,7 @@ async fn resources_left_by_a_crash_are_released_before_the_next_start() {
     assert_eq!(lab.state(vm), State::Running);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_restart_is_a_new_boot() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -332,7 +332,7 @@ async fn a_restart_is_a_new_boot() {
     assert_ne!(view.vm.boot_id, boot);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_canceled_creation_leaves_nothing() {
     let mut lab = EngineLab::new().await;
     lab.sim.silence_guests(true);
@@ -344,7 +344,7 @@ async fn a_canceled_creation_leaves_nothing() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn impossible_requests_change_nothing() {
     let lab = EngineLab::new().await;
     let refused = async |change: fn(&mut CreateVm)| {
@@ -359,7 +359,7 @@ async fn impossible_requests_change_nothing() {
     assert!(lab.engine.vms().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn names_belong_to_their_owner() {
     let lab = EngineLab::new().await;
     let named = |owner| CreateVm { owner, name: Some("box".parse().unwrap()), start: None, ..request() };
@@ -380,7 +380,7 @@ async fn names_belong_to_their_owner() {
     assert_eq!(find(BOB, &hers.to_string()[..8]).await, Some(hers));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn images_and_kernels_that_are_used_are_not_deleted() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -394,7 +394,7 @@ async fn images_and_kernels_that_are_used_are_not_deleted() {
     lab.engine.delete_kernel(kernel).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn concurrent_requests_to_one_sandbox_end_in_a_state_of_the_table() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -439,7 +439,7 @@ async fn until_resolved(lab: &EngineLab, name: &str, there: bool) {
     assert!(tokio::time::timeout(TIMEOUT, wait).await.is_ok(), "{name} is not {there}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_has_its_names_exactly_while_it_runs() {
     let mut lab = EngineLab::new().await;
     let named = |name: &str, owner| CreateVm { name: name.parse().ok(), owner, ..request() };
@@ -494,7 +494,7 @@ async fn until_published(lab: &EngineLab) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stream_waits_for_a_guest_that_has_just_booted() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -502,7 +502,7 @@ async fn a_stream_waits_for_a_guest_that_has_just_booted() {
     lab.engine.open_stream(vm, ALICE, Service::Ssh).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_waiting_stream_request_ends_with_its_sandbox() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -519,7 +519,7 @@ async fn a_waiting_stream_request_ends_with_its_sandbox() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_has_its_own_host_key_and_keeps_it() {
     let lab = EngineLab::new().await;
     let (one, other) = (lab.running().await, lab.running().await);
@@ -530,7 +530,7 @@ async fn a_sandbox_has_its_own_host_key_and_keeps_it() {
     assert_eq!(key(&lab, one), before);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_host_name_follows_the_name_unless_it_was_chosen() {
     let lab = EngineLab::new().await;
     let make = async |hostname: Option<&str>| {
@@ -571,7 +571,7 @@ impl Logs for BrokenLogs {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_panic_in_the_work_for_a_sandbox_is_reported_by_its_name() {
     let lab = EngineLab::new().await;
     let ports = Ports { logs: Arc::new(BrokenLogs), ..lab.sim.ports() };

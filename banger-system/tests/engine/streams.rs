@@ -57,7 +57,7 @@ async fn lab() -> (EngineLab, VmId) {
     (lab, vm)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn thirty_commands_at_once_all_run() {
     let (lab, vm) = lab().await;
     let running = Arc::new(AtomicUsize::new(0));
@@ -78,7 +78,7 @@ async fn thirty_commands_at_once_all_run() {
     assert!(at_once.iter().all(|count| *count <= COMMANDS), "{at_once:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn connections_leave_room_for_commands_and_commands_for_questions() {
     let (lab, vm) = lab().await;
     let connections = open_all(&lab.engine, vm, Purpose::Connection).await;
@@ -91,7 +91,7 @@ async fn connections_leave_room_for_commands_and_commands_for_questions() {
     open(&lab.engine, vm, Purpose::Connection).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn waiting_requests_are_served_in_order() {
     let (lab, vm) = lab().await;
     let mut held = open_all(&lab.engine, vm, Purpose::Command).await;
@@ -110,7 +110,7 @@ async fn waiting_requests_are_served_in_order() {
     tokio::time::timeout(TIMEOUT, second).await.unwrap().unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_queue_is_bounded_and_leaving_it_makes_room() {
     const PLACES: usize = 64;
     let (lab, vm) = lab().await;
@@ -128,7 +128,7 @@ async fn the_queue_is_bounded_and_leaving_it_makes_room() {
     assert!(waits(&mut pin!(open(&lab.engine, vm, Purpose::Command))).await);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_guest_that_has_stopped() {
     let (lab, vm) = lab().await;
     let _held = open_all(&lab.engine, vm, Purpose::Command).await;

@@ -88,7 +88,7 @@ impl EngineLab {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_suspended_sandbox_has_no_vmm_and_continues_with_its_memory() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -118,7 +118,7 @@ async fn a_suspended_sandbox_has_no_vmm_and_continues_with_its_memory() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_canceled_wait_leaves_a_resumed_guest_running() {
     let mut lab = EngineLab::new().await;
     let vm = lab.suspended().await;
@@ -137,7 +137,7 @@ async fn a_canceled_wait_leaves_a_resumed_guest_running() {
     lab.settle(vm, "its memory is kept").await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_canceled_resumption_leaves_the_sandbox_suspended_while_its_memory_is_loaded() {
     let mut lab = EngineLab::new().await;
     let vm = lab.suspended().await;
@@ -181,7 +181,7 @@ async fn a_canceled_resumption_leaves_the_sandbox_suspended_while_its_memory_is_
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_canceled_suspension_leaves_the_guest_running() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -232,7 +232,7 @@ async fn a_vmm_that_keeps_its_pipe_open_ends_the_suspension() {
     lab.check(vm, "it runs on");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn another_kernel_of_the_sandbox_does_not_get_the_memory() {
     let lab = EngineLab::new().await;
     let vm = lab.suspended().await;
@@ -243,7 +243,7 @@ async fn another_kernel_of_the_sandbox_does_not_get_the_memory() {
     lab.check(vm, "it stays suspended");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn memory_that_cannot_be_removed_counts_against_the_quota() {
     let lab = EngineLab::new().await;
     let vm = lab.suspended().await;
@@ -258,7 +258,7 @@ async fn memory_that_cannot_be_removed_counts_against_the_quota() {
     lab.check(vm, "suspended");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_to_a_suspended_guest_resumes_it() {
     let lab = EngineLab::new().await;
     lab.sim.enable_agents();
@@ -272,7 +272,7 @@ async fn a_request_to_a_suspended_guest_resumes_it() {
     assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_waits_while_the_memory_is_loaded_but_no_longer_than_its_own_time() {
     let lab = EngineLab::new().await;
     lab.sim.enable_agents();
@@ -292,7 +292,7 @@ async fn a_request_waits_while_the_memory_is_loaded_but_no_longer_than_its_own_t
     assert!(opened.is_ok(), "{opened:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_cannot_be_resumed_says_why_to_each_request() {
     let lab = EngineLab::new().await;
     let vm = lab.suspended().await;
@@ -308,7 +308,7 @@ async fn a_guest_that_cannot_be_resumed_says_why_to_each_request() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.booted_from, Some(BootedFrom::Cold));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn another_vmm_does_not_load_the_memory() {
     let lab = EngineLab::new().await;
     let vm = lab.suspended().await;
@@ -321,7 +321,7 @@ async fn another_vmm_does_not_load_the_memory() {
     lab.check(vm, "it stays suspended");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_vmm_that_cannot_save_guests_is_left_alone() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -331,7 +331,7 @@ async fn a_vmm_that_cannot_save_guests_is_left_alone() {
     lab.check(vm, "it runs");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn impossible_requests_are_refused_and_change_nothing() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -365,7 +365,7 @@ async fn impossible_requests_are_refused_and_change_nothing() {
     assert!(matches!(refused, Err(Error::NotReady { .. })), "{refused:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_memory_on_disk_counts_against_the_quota() {
     let lab = EngineLab::with(|settings| settings.limits.image_disk = Bytes::mib(1500)).await;
     let (first, second) = (lab.running().await, lab.running().await);
@@ -381,7 +381,7 @@ async fn the_memory_on_disk_counts_against_the_quota() {
     lab.check(vm, "it runs");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_ends_while_it_is_suspended_or_being_suspended() {
     let mut lab = EngineLab::new().await;
     lab.sim.slow_captures(true);
@@ -413,7 +413,7 @@ async fn a_sandbox_ends_while_it_is_suspended_or_being_suspended() {
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_of_one_run_stays_while_it_is_suspended() {
     let lab = EngineLab::new().await;
     let (vm, job) =
@@ -425,7 +425,7 @@ async fn a_sandbox_of_one_run_stays_while_it_is_suspended() {
     lab.check(vm, "resumed");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failure_at_any_step_leaves_the_guest_running_or_suspended() {
     for suspends in [true, false] {
         let lab = EngineLab::new().await;
@@ -453,7 +453,7 @@ async fn a_failure_at_any_step_leaves_the_guest_running_or_suspended() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_at_any_step_leaves_the_guest_running_or_suspended() {
     for suspends in [true, false] {
         let mut lab = EngineLab::new().await;

@@ -42,7 +42,7 @@ fn count(lab: &EngineLab) -> usize {
     known.len()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_tag_is_another_name_for_the_same_file() {
     let lab = EngineLab::new().await;
     let image = registered(&lab, ALICE).await;
@@ -67,7 +67,7 @@ async fn a_tag_is_another_name_for_the_same_file() {
     assert_eq!(count(&lab), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_tag_of_a_shared_image_is_private_and_stays_when_that_is_deleted() {
     let lab = EngineLab::new().await;
     let shared = named(&lab, BOB, "debian-bookworm").await;
@@ -80,7 +80,7 @@ async fn a_tag_of_a_shared_image_is_private_and_stays_when_that_is_deleted() {
     assert_eq!(count(&lab), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_names_of_a_file_count_once_against_the_quota_of_their_owner() {
     let lab = with_room(IMAGE).await;
     let shared = named(&lab, ALICE, "debian-bookworm").await;
@@ -107,7 +107,7 @@ async fn the_names_of_a_file_count_once_against_the_quota_of_their_owner() {
     assert_eq!(count(&few), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_tag_that_fails_at_any_step_leaves_nothing() {
     let lab = EngineLab::new().await;
     let shared = named(&lab, ALICE, "debian-bookworm").await;

@@ -59,7 +59,7 @@ impl EngineLab {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_first_start_boots_and_later_ones_of_any_user_continue_from_a_template() {
     let lab = lab().await;
     let first = lab.started_by(ALICE).await;
@@ -73,7 +73,7 @@ async fn the_first_start_boots_and_later_ones_of_any_user_continue_from_a_templa
     assert_eq!((lab.sim.children(), lab.sim.templates()), (2, (1, 0)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_the_setting_nothing_is_made() {
     let lab = EngineLab::new().await;
     for _ in 0..2 {
@@ -82,7 +82,7 @@ async fn without_the_setting_nothing_is_made() {
     assert_eq!((lab.sim.children(), lab.sim.templates()), (0, (0, 0)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_size_and_each_vmm_version_has_its_own_template() {
     let lab = lab().await;
     lab.started_by(ALICE).await;
@@ -99,7 +99,7 @@ async fn each_size_and_each_vmm_version_has_its_own_template() {
     assert_eq!(lab.sim.children(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_start_that_does_not_continue_boots_and_the_template_is_moved_aside() {
     let lab = lab().await;
     lab.started_by(ALICE).await;
@@ -122,7 +122,7 @@ async fn a_start_that_does_not_continue_boots_and_the_template_is_moved_aside() 
     assert_eq!(lab.booted_from(vm), Some(BootedFrom::Template));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_template_that_cannot_be_made_is_not_tried_again_and_disturbs_nothing() {
     let usual = EngineLab::new().await;
     usual.started_by(ALICE).await;
@@ -145,7 +145,7 @@ async fn a_template_that_cannot_be_made_is_not_tried_again_and_disturbs_nothing(
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failed_step_of_the_making_leaves_nothing() {
     let lab = lab().await;
     lab.sim.fail_at(None);
@@ -169,7 +169,7 @@ async fn a_failed_step_of_the_making_leaves_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failed_step_of_a_start_from_a_template_boots_or_leaves_nothing() {
     let ready = async || {
         let lab = lab().await;
@@ -196,7 +196,7 @@ async fn a_failed_step_of_a_start_from_a_template_boots_or_leaves_nothing() {
     assert!(cold > 0, "no start fell back to a boot");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_template_that_was_being_made_when_the_service_ended_leaves_nothing() {
     let lab = lab().await;
     let vm = lab.started_by(ALICE).await;
@@ -208,7 +208,7 @@ async fn a_template_that_was_being_made_when_the_service_ended_leaves_nothing() 
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_never_gets_ready_from_a_template_is_the_last_one_of_it() {
     let lab = lab().await;
     lab.started_by(ALICE).await;

@@ -25,7 +25,7 @@ use zbus::Connection;
 use super::{Bus, Client, Polkit, TIMEOUT, until};
 
 /// Longer than any test waits.
-const POLKIT_TIMEOUT: Duration = Duration::from_secs(60);
+const POLKIT_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub struct Service {
     pub sim: Sim,
@@ -166,8 +166,8 @@ async fn serve(
         memory: Bytes::gib(1),
         disk_size: Bytes::gib(8),
         root_size: Bytes(0),
-        ready_timeout: Duration::from_secs(60),
-        stop_timeout: Duration::from_secs(1),
+        ready_timeout: TIMEOUT,
+        stop_timeout: TIMEOUT,
         on_reboot: banger_system::engine::request::OnReboot::Boot,
         subnet: None,
         same_owner: SameOwner::Connected,

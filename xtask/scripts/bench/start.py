@@ -11,8 +11,8 @@ def run(*words):
 def machine():
     return json.loads(run("banger", "vm", "show", "--json", name))
 def journal():
-    lines = run("journalctl", "-u", "banger-system", "-o", "json", "--output-fields=BANGER_HOST_US,BANGER_VM", "-n", "200").splitlines()
-    return [int(line["BANGER_HOST_US"]) / 1000 for line in map(json.loads, lines) if "BANGER_HOST_US" in line and line["BANGER_VM"] == vm]
+    lines = run("journalctl", "-u", "banger-system", "-o", "json", "--output-fields=BANGER_HOST_US", f"BANGER_VM={vm}").splitlines()
+    return [int(line["BANGER_HOST_US"]) / 1000 for line in map(json.loads, lines) if "BANGER_HOST_US" in line]
 vm = machine()["id"]
 jail = ["DynamicUser=yes", "CapabilityBoundingSet=", "NoNewPrivileges=yes", "RootDirectory=/run/banger/empty", "MountAPIVFS=yes",
     "DevicePolicy=closed", "PrivateDevices=yes", "PrivateNetwork=yes", "PrivateIPC=yes", "PrivateTmp=yes", "ProtectProc=invisible",

@@ -2,7 +2,7 @@
 # Prints what the host has of sandboxes and imports. A kernel template may still be in the making, so this waits for a while.
 
 is_idle() { [ -z "$(systemctl list-units --plain --no-legend 'banger-vm-*')" ]; }
-wait_until 30 'the VMMs' is_idle 2> /dev/null || true
+wait_until 180 'the VMMs' is_idle 2> /dev/null || true
 
 banger vm list --all-users --json
 systemctl list-units --all --plain --no-legend 'banger-vm-*' 'banger-import-*'

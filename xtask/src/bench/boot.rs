@@ -32,8 +32,8 @@ use crate::{
     wait::{Polling, wait_until},
 };
 
-/// How long a boot may take. An emulated guest on a busy host takes half a minute.
-const POLLING: Polling = Polling { limit: Duration::from_secs(120), interval: Duration::from_millis(1) };
+/// How long a boot may take. An emulated guest on a busy host takes half a minute, or several times as long.
+const POLLING: Polling = Polling { limit: Duration::from_secs(300), interval: Duration::from_millis(1) };
 /// The sandbox whose QEMU the peer copies.
 const EXAMPLE: &str = "bench-example";
 /// The file system of a kernel's modules, which is QEMU's third disk.

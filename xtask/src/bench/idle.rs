@@ -73,7 +73,7 @@ fn measure(host: &Host, effort: Effort) -> Result<(Vec<f64>, Vec<f64>)> {
         alice(host, &["sh", "-c", booted, name])?;
     }
     // The command ends before the agent is stopped, so that its client does not wait for an answer.
-    let stop = "nohup sh -c 'sleep 2; kill -STOP $(pgrep -of ^@banger-agent)' > /dev/null 2>&1 &";
+    let stop = "nohup sh -c 'sleep 5; kill -STOP $(pgrep -of ^@banger-agent)' > /dev/null 2>&1 &";
     alice(host, &["banger", "vm", "exec", PEER, "--", "sh", "-c", stop])?;
     let part = if effort.smoke { 10 } else { 1 };
     thread::sleep(SETTLING / part);

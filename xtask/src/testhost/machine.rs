@@ -43,7 +43,7 @@ const HARDWARE: [&str; 14] = [
 ];
 const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=false";
 /// How long QEMU may take to save or restore the memory, or to answer a QMP command.
-const POLLING: Polling = Polling { limit: Duration::from_secs(120), interval: Duration::from_millis(20) };
+const POLLING: Polling = Polling { limit: Duration::from_secs(300), interval: Duration::from_millis(20) };
 
 /// Describes everything that a saved memory depends on.
 pub fn recipe() -> String {

@@ -30,9 +30,9 @@ use crate::{
 };
 
 /// How long the first boot may take. There is one for each change of the packages.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(900);
 /// How long a restored host may take to answer.
-const RESTORE_TIMEOUT: Duration = Duration::from_secs(60);
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(100);
 /// Where the host finds the files of [`TestHost::share`].
 const SHARE: &str = "/host";

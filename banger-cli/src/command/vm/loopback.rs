@@ -18,8 +18,8 @@ use crate::{
     ui::signals::Signals,
 };
 
-/// How long a guest may take to list its ports, for a note.
-const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a guest may take to list its ports, for a note. An emulated one on a busy host takes seconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Poll interval for the ports of a guest while a command runs.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How many times to look. A server that starts later is found by `vm ports`.

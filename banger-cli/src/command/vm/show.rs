@@ -14,8 +14,9 @@ use crate::{
     ui::signals::Signals,
 };
 
-/// How long a guest may take to report its phases; then it is shown without them.
-const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a guest may take to report its phases; then it is shown without them. An emulated one on a busy host takes
+/// seconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Show all details of a sandbox
 ///

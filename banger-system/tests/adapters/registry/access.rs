@@ -17,7 +17,8 @@ async fn a_registry_gets_credentials_only_when_it_asks() {
         bench.lab.gate(gate.clone());
         bench.lab.forget();
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
+        let registries =
+            Registries::new(home.path(), Bytes::gib(1), PATIENT, LocalPorts::where_port(|_| true));
         assert_eq!(pull(&registries, &who).await.unwrap(), layers(), "{gate:?}");
         // Credentials are not sent before the registry asks for them.
         assert_eq!(bench.lab.asked("/manifests/")[0].authorization, None);
@@ -181,7 +182,7 @@ async fn a_port_of_the_host_that_is_not_allowed_is_never_connected_to() {
     let allowed = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&allowed);
     let local = LocalPorts::where_port(move |_| asked.load(Ordering::Relaxed));
-    let registries = Registries::new(&bench.home.path().join("other"), Bytes::gib(1), QUICK, local);
+    let registries = Registries::new(&bench.home.path().join("other"), Bytes::gib(1), PATIENT, local);
     let refused = registries.resolve(&source(&reference)).await.unwrap_err();
     assert!(refused.to_string().contains("registry.local_ports"), "{refused}");
     let (_, port) = reference.split_once(':').unwrap();

@@ -14,10 +14,8 @@ async fn an_image_comes_whole_and_a_second_time_from_the_cache() {
     assert_eq!(bench.cached(), (4, 0));
 
     bench.lab.forget();
-    let started = Instant::now();
     let again = bench.registries.resolve(&source).await.unwrap();
     let fetched = bench.registries.fetch(&source, &again.layers, Arc::new(NoProgress)).await.unwrap();
-    assert!(started.elapsed() < Duration::from_millis(50), "{:?}", started.elapsed());
     for blob in &fetched.blobs {
         assert!(rustix::fs::fstat(blob).unwrap().st_mode & 0o170_000 == 0o100_000, "no regular file");
     }
@@ -178,20 +176,22 @@ async fn pruning_breaks_no_pull_and_takes_the_oldest_first() {
     bench.lab.image("old", "1", &[noise(11, 100_000)]);
     bench.lab.image("new", "1", &[noise(12, 2_000_000)]);
     bench.pull("old:1").await.unwrap();
-    bench.lab.pace(100_000, Duration::from_millis(10));
+    let before = size(bench.home.path());
+    bench.lab.send_at_most(1_000_000);
     let source = bench.source("new:1");
     let (registries, running) = (bench.registries.clone(), source.clone());
     let running = tokio::spawn(async move { pull(&registries, &running).await });
-    tokio::time::sleep(Duration::from_millis(80)).await;
+    bench.until_cached(before + 1_000_000).await;
     let dry = bench.registries.prune(Prune { dry_run: true, older_than: None }).await.unwrap();
     let pruned = bench.registries.prune(Prune::default()).await.unwrap();
     assert_eq!((dry, pruned.blobs >= 2), (pruned, true));
+    bench.lab.send_all();
     assert_eq!(running.await.unwrap().unwrap(), [noise(12, 2_000_000)]);
 
     // Recently used blobs stay.
     let hour = Prune { older_than: Some(Duration::from_secs(3600)), ..Prune::default() };
     assert_eq!(bench.registries.prune(hour).await.unwrap(), Pruned::default());
-    let small = Registries::new(bench.home.path(), Bytes::mib(1), QUICK, LocalPorts::where_port(|_| true));
+    let small = Registries::new(bench.home.path(), Bytes::mib(1), PATIENT, LocalPorts::where_port(|_| true));
     let directory = fs::read_dir(bench.home.path()).unwrap().next().unwrap().unwrap().path();
     for entry in fs::read_dir(directory).unwrap() {
         let long_ago = SystemTime::now() - Duration::from_secs(7200);
@@ -249,7 +249,16 @@ impl DockerRegistry {
         std::env::var_os("BANGER_TEST_DOCKER_REGISTRY").map(PathBuf::from)
     }
 
+    /// Starts it. Somebody else may take its port before it does; then it ends, and gets another one.
     async fn start(program: &Path) -> Self {
+        loop {
+            if let Some(started) = Self::try_start(program).await {
+                return started;
+            }
+        }
+    }
+
+    async fn try_start(program: &Path) -> Option<Self> {
         let home = tempfile::tempdir().unwrap();
         let port = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port() };
         let config = format!(
@@ -260,10 +269,15 @@ impl DockerRegistry {
         let file = home.path().join("config.yml");
         fs::write(&file, config).unwrap();
         let process = Command::new(program).arg("serve").arg(&file).spawn().unwrap();
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut started = Self { process, port, _home: home };
+        loop {
+            let is_there = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+            match (started.process.try_wait().unwrap(), is_there) {
+                (Some(_), _) => return None,
+                (None, true) => return Some(started),
+                (None, false) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
         }
-        Self { process, port, _home: home }
     }
 }
 
@@ -285,7 +299,7 @@ async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
     require!(program.is_some(), "Debian's docker-registry, named by BANGER_TEST_DOCKER_REGISTRY");
     let server = DockerRegistry::start(&program.unwrap()).await;
     let home = tempfile::tempdir().unwrap();
-    let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
+    let registries = Registries::new(home.path(), Bytes::gib(1), PATIENT, LocalPorts::where_port(|_| true));
     let name = format!("localhost:{}/a/b:1", server.port);
     let layers = layers();
     let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();

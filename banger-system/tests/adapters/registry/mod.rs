@@ -32,17 +32,29 @@ use crate::net_lab::Space;
 use crate::registry_lab::{self, Authority, Fault, Gate, INDEX, Lab, descriptor, digest, noise};
 use crate::scratch::{Scratch, is_root, require};
 
-/// Short timeouts, for registries that do not answer.
-const QUICK: Timeouts = Timeouts {
-    connect: Duration::from_secs(2),
-    answer: Duration::from_millis(400),
-    silence: Duration::from_millis(400),
-    document: Duration::from_millis(800),
-    window: Duration::from_millis(500),
-    slowest: 1 << 10,
+/// For registries that answer, on a machine that does many other things.
+const PATIENT: Timeouts = Timeouts {
+    connect: PATIENCE,
+    answer: PATIENCE,
+    silence: PATIENCE,
+    document: PATIENCE,
+    window: PATIENCE,
+    slowest: 1,
     attempts: 3,
     pause: Duration::from_millis(5),
 };
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Short timeouts, for registries that do not answer.
+const QUICK: Timeouts = Timeouts {
+    answer: SHORT,
+    silence: SHORT,
+    document: SHORT,
+    window: SHORT,
+    slowest: 1 << 10,
+    attempts: 2,
+    ..PATIENT
+};
+const SHORT: Duration = Duration::from_secs(3);
 
 struct Bench {
     lab: Lab,
@@ -52,8 +64,13 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
+        Self::with(PATIENT).await
+    }
+
+    async fn with(timeouts: Timeouts) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
+        let registries =
+            Registries::new(home.path(), Bytes::gib(1), timeouts, LocalPorts::where_port(|_| true));
         Self { lab: Lab::new().await, home, registries }
     }
 
@@ -63,6 +80,16 @@ impl Bench {
 
     async fn pull(&self, name: &str) -> Result<Vec<Vec<u8>>> {
         pull(&self.registries, &self.source(name)).await
+    }
+
+    /// Waits until the cache has this many bytes.
+    async fn until_cached(&self, bytes: u64) {
+        let cached = async {
+            while size(self.home.path()) < bytes {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, cached).await.unwrap();
     }
 
     /// Returns how many files of the cache are whole, and how many are not.
@@ -77,6 +104,13 @@ fn files(root: &Path) -> Vec<String> {
     let registries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
     let files = registries.flat_map(|path| fs::read_dir(path).unwrap());
     files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Returns how many bytes a cache has, whether it is there yet or not.
+fn size(root: &Path) -> u64 {
+    let registries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let files = registries.flat_map(|path| fs::read_dir(path).unwrap());
+    files.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }
 
 fn source(reference: &str) -> Source {

@@ -15,16 +15,16 @@ await() {
 }
 see() { await 180 "$1 on the screen" shows "$1"; }
 type() {
-    await 60 'a prompt' has_prompt
+    await 180 'a prompt' has_prompt
     t send-keys "$1" Enter
 }
 show() { t -f tmux.conf new-session -d -x 100 -y 30 "$1"; }
 no_tmux() { ! quietly t list-sessions; }
 ended() {
-    await 60 'the end of the client' test -s ended
+    await 180 'the end of the client' test -s ended
     cat ended
     rm ended
-    await 60 'the end of tmux' no_tmux
+    await 180 'the end of tmux' no_tmux
 }
 killed() { [ ! -e /tmp/kill-now ]; }
 is_listed() { banger vm sessions keys 2> /dev/null | grep -q '^work *running'; }
@@ -38,10 +38,10 @@ see '~'
 t send-keys i 'not saved yet'
 see 'not saved yet'
 kill -KILL "$(cat client)"
-await 60 'the end of tmux' no_tmux
+await 180 'the end of tmux' no_tmux
 touch /tmp/kill-now
-await 60 'the end of the service' killed
-await 60 'the session in the list' is_listed && echo listed
+await 180 'the end of the service' killed
+await 180 'the session in the list' is_listed && echo listed
 
 again='banger vm attach keys work; echo ended $? > ended'
 show "$again"

@@ -33,8 +33,8 @@ echo several/* | sed 's,several/,,g'
 head -c 64M /dev/urandom > big
 banger vm cp -q big copy:/srv/again/ &
 copy=$!
-wait_until 120 'the copy' quietly banger vm exec copy -- sh -c 'ls -d /srv/again/.banger-*'
+wait_until 180 'the copy' quietly banger vm exec copy -- sh -c 'ls -d /srv/again/.banger-*'
 kill -TERM $copy; wait $copy || echo ended $?
 is_cleared() { quietly banger vm exec copy -- sh -c '! ls -d /srv/again/.banger-* && ! ls /srv/again/big'; }
-wait_until 60 'the end of the partial copy' is_cleared && echo cleared
+wait_until 180 'the end of the partial copy' is_cleared && echo cleared
 banger vm delete --force copy > /dev/null

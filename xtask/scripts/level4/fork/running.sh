@@ -19,7 +19,6 @@ counts_to() {
 banger vm create --quiet --wait boot --memory 384M --name live
 banger vm exec live -- sh -c 'echo 0 > /root/numbers; echo system > /etc/mark; echo work > /root/mark; sync'
 banger vm exec -d live -- sh -c 'echo $$ > /root/pid; n=0; : > /root/numbers; while :; do n=$((n + 1)); echo $n >> /root/numbers; sync; sleep 0.2; done' > /dev/null
-sleep 1
 counts_to live 5
 pid=$(banger vm exec live -- cat /root/pid)
 banger vm fork --no-start --quiet -n 3 live
@@ -39,7 +38,7 @@ echo "boots: $(sort -u /tmp/fork-boot-* | wc -l)"
 for name in live-2 live-3.vm live; do
     banger vm exec live-1 -- getent ahostsv4 "$name" > /dev/null && echo "live-1 finds $name"
 done
-[ "$(banger vm exec live-1 -- timeout 20 bash -c 'head -c 4 < /dev/tcp/live-2/22')" = SSH- ] && echo 'live-1 reaches live-2'
+[ "$(banger vm exec live-1 -- timeout 120 bash -c 'head -c 4 < /dev/tcp/live-2/22')" = SSH- ] && echo 'live-1 reaches live-2'
 banger vm exec live-1 -- sh -c 'echo changed > /etc/mark && echo changed > /root/mark && sync'
 echo "live-2 still has $(banger vm exec live-2 -- cat /etc/mark /root/mark | paste -sd ' ')"
 # The layers that were added while it ran are its disks after a boot.

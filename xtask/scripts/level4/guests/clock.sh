@@ -4,5 +4,5 @@
 banger vm create --name late
 banger vm exec late -- date --set @100000000
 touch /tmp/set-now
-banger vm exec late -- sh -c 'for n in $(seq 300); do [ $(date +%s) -gt 1000000000 ] && exit; sleep 0.1; done; exit 1'
+banger vm exec late -- sh -c 'for n in $(seq 3000); do [ $(date +%s) -gt 1000000000 ] && exit; sleep 0.1; done; exit 1'
 banger vm delete --force late

@@ -12,15 +12,15 @@ silent = socket.socket(socket.AF_UNIX)
 silent.bind("/run/silent")
 silent.listen(100)
 time.sleep(1000)' > /dev/null
-wait_until 120 'the server in the guest' banger vm exec crowd -- test -S /run/silent
+wait_until 180 'the server in the guest' banger vm exec crowd -- test -S /run/silent
 banger vm forward -L 7090:/run/silent crowd 2> forwarded &
 forward=$!
-wait_until 30 'the forwarded port' grep -q 7090 forwarded
+wait_until 180 'the forwarded port' grep -q 7090 forwarded
 bash -c 'for n in $(seq 30); do exec {fd}<>/dev/tcp/127.0.0.1/7090; done; touch crowded; sleep 1000' &
 browser=$!
-wait_until 30 'thirty connections' test -e crowded
+wait_until 180 'thirty connections' test -e crowded
 rm crowded
-banger vm exec -T --timeout 60 crowd -- echo in time
+banger vm exec -T --timeout 180 crowd -- echo in time
 banger vm health crowd > healthy
 banger vm stop crowd
 kill $forward

@@ -14,7 +14,7 @@ booted_up() {
 # systemd accepts requests once its socket exists.
 end() {
     banger vm exec box -- sh -c 'until [ -S /run/systemd/private ]; do sleep 0.2; done' > /dev/null 2>&1 || true
-    timeout 60 banger vm exec box -- sh -c "$1" > /dev/null 2>&1 || true
+    timeout 180 banger vm exec box -- sh -c "$1" > /dev/null 2>&1 || true
 }
 booted() {
     has_rebooted() { now=$(banger vm exec box -- cat /proc/sys/kernel/random/boot_id 2> /dev/null) && [ "$now" != "$1" ]; }
@@ -26,7 +26,7 @@ echo "first: $(banger vm exec other -- hostname)"
 banger vm rename other box
 first=$(show boot_id)
 banger vm exec box -- sh -c 'echo kept > kept; exec sleep 1000' > /dev/null 2>&1 &
-wait_until 60 'a file of the guest' quietly banger vm exec box -- cat kept
+wait_until 180 'a file of the guest' quietly banger vm exec box -- cat kept
 booted_up
 end 'systemctl reboot'
 booted "$first" reboot
@@ -34,7 +34,7 @@ echo "kept: $(banger vm exec box -- cat kept)"
 echo "after a reboot: $(how)"
 echo "renamed: $(banger vm exec box -- sh -c 'hostname; getent hosts box | grep -c box')"
 banger vm exec box -- sh -c 'exec 3> open; exec sleep 1000' > /dev/null 2>&1 &
-wait_until 60 'a file of the guest' quietly banger vm exec box -- test -e open
+wait_until 180 'a file of the guest' quietly banger vm exec box -- test -e open
 booted_up
 end 'systemctl poweroff'
 await 'stopped guest-shutdown' poweroff
@@ -46,7 +46,7 @@ first=$(show boot_id)
 end 'systemctl poweroff; until [ -e /run/banger-stopping ]; do sleep 0.05; done'
 banger vm start --quiet box
 booted "$first" "start while it shuts down"
-timeout 60 banger vm exec box -- sh -c 'echo c > /proc/sysrq-trigger' > /dev/null 2>&1 || true
+timeout 180 banger vm exec box -- sh -c 'echo c > /proc/sysrq-trigger' > /dev/null 2>&1 || true
 await 'failed guest-panic' panic
 banger vm start --quiet box
 end 'systemctl halt'

@@ -18,5 +18,5 @@ systemctl stop banger-system.service
 has_ended() { ! quietly systemctl is-active "$unit"; }
 wait_until 180 'the end of the guest' has_ended
 systemctl start banger-system.service
-wait_until 120 'the end of late' is_gone late
+wait_until 180 'the end of late' is_gone late
 echo 'late gone'

@@ -8,12 +8,12 @@ is_new() { pid=$(systemctl show -P MainPID banger-system) && [ "$pid" != 0 ] && 
 
 before=$(ls -A $kernels 2> /dev/null || true)
 busctl call dev.banger.Manager1 /dev/banger/Manager1 dev.banger.Manager1 CreateVM 'sa{sv}' cut 1 start b false > /dev/null
-wait_until 60 'the import' is_importing
+wait_until 180 'the import' is_importing
 pid=$(systemctl show -P MainPID banger-system)
 kill -KILL "$pid"
-wait_until 60 'the service' is_new "$pid"
+wait_until 180 'the service' is_new "$pid"
 banger vm list > /dev/null
-wait_until 60 'a clean directory' is_clean
+wait_until 180 'a clean directory' is_clean
 [ "$(ls -A $kernels)" = "$before" ]
 banger vm show cut > /dev/null 2>&1 && { echo 'the sandbox is still there' >&2; exit 1; }
 echo nothing is left

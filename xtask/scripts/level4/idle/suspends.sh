@@ -10,7 +10,7 @@ has() { [ "$(field "$1")" = "$2" ]; }
 
 alice 'banger create -q --vcpu 1 --name idle --idle suspend=1m'
 alice 'banger exec -d idle -- sleep 200' > /dev/null
-wait_until 150 'the look at the command' has busy_with commands && echo 'busy with commands'
+wait_until 180 'the look at the command' has busy_with commands && echo 'busy with commands'
 sleep 60
 has state running && echo 'the command keeps it up'
 wait_until 300 'the suspension' is_suspended

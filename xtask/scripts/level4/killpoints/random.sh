@@ -34,7 +34,7 @@ for run in $(seq "$runs"); do
     if [ "$pid" != 0 ] && kill -KILL "$pid"; then
         kills=$((kills + 1))
     fi
-    wait_until 60 "the service after kill $run of seed $seed" answers
+    wait_until 180 "the service after kill $run of seed $seed" answers
     wait $! || true
 done
 alice 'banger ls -q | xargs -r banger rm -q --force'

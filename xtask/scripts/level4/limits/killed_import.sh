@@ -8,5 +8,5 @@ systemctl kill --signal=KILL "$unit"
 wait "$register" || true
 left() { systemctl list-units --all --plain --no-legend 'banger-import-*'; }
 nothing_left() { [ -z "$(left)" ]; }
-wait_until 30 'the end of all imports' nothing_left || left
+wait_until 180 'the end of all imports' nothing_left || left
 rm long.tar.zst

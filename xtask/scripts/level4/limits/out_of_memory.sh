@@ -10,7 +10,7 @@ for _ in 1 2; do
     else
         systemctl kill --signal=KILL "$unit"
     fi
-    wait_until 120 'the end of the VMM' failed
+    wait_until 180 'the end of the VMM' failed
     banger vm show --json alice/hungry | grep -o -e 'oom-kill' -e 'killed:9'
     banger vm start --quiet alice/hungry
     banger vm show --json alice/hungry | grep -o '"running"'

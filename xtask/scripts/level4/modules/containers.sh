@@ -10,7 +10,7 @@ banger vm exec ship -- sh -ec '
     echo content > /tmp/root/www/index.html
     tar -C /tmp/root -cf /tmp/box.tar . && chmod 644 /tmp/box.tar
     serve="-p PORT:80 box /bin/busybox httpd -f -p 80 -h /www"
-    ask() { curl -sf --retry 20 --retry-connrefused --retry-all-errors --retry-delay 1 http://127.0.0.1:$1/; }
+    ask() { curl -sf --retry 120 --retry-connrefused --retry-all-errors --retry-delay 1 http://127.0.0.1:$1/; }
     systemctl start docker
     docker import /tmp/box.tar box > /dev/null
     # The image has no apparmor_parser, which Debian only recommends.

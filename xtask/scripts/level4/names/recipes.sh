@@ -21,7 +21,7 @@ dnsmasq --keep-in-foreground --conf-file=dnsmasq.conf &
 dnsmasq=$!
 echo 'nameserver 127.0.0.9' > resolv.conf
 answers() { ask ahostsv4 asked.vm > seen; }
-wait_until 30 dnsmasq answers
+wait_until 180 dnsmasq answers
 grep -q "^$address " seen && echo dnsmasq knows the name
 ask hosts "$address" | grep -q 'asked.alice.vm$' && echo dnsmasq knows the address
 ! ask ahostsv4 nobody.vm && echo dnsmasq knows no other

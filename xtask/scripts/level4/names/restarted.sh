@@ -7,7 +7,7 @@ has_restarted() {
     [ "$(systemctl show -P MainPID banger-system.service)" != "$before" ] &&
         systemctl is-active --quiet banger-system.service
 }
-wait_until 60 'the service' has_restarted
+wait_until 180 'the service' has_restarted
 resolvectl flush-caches
 until_known steady.vm
 systemctl stop banger-system.service

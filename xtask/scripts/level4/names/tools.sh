@@ -3,5 +3,5 @@
 
 known() { resolvectl query --legend=no "$1" > /dev/null 2>&1; }
 unknown() { ! known "$1"; }
-until_known() { wait_until 30 "the name $1" known "$1"; }
-until_gone() { wait_until 30 "the end of the name $1" unknown "$1"; }
+until_known() { wait_until 180 "the name $1" known "$1"; }
+until_gone() { wait_until 180 "the end of the name $1" unknown "$1"; }

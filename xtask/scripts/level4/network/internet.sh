@@ -21,5 +21,5 @@ serve() {
 serve internet-server 80 ip netns exec internet
 serve host-server 8000 env
 serves() { echo > "/dev/tcp/$1/$2"; }
-wait_until 30 'the server in the internet' serves 203.0.113.2 80
-wait_until 30 'the server of the host' serves 127.0.0.1 8000
+wait_until 180 'the server in the internet' serves 203.0.113.2 80
+wait_until 180 'the server of the host' serves 127.0.0.1 8000

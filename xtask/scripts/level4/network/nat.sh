@@ -3,7 +3,7 @@
 # shellcheck disable=SC2154 # tools.sh comes first and sets knock.
 
 create box
-get() { in_guest box 'curl -s -m 5 http://203.0.113.2/ || echo nothing'; }
+get() { in_guest box 'curl -s -m 30 http://203.0.113.2/ || echo nothing'; }
 echo "without: $(get)"
 banger vm set --nat box
 echo "with: $(get)"

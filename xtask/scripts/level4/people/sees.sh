@@ -3,4 +3,4 @@
 user=$1
 word=$2
 
-wait_until 60 "$word at $user" grep -q "$word" "/home/$user/seen"
+wait_until 180 "$word at $user" grep -q "$word" "/home/$user/seen"

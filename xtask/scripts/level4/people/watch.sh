@@ -3,6 +3,6 @@
 client=$1
 
 /usr/bin/python3 -c "$client" > seen &
-wait_until 300 'the end of the check' test -e /tmp/seen-enough
+wait_until 900 'the end of the check' test -e /tmp/seen-enough
 kill $!
 cat seen

@@ -9,7 +9,7 @@ banger image export --quiet seed --oci layout > /dev/null
 banger image delete seed > /dev/null
 printf '%s' "$serve" > serve.py
 systemd-run --quiet --unit=tiny-registry python3 /tmp/recipe/serve.py /tmp/recipe/layout
-wait_until 30 'the registry' curl -s -o /dev/null http://localhost:5000/v2/
+wait_until 180 'the registry' curl -s -o /dev/null http://localhost:5000/v2/
 digest=$(grep -o 'sha256:[0-9a-f]*' layout/index.json | head -n 1)
 mkdir -p /etc/banger/recipes
 cat > /etc/banger/recipes/first.toml << END

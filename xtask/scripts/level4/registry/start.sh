@@ -11,7 +11,7 @@ auth: {htpasswd: {realm: test, path: /tmp/oci/users}}
 http: {addr: "127.0.0.1:5000"}
 END
 systemd-run --quiet --unit=registry "$registry" serve /tmp/oci/registry.yml
-wait_until 30 'the registry' curl -s -o /dev/null http://localhost:5000/v2/
+wait_until 180 'the registry' curl -s -o /dev/null http://localhost:5000/v2/
 umoci init --layout layout
 take() {
     mount -o loop,ro,noload "$1" root

@@ -13,7 +13,7 @@ alice 'banger create -q --vcpu 1 --name keep; banger vm set --restart on-failure
 echo "policy $(field restart)"
 boot=$(field boot_id)
 kill -KILL "$(field main_pid)"
-wait_until 120 'another boot' is_up_again
+wait_until 180 'another boot' is_up_again
 echo "$(field state) $(field state_reason)"
 alice 'banger show keep' | sed -n 's/^state_reason *//p'
 alice 'banger stop -q --force keep'

@@ -14,8 +14,8 @@ boot() {
 alice 'banger create -q --no-start --vcpu 1 --autostart --name first; banger create -q --vcpu 1 --name other'
 systemctl show --property Wants multi-user.target | grep -q banger-autostart.service && echo 'wanted by the boot'
 boot
-wait_until 30 'the service' quietly systemctl is-active banger-system.service && echo 'the service is started'
-wait_until 120 'the first sandbox' is_up
+wait_until 180 'the service' quietly systemctl is-active banger-system.service && echo 'the service is started'
+wait_until 180 'the first sandbox' is_up
 echo "first $(field first state) $(field first state_reason)"
 echo "other $(field other state) $(field other state_reason)"
 # A restart of the service is no boot.

@@ -5,7 +5,7 @@ rm -f /tmp/stop-it /tmp/go-on
 banger vm create --quiet --name quiet
 banger vm exec -T quiet -- sh -c 'echo up; exec sleep 1000' > up 2> said &
 client=$!
-wait_until 30 'the command' test -s up
+wait_until 180 'the command' test -s up
 touch /tmp/stop-it
 status=0; wait $client || status=$?
 echo "client: $status"

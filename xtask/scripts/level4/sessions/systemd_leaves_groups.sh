@@ -8,7 +8,7 @@ wait_until 180 'the end of the boot' run 'systemctl is-active -q multi-user.targ
 run 'cat /proc/self/cgroup; exec sleep 1000' > first &
 running=$!
 trap 'kill $running' EXIT
-wait_until 30 'the first command' test -s first
+wait_until 180 'the first command' test -s first
 cat first
 run 'systemctl daemon-reload; systemd-run --quiet --wait true; systemctl start --no-block systemd-tmpfiles-clean'
 run 'cd /sys/fs/cgroup/banger/sessions; cat cgroup.controllers; cat memory.max; cat /proc/self/cgroup'
@@ -19,7 +19,7 @@ run 'echo kept > $XDG_RUNTIME_DIR/earlier'
 # It begins with the terminal, which does not wait for it.
 manager='until systemctl --user show -p Version > /dev/null 2>&1; do sleep 1; done
 echo "manager: $(systemctl --user is-system-running --wait)"'
-script -qec "banger vm exec -t groups -- timeout 120 sh -c '$manager'" /dev/null < /dev/null
+script -qec "banger vm exec -t groups -- timeout 300 sh -c '$manager'" /dev/null < /dev/null
 run 'cat $XDG_RUNTIME_DIR/earlier; systemctl --user show -p Version'
 trap - EXIT
 kill $running; wait $running || true

@@ -22,17 +22,18 @@ server.serve_forever()
 P
 python3 proxy.py > port & proxy=$!
 trap 'kill "$proxy"' EXIT
-wait_until 20 'the port of the proxy' test -s port
+wait_until 180 'the port of the proxy' test -s port
 http_proxy="http://ann:hush-hush@127.0.0.1:$(cat port)"
 export http_proxy
-fetch='import sys, urllib.request; sys.stdout.write(urllib.request.urlopen("http://example.org/page", timeout=20).read().decode())'
+fetch='import sys, urllib.request; sys.stdout.write(urllib.request.urlopen("http://example.org/page", timeout=60).read().decode())'
 
 banger vm create --quiet --vcpu 1 --name box
 banger vm exec --proxy box -- python3 -c "$fetch"
 banger vm exec box -- python3 -c "$fetch" 2> /dev/null || echo 'not without asking'
-# Two at once share no port.
-banger vm exec --proxy box -- sh -c 'sleep 3; python3 -c "$0"; echo "$http_proxy" > /run/one' "$fetch" & first=$!
-banger vm exec --proxy box -- sh -c 'sleep 3; python3 -c "$0"; echo "$http_proxy" > /run/two' "$fetch"
+# Two at once share no port. Each waits until the other has its own.
+both='echo "$http_proxy" > "/run/$1.new"; mv "/run/$1.new" "/run/$1"; for n in $(seq 1500); do [ -e "/run/$2" ] && break; sleep 0.2; done; python3 -c "$0"'
+banger vm exec --proxy box -- sh -c "$both" "$fetch" one two & first=$!
+banger vm exec --proxy box -- sh -c "$both" "$fetch" two one
 wait "$first"
 banger vm exec box -- sh -c 'cmp -s /run/one /run/two || echo two ports'
 banger vm exec --proxy box -- sh -c 'echo "$no_proxy"'

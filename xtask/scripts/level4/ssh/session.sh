@@ -17,7 +17,7 @@ rsync -a -e ssh tree/ web.vm:tree/
 ssh web.vm cat tree/deep/leaf
 ssh -f -N -o ExitOnForwardFailure=yes -L 18080:localhost:8080 -o ControlMaster=yes -S control web.vm
 ssh web.vm 'cd tree/deep; python3 -m http.server --bind 127.0.0.1 8080 > /dev/null 2>&1 < /dev/null &'
-wait_until 60 'the server in the guest' curl -sf -o fetched http://127.0.0.1:18080/leaf
+wait_until 180 'the server in the guest' curl -sf -o fetched http://127.0.0.1:18080/leaf
 sed 's/^/fetched /' fetched
 ssh -S control -O exit web.vm 2> /dev/null
 [ ! -e .ssh/known_hosts ] && echo trusts nothing

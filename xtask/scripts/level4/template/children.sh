@@ -30,9 +30,9 @@ echo "sizes: $(banger vm exec two -- sh -c 'echo $(cat /sys/block/vda/size /sys/
 banger vm exec two -- sh -c 'echo kept > /root/file && sync && cat /root/file'
 banger vm exec one -- bash -c 'exec 3<> /dev/tcp/two.vm/22 && head -c 4 <&3 && echo'
 banger vm ssh one -- hostname
-now=$(date +%s)
+before=$(date +%s)
 clock=$(banger vm exec one -- date +%s)
-[ $((clock - now)) -lt 5 ] && [ $((now - clock)) -lt 5 ] && echo 'the clock is right'
+[ "$clock" -gt $((before - 5)) ] && [ "$clock" -lt $(($(date +%s) + 5)) ] && echo 'the clock is right'
 banger vm restart --quiet two
 echo "restarted: $(from two), $(banger vm exec two -- cat /root/file)"
 banger vm delete --quiet --force one two

@@ -15,7 +15,7 @@ await() {
 see() { await 180 "$1 on the screen" shows "$1"; }
 # Type once the prompt is there.
 type() {
-    await 60 'a prompt' has_prompt
+    await 180 'a prompt' has_prompt
     t send-keys "$1" Enter
 }
 # A key that is pressed while a program sets up the terminal may get lost: retry.
@@ -59,7 +59,7 @@ see '.*#'
 type 'clear; cat note'
 see 'from the editor' && echo edited
 type 'exit 42'
-await 60 'the end of the command' test -s ended
+await 180 'the end of the command' test -s ended
 cat ended
 t kill-server 2> /dev/null || true
 banger vm delete --force keys

@@ -17,7 +17,7 @@ banger vm cp -q big frail:/root/big
 banger vm cp -q frail:/root/big came 2> said &
 copy=$!
 copies() { ls -d .banger-* > /dev/null 2>&1; }
-wait_until 60 'the copy' copies
+wait_until 180 'the copy' copies
 banger vm kill frail
 status=0; wait $copy || status=$?
 cat said >&2

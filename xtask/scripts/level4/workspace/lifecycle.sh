@@ -44,6 +44,6 @@ again='echo starts $(grep -c start log); ls /var/cache/shop; grep -c "^tmpfs /mn
 banger vm exec life -- sh -c "$again" | sed 's/^/again /'
 echo exit | banger vm shell -T life 2>&1 | grep -o 'the postAttachCommand runs in the background'
 attached() { banger vm exec life -- grep -q attach log; }
-wait_until 60 'the attachment' quietly attached
+wait_until 180 'the attachment' quietly attached
 banger vm exec life -- sh -c 'echo starts $(grep -c start log)' | sed 's/^/then /'
 banger vm delete -q --force life

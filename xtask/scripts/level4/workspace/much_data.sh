@@ -11,11 +11,11 @@ banger vm cp pipe:/root/much back
 cmp much back && echo copied
 banger vm exec -d pipe -- python3 -m http.server --bind 127.0.0.1 8080
 listens() { banger vm ports pipe | grep -q 8080; }
-wait_until 120 'the server in the guest' listens
+wait_until 180 'the server in the guest' listens
 banger vm ports --json pipe | grep -q '"port": 8080' && echo listed
 banger vm forward -q -L 18080:8080 pipe &
 forward=$!
-wait_until 120 'the forwarded port' curl -sf http://127.0.0.1:18080/much -o fetched
+wait_until 180 'the forwarded port' curl -sf http://127.0.0.1:18080/much -o fetched
 cmp much fetched && echo forwarded
 kill $forward; wait $forward || true
 python3 -m http.server --bind 127.0.0.1 19000 > /dev/null 2>&1 &
@@ -23,7 +23,7 @@ server=$!
 banger vm forward -q -R 9000:19000 -R /run/back.sock:19000 pipe &
 forward=$!
 comes() { banger vm exec pipe -- curl -sf http://127.0.0.1:9000/much | cmp - much; }
-wait_until 120 'the port of the host' comes
+wait_until 180 'the port of the host' comes
 banger vm exec pipe -- curl -sf --unix-socket /run/back.sock http://x/much | cmp - much && echo led out
 kill $forward $server; wait || true
 banger vm delete --force pipe

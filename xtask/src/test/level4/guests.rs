@@ -128,7 +128,7 @@ fn right_time(host: &Host) -> Result<()> {
 fn idle_agent(host: &Host) -> Result<()> {
     // Both processes of the agent, in hundredths of a second. The second look includes the cost of the first.
     let out = run_as(host, "alice", &script!("level4/guests/idle_agent.sh"))?;
-    let ticks: u32 = out.lines().last().unwrap_or_default().parse().context("nothing was said")?;
+    let ticks: i32 = out.lines().last().unwrap_or_default().parse().context("nothing was said")?;
     // 2 % of ten seconds.
     ensure!(ticks <= 20, "{ticks} hundredths of a second in ten");
     Ok(())

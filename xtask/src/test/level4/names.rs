@@ -17,7 +17,7 @@ const TOOLS: &str = concat!(script_text!("wait.sh"), script_text!("level4/names/
 fn names(host: &Host) -> Result<()> {
     let bobs = "banger vm create --vcpu 1 --name theirs";
     sh(host, "bob", bobs)?;
-    let address = run_as(host, "alice", &script!("level4/names/owner.sh"))?;
+    let address = run_as(host, "alice", &script!("level4/names/owner.sh" uses "wait.sh"))?;
     let address = address.lines().last().unwrap_or_default();
     run_as(host, "bob", &script!("level4/names/stranger.sh", address = address))?;
     run_as(host, "alice", &script!("level4/names/deleted.sh" uses "wait.sh" + "level4/names/tools.sh"))?;

@@ -161,5 +161,5 @@ fn machines(host: &Host) -> Result<()> {
     let unit = format!("Unit=banger-vm-{id}.service");
     ensure!(seen.lines().any(|line| line == unit), "{seen:?}");
     let left = "! machinectl list --no-legend | grep banger-";
-    run_as_root(host, &["timeout", "30", "sh", "-c", &format!("until {left}; do sleep 0.2; done")]).map(drop)
+    run_as_root(host, &["timeout", "180", "sh", "-c", &format!("until {left}; do sleep 0.2; done")]).map(drop)
 }

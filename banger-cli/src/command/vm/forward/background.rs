@@ -31,8 +31,8 @@ use crate::{
 pub const IN_BACKGROUND: &str = "in-background";
 /// What that process says once it forwards.
 const READY: &str = "ready";
-/// How long a process may take to end.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a process may take to end, on a host that does many other things.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Poll interval for its end.
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
 /// Limit on a file that is read.

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::*;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const SIZE: WindowSize = WindowSize { rows: 5, columns: 7 };
 
 /// The agent's end of a stream.
