@@ -7,7 +7,7 @@ use banger_proto::bus::{
     names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
     option::{agent, stream},
     proxy::{Facts, Options},
-    record::{CheckRow, VmRow},
+    record::{ChangeRow, CheckRow, PhaseRow, VmRow},
 };
 use zbus::{Fd, ObjectPath, OwnedObjectPath, Variant};
 
@@ -282,6 +282,11 @@ impl Bus {
     pub async fn open_log(&self, vm: &ObjectPath<'_>, log: &str, options: &Options<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenLog", &(log, options)).await?;
         Ok(fd.into())
+    }
+
+    /// Returns the recent changes of a sandbox, and the phases of its last boot.
+    pub async fn history(&self, vm: &ObjectPath<'_>) -> Result<(Vec<ChangeRow>, Vec<PhaseRow>)> {
+        self.call(vm, VM_INTERFACE, "GetHistory", &(Options::new(),)).await
     }
 
     /// Deletes an image or a kernel.

@@ -29,6 +29,11 @@ impl ShowArgs {
         self.print(bus.properties(&path, kind.interface()).await?.json())
     }
 
+    /// Returns whether the object is printed as JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Returns the reference of the object.
     pub fn reference(&self) -> &str {
         &self.reference

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
-use super::record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow};
+use super::record::{ChangeRow, CheckRow, ImageRow, JobRow, KernelRow, PhaseRow, VmRow};
 
 /// Options of a call.
 pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
@@ -136,6 +136,8 @@ pub trait Vm {
     fn open_stream(&self, service: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
     /// Opens a pipe to read a log from.
     fn open_log(&self, log: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
+    /// Returns its recent changes of state, and the phases of its last boot.
+    fn get_history(&self, options: Options<'_>) -> zbus::Result<(Vec<ChangeRow>, Vec<PhaseRow>)>;
 
     /// The state of the sandbox has changed.
     #[zbus(signal, name = "StateChanged")]

@@ -131,6 +131,7 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "OpenAgent", ENTER, Cost::Open),
     (VM, "OpenStream", ENTER, Cost::Open),
     (VM, "OpenLog", ENTER, Cost::Open),
+    (VM, "GetHistory", VIEW, Cost::Read),
     (VM, PROPERTIES, VIEW, Cost::Read),
     (IMAGE, "Delete", SHARED, Cost::Change),
     (IMAGE, "Rename", SHARED, Cost::Change),

@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// Increased by one with each addition to the interfaces.
-const API_LEVEL: u32 = 7;
+const API_LEVEL: u32 = 8;
 /// Features of this service, for clients that are newer than it.
 const FEATURES: [&str; 10] = [
     "agent",

@@ -14,6 +14,7 @@ pub mod error;
 mod events;
 mod guest_clocks;
 mod guest_config;
+pub mod history;
 mod idle;
 mod inventory;
 mod job;
@@ -58,6 +59,7 @@ use tokio::sync::{Mutex, OnceCell, oneshot};
 use self::{
     agent::StreamQueues,
     error::{Error, Result},
+    history::History,
     inventory::Inventory,
     job::Jobs,
     library::Library,
@@ -149,7 +151,7 @@ impl Engine {
     /// runtime.
     pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
         let (events, receiver) = events::queue();
-        let inventory = Inventory::new(events.clone());
+        let inventory = Inventory::new(events.clone(), Arc::clone(&ports.clock));
         let jobs = Jobs::new(events.clone(), Arc::clone(&ports.clock), &settings.limits);
         let shared = Arc::new(Shared {
             ports,
@@ -218,6 +220,11 @@ impl Engine {
     /// Returns a VM.
     pub fn vm(&self, id: VmId) -> Option<Arc<VmView>> {
         self.shared.inventory.vm(id)
+    }
+
+    /// Returns the recent history of a VM; none if there is no such VM.
+    pub fn history(&self, id: VmId) -> Option<History> {
+        self.shared.inventory.history(id)
     }
 
     /// Finds a VM by reference, maybe another user's. The D-Bus API decides whether the caller may know of it.

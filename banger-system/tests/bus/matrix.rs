@@ -133,6 +133,7 @@ const ROWS: &[Row] = &[
     row(VM, "OpenAgent", "", OWNED, |_| vec![wrong()]),
     row(VM, "OpenStream", "", OWNED, |_| vec!["telnet".into(), none()]),
     row(VM, "OpenLog", "", OWNED, |_| vec!["diary".into(), none()]),
+    row(VM, "GetHistory", "", OWNED, |_| vec![none()]),
     row(IMAGE, "Delete", "", SHAREABLE, |_| vec![wrong()]),
     row(IMAGE, "Rename", "", SHAREABLE, |_| vec![no_name()]),
     row(IMAGE, "SetShared", "", SHAREABLE, |object| vec![object.is_shared.into()]),

@@ -8,6 +8,7 @@ mod disks;
 mod engine_lab;
 mod fork;
 mod fork_running;
+mod history;
 mod host_kernel;
 mod idle;
 mod killpoints;

@@ -6,12 +6,13 @@ use banger_proto::{bus::names::VM_INTERFACE, guest::message::Phases};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::history;
 use crate::{
     client::{bus::Bus, service::Kind},
     command::show::ShowArgs,
     error::Result,
     guest::agent::Guest,
-    ui::signals::Signals,
+    ui::{output, signals::Signals},
 };
 
 /// How long a guest may take to report its phases; then it is shown without them.
@@ -20,20 +21,34 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// Show all details of a sandbox
 ///
 /// `phases` shows how far its guest has booted, and how many seconds after the kernel's start it reached each phase.
+///
+/// With --events, it shows how long each part of the last start took, and the last 64 changes of the state, instead of the
+/// properties. The service keeps them until it ends.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm show web
+  banger vm show --events web
   banger vm show --json web | jq -r .state_reason")]
 pub struct Show {
     #[command(flatten)]
     show: ShowArgs,
+    /// Show the last start and the changes of the state; with --json, in addition to the properties
+    #[arg(long)]
+    events: bool,
 }
 
 impl Show {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
         let path = bus.find(Kind::Vm, self.show.reference()).await?;
+        let history = if self.events { Some(bus.history(&path).await?) } else { None };
+        if let Some((changes, phases)) = &history
+            && !self.show.is_json()
+        {
+            output::text(&history::text(changes, phases))?;
+            return Ok(0);
+        }
         let sandbox = bus.properties(&path, VM_INTERFACE).await?;
         let mut object = sandbox.json();
         if let Value::Object(properties) = &mut object {
@@ -45,6 +60,10 @@ impl Show {
                 None
             };
             properties.insert("phases".to_owned(), phases.map_or(Value::Null, phases_json));
+            if let Some((changes, phases)) = &history {
+                properties.insert("last_start".to_owned(), history::phases_json(phases));
+                properties.insert("changes".to_owned(), history::changes_json(changes));
+            }
         }
         self.show.print(object)
     }

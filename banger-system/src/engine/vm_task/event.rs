@@ -15,6 +15,7 @@ use super::{FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
+        history::Phase,
         job::JobHandle,
         lease::not_released,
         now,
@@ -77,6 +78,7 @@ impl VmTask {
             TaskEvent::VmmEnded(ended) if self.forking.is_some() => self.ended_in_fork(ended),
             TaskEvent::VmmEnded(ended) => return self.vmm_ended(ended).await,
             TaskEvent::GuestConfigured(Ok(()), wait) => {
+                self.end_phase(Phase::Agent);
                 self.template_in_use = None;
                 self.watch_configured(wait);
             }
@@ -135,6 +137,8 @@ impl VmTask {
     }
 
     pub(super) async fn guest_ready(&mut self, facts: GuestFacts) {
+        self.end_phase(Phase::Guest);
+        self.phase_begun = None;
         self.vm.boot_id = facts.boot_id;
         if self.vm.ready_at == Timestamp::default() {
             self.vm.ready_at = now(&*self.shared.ports.clock);
@@ -151,6 +155,7 @@ impl VmTask {
 
     /// Fails the waiting jobs. The guest stays up so that its logs can be read, and only its owner deletes it.
     pub(super) async fn guest_not_ready(&mut self, error: guest_link::Error) {
+        self.phase_begun = None;
         self.is_new = false;
         if self.vm.state == State::Running {
             self.vm.reason = Reason::BootTimeout;

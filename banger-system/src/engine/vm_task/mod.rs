@@ -63,7 +63,7 @@ mod stop;
 mod suspend;
 mod waiter;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use banger_domain::{
     guest_end::Reboots,
@@ -95,6 +95,7 @@ use self::{
 use super::{
     Shared,
     error::Result,
+    history::Phase,
     job::{JobHandle, Stages},
     lease::Lease,
     request::{CommitVm, Configure, ForkVm, Start, Stop, StopMode},
@@ -240,6 +241,8 @@ pub(super) struct VmTask {
     cancel_capture: Option<oneshot::Sender<()>>,
     /// The VMM that loads it, until its guest may run.
     loading: Option<Loading>,
+    /// When the current phase of a start began. None unless a start of this run of the service is under way.
+    phase_begun: Option<Instant>,
     /// What is known of its use.
     idle: Idle,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
@@ -315,6 +318,7 @@ impl VmTask {
             is_captured: false,
             cancel_capture: None,
             loading: None,
+            phase_begun: None,
             idle: Idle::default(),
             caller_is_gone: false,
         }
@@ -454,11 +458,27 @@ impl VmTask {
         }
     }
 
+    /// Begins the first phase of a start.
+    fn begin_phases(&mut self) {
+        self.phase_begun = Some(Instant::now());
+        self.shared.inventory.begin_boot(self.vm.id);
+    }
+
+    /// Ends a phase of a start, and begins the next.
+    fn end_phase(&mut self, phase: Phase) {
+        let now = Instant::now();
+        if let Some(begun) = &mut self.phase_begun {
+            let took = now.duration_since(std::mem::replace(begun, now));
+            self.shared.inventory.end_phase(self.vm.id, phase, took);
+        }
+    }
+
     fn clear_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
         self.vm.booted_from = None;
         self.loading = None;
+        self.phase_begun = None;
         self.is_thawing = false;
         self.idle = Idle::default();
         self.cancel_capture = None;

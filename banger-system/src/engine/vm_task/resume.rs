@@ -36,6 +36,7 @@ use super::{
 use crate::{
     engine::{
         error::{Error, Result, one_line},
+        history::Phase,
         job::{JobHandle, Stages},
         now,
         request::Start,
@@ -83,6 +84,7 @@ impl VmTask {
         self.vm.started_at = now(&*self.shared.ports.clock);
         job.stage("load", "loading the memory");
         let begun = Instant::now();
+        self.begin_phases();
         let (started, origin) = match self.launch_suspended().await {
             Ok(launched) => launched,
             Err(error) => {
@@ -91,6 +93,7 @@ impl VmTask {
             }
         };
         (self.unit, self.pid) = (started.unit.clone(), started.pid);
+        self.end_phase(Phase::Vmm);
         self.publish();
         let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
         self.loading = Some(Loading { started, begun, timeout, origin });
@@ -135,6 +138,7 @@ impl VmTask {
             return;
         }
         let Some(Loading { started, begun, timeout, origin }) = self.loading.take() else { return };
+        self.end_phase(Phase::Load);
         let is_copy = origin.is_some();
         let stored = match result {
             Ok(()) => {
