@@ -167,6 +167,13 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "Diagnose", &(Options::new(),)).await
     }
 
+    /// Opens a stream with the metrics of the service.
+    pub async fn open_metrics(&self, filter: &Options<'_>) -> Result<OwnedFd> {
+        let fd: zbus::OwnedFd =
+            self.call(&manager_path(), MANAGER_INTERFACE, "OpenMetrics", &(filter,)).await?;
+        Ok(fd.into())
+    }
+
     /// Subscribes to the signals of the service.
     pub async fn subscribe(&self, options: &Options<'_>) -> Result<()> {
         self.call(&manager_path(), MANAGER_INTERFACE, "Subscribe", &(options,)).await

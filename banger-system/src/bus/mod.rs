@@ -43,6 +43,7 @@ mod item;
 mod job;
 mod kernel;
 mod manager;
+mod metrics;
 mod object_manager;
 mod options;
 mod path;

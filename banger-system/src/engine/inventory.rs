@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 pub(super) use self::admission::Admission;
 use super::{
+    counts::Counts,
     error::{Error, Kind, Result},
     events::EventSender,
     history::{History, Phase},
@@ -38,6 +39,7 @@ pub(super) struct Inventory {
     state: Mutex<State>,
     events: EventSender,
     clock: Arc<dyn Clock>,
+    counts: Arc<Counts>,
     changes: watch::Sender<()>,
 }
 
@@ -141,8 +143,8 @@ impl State {
 }
 
 impl Inventory {
-    pub(super) fn new(events: EventSender, clock: Arc<dyn Clock>) -> Self {
-        Self { state: Mutex::default(), events, clock, changes: watch::Sender::default() }
+    pub(super) fn new(events: EventSender, clock: Arc<dyn Clock>, counts: Arc<Counts>) -> Self {
+        Self { state: Mutex::default(), events, clock, counts, changes: watch::Sender::default() }
     }
 
     /// Returns a receiver that wakes after any change. Several changes may wake it once.
@@ -179,6 +181,7 @@ impl Inventory {
     pub(super) fn end_phase(&self, id: VmId, phase: Phase, took: Duration) {
         if let Some(entry) = self.lock().vms.get_mut(&id) {
             entry.history.end_phase(phase, took);
+            self.counts.phase(entry.view.vm.owner, phase, took);
         }
     }
 
@@ -191,6 +194,11 @@ impl Inventory {
 
     pub(super) fn usage(&self, owner: Uid) -> Usage {
         self.lock().usage(owner)
+    }
+
+    /// Returns the bytes of a user's private images and of the memory of suspended sandboxes.
+    pub(super) fn private_bytes(&self, owner: Uid) -> Bytes {
+        self.lock().private_bytes(owner, None, None)
     }
 
     /// Checks that the owner's quota has room for the new disk sizes.
@@ -257,6 +265,7 @@ impl Inventory {
             return;
         }
         entry.history.note(now(&*self.clock), &view);
+        self.counts.changed(&entry.view, &view);
         let new = Arc::new(view);
         let old = std::mem::replace(&mut entry.view, Arc::clone(&new));
         self.send(Event::VmChanged { old, new });

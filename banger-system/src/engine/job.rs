@@ -23,6 +23,7 @@ use banger_proto::size::Bytes;
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
+    counts::Counts,
     error::{Error, Kind, Result, one_line},
     events::EventSender,
     now,
@@ -58,6 +59,7 @@ struct Inner {
     jobs_per_user: usize,
     events: EventSender,
     clock: Arc<dyn Clock>,
+    counts: Arc<Counts>,
 }
 
 struct Entry {
@@ -114,7 +116,12 @@ impl JobKind {
 pub(super) type Stages = &'static [&'static str];
 
 impl Jobs {
-    pub(super) fn new(events: EventSender, clock: Arc<dyn Clock>, limits: &Limits) -> Self {
+    pub(super) fn new(
+        events: EventSender,
+        clock: Arc<dyn Clock>,
+        counts: Arc<Counts>,
+        limits: &Limits,
+    ) -> Self {
         let line = Bounds {
             slots: usize::MAX,
             slots_per_user: limits.jobs_running as usize,
@@ -128,6 +135,7 @@ impl Jobs {
                 jobs_per_user: (limits.jobs_running + limits.jobs_queued) as usize,
                 events,
                 clock,
+                counts,
             }),
         }
     }
@@ -217,7 +225,7 @@ impl Jobs {
         // All journal entries of a job carry its id, which is the last element of its D-Bus path.
         let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
         span.in_scope(|| tracing::info!("started a job"));
-        JobHandle { jobs: self.clone(), id, owner, stages, canceled, span, ticket, finished: false }
+        JobHandle { jobs: self.clone(), id, owner, kind, stages, canceled, span, ticket, finished: false }
     }
 
     /// Lets a queued job begin at once, because a running one needs it.
@@ -326,6 +334,7 @@ pub(super) struct JobHandle {
     jobs: Jobs,
     id: JobId,
     owner: Uid,
+    kind: JobKind,
     stages: Stages,
     canceled: watch::Receiver<bool>,
     span: tracing::Span,
@@ -435,6 +444,7 @@ impl JobHandle {
             Outcome::Canceled => tracing::info!("canceled a job"),
             Outcome::Failed(error) => tracing::warn!(error = %one_line(&**error), "a job failed"),
         });
+        self.jobs.inner.counts.job(self.owner, self.kind, &outcome);
         let finished_at = now(&*self.jobs.inner.clock);
         self.jobs.update(self.id, |view| {
             view.outcome = Some(outcome);

@@ -7,6 +7,7 @@ pub mod agent;
 mod autostart;
 mod capability;
 mod configure;
+pub mod counts;
 mod create;
 mod diagnose;
 mod egress;
@@ -20,6 +21,7 @@ mod inventory;
 mod job;
 mod lease;
 mod library;
+pub mod metrics;
 mod names;
 mod network;
 mod port_error;
@@ -36,7 +38,7 @@ use std::{
     collections::BTreeSet,
     os::fd::OwnedFd,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use banger_domain::{
@@ -58,6 +60,7 @@ use tokio::sync::{Mutex, OnceCell, oneshot};
 
 use self::{
     agent::StreamQueues,
+    counts::Counts,
     error::{Error, Result},
     history::History,
     inventory::Inventory,
@@ -140,6 +143,9 @@ struct Shared {
     names: RwLock<Option<Arc<Table>>>,
     /// What went wrong on the host and is not mended yet.
     problems: Problems,
+    /// What has happened since this run of the service began.
+    counts: Arc<Counts>,
+    started_at: SystemTime,
     /// Where changes are published.
     events: events::EventSender,
     /// The long-lived tasks of the service.
@@ -151,8 +157,10 @@ impl Engine {
     /// runtime.
     pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
         let (events, receiver) = events::queue();
-        let inventory = Inventory::new(events.clone(), Arc::clone(&ports.clock));
-        let jobs = Jobs::new(events.clone(), Arc::clone(&ports.clock), &settings.limits);
+        let counts = Arc::<Counts>::default();
+        let started_at = ports.clock.now();
+        let inventory = Inventory::new(events.clone(), Arc::clone(&ports.clock), Arc::clone(&counts));
+        let jobs = Jobs::new(events.clone(), Arc::clone(&ports.clock), Arc::clone(&counts), &settings.limits);
         let shared = Arc::new(Shared {
             ports,
             settings,
@@ -165,6 +173,8 @@ impl Engine {
             autostart: Mutex::default(),
             names: RwLock::default(),
             problems: Problems::default(),
+            counts,
+            started_at,
             events,
             tasks: tasks.clone(),
         });

@@ -23,7 +23,7 @@ use banger_domain::{
 use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, Status,
-    network::{Error, Network, Result},
+    network::{Connections, Error, Network, Result},
 };
 
 /// What every guest sends to a client before it closes the connection.
@@ -124,6 +124,10 @@ impl Network for Sim {
 
     fn egress_log(&self, vm: VmId) -> EgressLog {
         self.lock().egress_logs.of(vm)
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        Some(Connections { tracked: self.lock().nics.len() as u64, limit: 1024 })
     }
 
     async fn denials(&self) -> Vec<Denial> {
