@@ -20,7 +20,6 @@ use tokio::{
 
 use super::{
     api::Api,
-    caller::RequestKind,
     error::{Error, Result},
 };
 use crate::engine::{
@@ -96,28 +95,23 @@ impl Collector for Families {
                 Unit::Bytes => registry::Unit::Bytes,
                 Unit::Seconds => registry::Unit::Seconds,
             });
-            // The crate adds a full stop to registered texts only.
+            let of = match &family.values {
+                Values::Gauges(_) => MetricType::Gauge,
+                Values::Counters(_) => MetricType::Counter,
+                Values::Histograms(_) => MetricType::Histogram,
+            };
+            // The crate adds a full stop only to texts that are registered.
             let help = format!("{}.", family.help);
-            let mut descriptor =
-                |of| encoder.encode_descriptor(family.name, &help, unit.as_ref(), of);
+            let metric = encoder.encode_descriptor(family.name, &help, unit.as_ref(), of)?;
             match &family.values {
-                Values::Gauges(values) => {
-                    let metric = descriptor(MetricType::Gauge)?;
-                    each(metric, values, |metric, value| metric.encode_gauge(value))?;
-                }
-                Values::Counters(values) => {
-                    let metric = descriptor(MetricType::Counter)?;
-                    each(metric, values, |metric, value| {
-                        metric.encode_counter::<NoLabelSet, f64, f64>(value, None)
-                    })?;
-                }
-                Values::Histograms(values) => {
-                    let metric = descriptor(MetricType::Histogram)?;
-                    each(metric, values, |metric, times| {
-                        let (sum, count) = (times.sum.as_secs_f64(), times.count);
-                        metric.encode_histogram::<NoLabelSet>(sum, count, &buckets(times), None)
-                    })?;
-                }
+                Values::Gauges(values) => each(metric, values, |metric, value| metric.encode_gauge(value))?,
+                Values::Counters(values) => each(metric, values, |metric, value| {
+                    metric.encode_counter::<NoLabelSet, f64, f64>(value, None)
+                })?,
+                Values::Histograms(values) => each(metric, values, |metric, times| {
+                    let (sum, count) = (times.sum.as_secs_f64(), times.count);
+                    metric.encode_histogram::<NoLabelSet>(sum, count, &buckets(times), None)
+                })?,
             }
         }
         Ok(())
