@@ -8,6 +8,7 @@ mod egress;
 mod floods;
 mod fork;
 mod lifetime;
+mod log_control;
 mod matrix;
 mod notify;
 #[path = "../private_bus/mod.rs"]
