@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::id::Uid;
+use tracing::{Instrument, Span, field};
 use zbus::{
     BoxDBusError, Connection, ObjectServer, OwnedObjectPath, OwnedVariant, Variant,
     message::{Header, Message},
@@ -79,6 +80,9 @@ pub trait Kind: Clone + Send + Sync + 'static {
     /// Returns its owner and names for dialogs; `None` if it has no owner.
     fn target(view: &Self::View, api: &Api) -> Option<Target>;
     fn gone() -> Error;
+
+    /// Notes in the span of a call which object it is about. Journal entries of the call have that as fields.
+    fn describe(&self, _span: &Span) {}
 }
 
 /// Upgrades the reference of an object's methods. Fails while the service shuts down.
@@ -128,12 +132,27 @@ impl<K: Kind> Exported<K> {
         Ok(K::target(&*self.view()?, &self.api))
     }
 
+    /// Returns the span of a call, whose fields all journal entries of the call have.
+    fn span(&self, member: &str) -> Span {
+        // At this level it is there whatever is logged.
+        let span = tracing::error_span!(
+            "call",
+            operation = member,
+            uid = field::Empty,
+            vm = field::Empty,
+            job = field::Empty
+        );
+        self.kind.describe(&span);
+        span
+    }
+
     /// Checks that the caller may use this member.
     async fn admit(&self, header: &Header<'_>, member: &str) -> Result<impl Send + use<K>> {
         let before = self.target()?;
         let whose = |target: &Option<Target>| target.as_ref().map(|target| (target.owner, target.is_shared));
         let asked_for = whose(&before);
-        let (_, permit) = self.api.admit(header, K::INTERFACE, member, before).await?;
+        let (caller, permit) = self.api.admit(header, K::INTERFACE, member, before).await?;
+        Span::current().record("uid", caller.uid.0);
         // It may have been deleted, or have changed its owner, during a password dialog.
         match whose(&self.target()?) == asked_for {
             true => Ok(permit),
@@ -228,13 +247,17 @@ impl<K: Kind> Interface for Exported<K> {
         let member = name.to_string();
         match self.methods.call(server, connection, message, name) {
             // The method has not started: a future does nothing until it is awaited.
-            DispatchResult::Async(method) => DispatchResult::Async(Box::pin(async move {
-                let header = message.header();
-                match self.admit(&header, &member).await {
-                    Ok(_permit) => method.await,
-                    Err(error) => Ok(connection.reply_dbus_error(&header, error).await?),
-                }
-            })),
+            DispatchResult::Async(method) => {
+                let span = self.span(&member);
+                let call = async move {
+                    let header = message.header();
+                    match self.admit(&header, &member).await {
+                        Ok(_permit) => method.await,
+                        Err(error) => Ok(connection.reply_dbus_error(&header, error).await?),
+                    }
+                };
+                DispatchResult::Async(Box::pin(call.instrument(span)))
+            }
             other => other,
         }
     }

@@ -92,6 +92,10 @@ impl Kind for VmKind {
     fn gone() -> Error {
         Error::new(ErrorName::NoSuchVm, "the sandbox has been deleted")
     }
+
+    fn describe(&self, span: &tracing::Span) {
+        span.record("vm", tracing::field::display(self.0));
+    }
 }
 
 const fn constant(name: &'static str, signature: &'static str, get: Get) -> Property<VmView> {

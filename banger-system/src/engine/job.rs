@@ -21,6 +21,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use tokio::{sync::watch, task::AbortHandle};
+use tracing::field;
 
 use super::{
     counts::Counts,
@@ -195,6 +196,10 @@ impl Jobs {
         stages: Stages,
         ticket: Option<Ticket>,
     ) -> JobHandle {
+        let vm = objects.iter().find_map(|object| match object {
+            Object::Vm(vm) => Some(*vm),
+            Object::Image(_) | Object::Kernel(_) => None,
+        });
         let view = Arc::new(JobView {
             id: JobId::random(),
             kind,
@@ -222,8 +227,11 @@ impl Jobs {
         jobs.insert(id, entry);
         self.send(Event::JobAdded(view));
         drop(jobs);
-        // All journal entries of a job carry its id, which is the last element of its D-Bus path.
-        let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
+        // All journal entries of a job have these fields, whatever is logged. Its id is the last element of its D-Bus path.
+        let span = tracing::error_span!("job", job = %id, kind = kind.as_str(), %owner, vm = field::Empty);
+        if let Some(vm) = vm {
+            span.record("vm", field::display(vm));
+        }
         span.in_scope(|| tracing::info!("started a job"));
         JobHandle { jobs: self.clone(), id, owner, kind, stages, canceled, span, ticket, finished: false }
     }

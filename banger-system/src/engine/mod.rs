@@ -451,7 +451,7 @@ impl Engine {
             Error::Deleted { name }
         };
         let (reply, answer) = oneshot::channel();
-        inbox.send(command(reply)).await.map_err(|_| deleted())?;
+        inbox.send(command(reply).traced()).await.map_err(|_| deleted())?;
         answer.await.map_err(|_| deleted())?
     }
 }

@@ -2,16 +2,7 @@
 
 use std::sync::Arc;
 
-use banger_domain::{
-    guest_end::GuestEnd,
-    id::{JobId, KernelId, Timestamp},
-    lifecycle::{Event, Reason, State},
-    resource::{Resource, Scope},
-    vm::{BootedFrom, Lifetime},
-};
-use tokio::task::JoinSet;
-
-use super::{FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
+use super::{Background, FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
@@ -27,6 +18,13 @@ use crate::{
         logs::Log,
         supervisor::{self, Ended},
     },
+};
+use banger_domain::{
+    guest_end::GuestEnd,
+    id::{JobId, KernelId, Timestamp},
+    lifecycle::{Event, Reason, State},
+    resource::{Resource, Scope},
+    vm::{BootedFrom, Lifetime},
 };
 
 /// The result of one piece of background work.
@@ -177,7 +175,7 @@ impl VmTask {
         }
         tracing::info!(vm = %self.vm.id, ?ended, %reason, "the VMM has ended");
         // All background work belongs to the boot that has ended, and so do its unread results.
-        self.background = JoinSet::new();
+        self.background = Background::default();
         if event != Event::Suspended {
             self.discard_capture().await;
             let gone = Arc::new(Error::NotRunning { name: self.vm.name.to_string() });

@@ -19,16 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use banger_domain::{
-    id::{JobId, Timestamp, VmId},
-    lifecycle::{Event, Reason, State, Transition, step},
-    resource::{Resource, Scope},
-    vm::{BootedFrom, Vm},
-};
-use tokio::task::JoinSet;
-
 use super::{
-    Goal, TaskEvent, VmTask,
+    Background, Goal, TaskEvent, VmTask,
     fork_memory::continue_guest,
     start::{GuestWait, SetUp},
     suspend::{go_on, pipe},
@@ -43,6 +35,12 @@ use crate::{
         view::JobKind,
     },
     ports::{Ports, captures::Origin, supervisor::Started},
+};
+use banger_domain::{
+    id::{JobId, Timestamp, VmId},
+    lifecycle::{Event, Reason, State, Transition, step},
+    resource::{Resource, Scope},
+    vm::{BootedFrom, Vm},
 };
 
 const RESUME: Stages = &["load", "continue"];
@@ -214,7 +212,7 @@ impl VmTask {
     /// Makes a VM a suspended one again whose memory was not loaded, or whose guest has not run.
     pub(super) async fn stay_suspended(&mut self, error: &Error) {
         // All background work belongs to the VMM that ends.
-        self.background = JoinSet::new();
+        self.background = Background::default();
         self.lease.release(Scope::Boot).await;
         self.clear_boot();
         self.apply(match self.vm.state {
