@@ -163,7 +163,10 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, atomic::{AtomicU32, Ordering::Relaxed}};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    };
 
     use tracing_subscriber::layer::{Context, Layer};
 
@@ -216,7 +219,9 @@ mod tests {
             assert_eq!(Level::parse(level.as_str()), Some(level));
         }
         assert_eq!((Level::parse("verbose"), Level::parse("")), (None, None));
-        for (filter, expect) in [("off", Level::Emerg), ("warn", Level::Warning), ("info,zbus=trace", Level::Debug)] {
+        for (filter, expect) in
+            [("off", Level::Emerg), ("warn", Level::Warning), ("info,zbus=trace", Level::Debug)]
+        {
             assert_eq!(Level::of(&EnvFilter::new(filter)), expect, "{filter}");
         }
     }

@@ -19,8 +19,7 @@ use crate::{
 #[command(after_long_help = "\
 Examples:
   banger metrics
-  banger metrics | grep sandbox_memory
-  sudo banger metrics | promtool check metrics")]
+  banger metrics | grep sandbox_memory")]
 pub struct Metrics {
     /// Print those of all users; this may ask for a password
     #[arg(long)]

@@ -50,7 +50,7 @@ impl LogControl {
         let wrong = || fdo::Error::InvalidArgs(format!("the level must be one of {words}"));
         let level = Level::parse(&level).ok_or_else(wrong)?;
         self.log.set_level(level);
-        // At every level but the least ones, so that the journal shows why it changes.
+        // A warning, so that the journal says why it has less from here on.
         tracing::warn!(level = level.as_str(), "root has changed the level of the log");
         Ok(())
     }

@@ -34,10 +34,8 @@ const PREFIX: &str = "banger";
 impl Api {
     /// Returns the figures that are known here.
     pub(super) async fn metrics(&self, whose: Whose, api_level: u32) -> Vec<Family> {
-        let build = vec![
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("api_level", api_level.to_string()),
-        ];
+        let build =
+            vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("api_level", api_level.to_string())];
         let includes = |user: Uid| whose == Whose::All || whose == Whose::Own(user);
         let mut requests: BTreeMap<(Uid, &'static str), usize> = BTreeMap::new();
         for (user, kind, count) in self.callers.under_way() {
@@ -49,7 +47,11 @@ impl Api {
         let requests = requests.into_iter().map(|(key, count)| (labels(key), count as f64));
         let mut all = vec![
             Family::gauges("build_info", "Version of the service", [(build, 1.0)]),
-            Family::gauges("requests", "Requests of a user that are under way, and logs being read", requests),
+            Family::gauges(
+                "requests",
+                "Requests of a user that are under way, and logs being read",
+                requests,
+            ),
         ];
         all.extend(self.engine.metrics(whose).await);
         all
@@ -69,7 +71,8 @@ pub fn to_text(families: Vec<Family>) -> Result<String> {
 /// Returns the end of a stream on which a client reads a text, to its end. It counts against a limit of its user until the
 /// client closes it.
 pub fn send(text: String, place: OwnedSemaphorePermit) -> Result<OwnedFd> {
-    let failed = |error: std::io::Error| Error::new(ErrorName::Internal, format!("cannot make a stream: {error}"));
+    let failed =
+        |error: std::io::Error| Error::new(ErrorName::Internal, format!("cannot make a stream: {error}"));
     let (theirs, ours) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
     ours.set_nonblocking(true).map_err(failed)?;
     let mut ours = UnixStream::from_std(ours).map_err(failed)?;

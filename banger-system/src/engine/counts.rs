@@ -104,7 +104,9 @@ impl Counts {
         let (before, after) = (&old.vm, &new.vm);
         let is_up_now = before.ready_at == Timestamp::default() && after.ready_at != Timestamp::default();
         let has_failed = before.state != State::Failed && after.state == State::Failed
-            || before.state == State::Resuming && after.state == State::Suspended && is_failure(&after.reason)
+            || before.state == State::Resuming
+                && after.state == State::Suspended
+                && is_failure(&after.reason)
             || before.reason != Reason::BootTimeout && after.reason == Reason::BootTimeout;
         if !is_up_now && !has_failed {
             return;

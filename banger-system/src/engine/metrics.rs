@@ -74,12 +74,20 @@ pub enum Values {
 
 impl Family {
     /// Returns values that go up and down.
-    pub fn gauges(name: &'static str, help: &'static str, values: impl IntoIterator<Item = (Labels, f64)>) -> Self {
+    pub fn gauges(
+        name: &'static str,
+        help: &'static str,
+        values: impl IntoIterator<Item = (Labels, f64)>,
+    ) -> Self {
         Self { name, help, unit: None, values: Values::Gauges(values.into_iter().collect()) }
     }
 
     /// Returns values that only grow.
-    pub fn counters(name: &'static str, help: &'static str, values: impl IntoIterator<Item = (Labels, f64)>) -> Self {
+    pub fn counters(
+        name: &'static str,
+        help: &'static str,
+        values: impl IntoIterator<Item = (Labels, f64)>,
+    ) -> Self {
         Self { name, help, unit: None, values: Values::Counters(values.into_iter().collect()) }
     }
 
@@ -113,7 +121,8 @@ impl Engine {
 
     async fn of_sandboxes(&self, views: &[Arc<VmView>]) -> Vec<Family> {
         let up = views.iter().filter(|view| view.vm.state.is_up());
-        let usage = self.shared.ports.supervisor.usage(up.map(|view| (view.vm.id, view.vm.owner)).collect()).await;
+        let usage =
+            self.shared.ports.supervisor.usage(up.map(|view| (view.vm.id, view.vm.owner)).collect()).await;
         let logs = views.iter().map(|view| (view, self.egress_log(view.vm.id).totals())).collect::<Vec<_>>();
         let used = || views.iter().filter_map(|view| Some((of(view), usage.get(&view.vm.id)?)));
         let states = State::ALL.map(|state| {
@@ -173,7 +182,8 @@ impl Engine {
         let users: BTreeSet<Uid> = match whose {
             Whose::Own(user) => BTreeSet::from([user]),
             Whose::All => {
-                let owners = views.iter().map(|view| view.vm.owner).chain(images.iter().map(|image| image.owner));
+                let owners =
+                    views.iter().map(|view| view.vm.owner).chain(images.iter().map(|image| image.owner));
                 owners.chain(streams.keys().copied()).collect()
             }
         };

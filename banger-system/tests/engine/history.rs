@@ -21,15 +21,8 @@ fn phases(lab: &EngineLab, vm: banger_domain::id::VmId) -> Vec<Phase> {
     lab.engine.history(vm).unwrap().phases().iter().map(|(phase, _)| *phase).collect()
 }
 
-const BOOT: [Phase; 7] = [
-    Phase::Prepare,
-    Phase::Disks,
-    Phase::Jail,
-    Phase::Network,
-    Phase::Vmm,
-    Phase::Agent,
-    Phase::Guest,
-];
+const BOOT: [Phase; 7] =
+    [Phase::Prepare, Phase::Disks, Phase::Jail, Phase::Network, Phase::Vmm, Phase::Agent, Phase::Guest];
 
 #[tokio::test]
 async fn a_start_and_a_stop_are_in_the_history_with_their_reasons() {

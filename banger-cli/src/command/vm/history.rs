@@ -32,9 +32,7 @@ pub fn phases_json(phases: &[PhaseRow]) -> Value {
 
 /// Returns the changes as JSON, the oldest first.
 pub fn changes_json(changes: &[ChangeRow]) -> Value {
-    let object = |row: &ChangeRow| {
-        json!({ "at": row.at_usec, "state": row.state, "ready": row.ready, "state_reason": row.reason })
-    };
+    let object = |row: &ChangeRow| json!({ "at": row.at_usec, "state": row.state, "ready": row.ready, "state_reason": row.reason });
     changes.iter().map(object).collect()
 }
 
@@ -61,7 +59,8 @@ mod tests {
         let text = text(&changes, &phases);
         let (first, second) = text.split_once("\n\n").unwrap_or_default();
         assert_eq!(first, "PHASE  MS\ndisks  3.2\nguest  1200.0\ntotal  1203.2");
-        let ends: Vec<&str> = second.lines().map(|line| line.split("  ").last().unwrap_or_default()).collect();
+        let ends: Vec<&str> =
+            second.lines().map(|line| line.split("  ").last().unwrap_or_default()).collect();
         assert_eq!(ends, ["REASON", "-", "signal 9 ended the VMM (vmm-exit)"]);
         assert!(second.contains("running, ready") && !second.contains("failed, ready"), "{second}");
         assert!(!self::text(&changes, &[]).contains("PHASE"));

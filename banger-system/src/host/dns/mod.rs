@@ -41,8 +41,8 @@ use tokio::{
 use zbus::Connection;
 
 use self::{
-    quota::Quotas,
     lookups::Lookups,
+    quota::Quotas,
     refused::Refused,
     resolved::Resolved,
     server::{Server, serve_connections, serve_datagrams},

@@ -27,9 +27,9 @@ use tokio::{
 use super::{
     forward::{Forward, framed},
     gate::Gate,
+    lookups::Lookups,
     message::{self, Question, Received},
     quota::{Permit, Quotas, User},
-    lookups::Lookups,
     refused::Refused,
     upstream::Upstreams,
 };

@@ -392,7 +392,8 @@ impl Network for LinuxNetwork {
 
     fn connections(&self) -> Option<Connections> {
         let number = |name: &str| {
-            let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
+            let text =
+                std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
             text.trim().parse().ok()
         };
         Some(Connections { tracked: number("count")?, limit: number("max")? })

@@ -38,7 +38,8 @@ mod tests {
         fs::write(group.join("memory.current"), "4096\n").unwrap();
         // Version 1 has no such file, and no number in it.
         assert_eq!(of_unit(root.path(), vm, owner), None);
-        fs::write(group.join("cpu.stat"), "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\n").unwrap();
+        fs::write(group.join("cpu.stat"), "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\n")
+            .unwrap();
         let expect = Usage { memory: Bytes(4096), cpu: Duration::from_millis(1500) };
         assert_eq!(of_unit(root.path(), vm, owner), Some(expect));
         assert_eq!(of_unit(root.path(), vm, Uid(1001)), None);
