@@ -14,7 +14,7 @@ use crate::{
 
 /// Print metrics of your sandboxes and jobs, as OpenMetrics text
 ///
-/// Who may see the sandboxes of other users, as root may, also gets theirs, and those of the service and the host.
+/// If you may see the sandboxes of other users, as root may, this includes theirs, the service's and the host's.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -1,7 +1,7 @@
 //! The figures of the service as OpenMetrics text, and the stream on which a client reads them.
 //!
-//! The client gets one end of a pair of sockets, because the text may be longer than a message on the bus should be. The
-//! service writes without waiting for the client in any call, and keeps nothing that the client has closed.
+//! The client gets one end of a pair of sockets, because the text may be too long for a message on the bus. The service writes
+//! in the background, so that no call waits for the client.
 
 use std::{collections::BTreeMap, fmt, os::fd::OwnedFd};
 

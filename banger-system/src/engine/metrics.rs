@@ -1,7 +1,7 @@
 //! The figures of this service, as data. The D-Bus API writes them as text.
 //!
-//! A user gets the figures of their own sandboxes and jobs. Only who may see everybody's objects gets those of others, and
-//! those of the host and of the service.
+//! A user gets the figures of their own sandboxes and jobs. Those of other users, of the host and of the service are for
+//! callers who may see everybody's objects.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,8 +35,8 @@ impl Whose {
     }
 }
 
-/// Names and values that tell the figures of one kind apart. There are never more of them than there are objects, users, or
-/// words in the code.
+/// Names and values that distinguish the figures of one kind. Values are ids, uids and words of the code, so that their
+/// number is bounded; only `sandbox_info` has names.
 pub type Labels = Vec<(&'static str, String)>;
 
 /// Figures of one kind.
@@ -66,7 +66,7 @@ pub enum Unit {
 pub enum Values {
     /// They go up and down.
     Gauges(Vec<(Labels, f64)>),
-    /// They only grow, until the service or the sandbox starts again.
+    /// They grow until the service or the sandbox starts again.
     Counters(Vec<(Labels, f64)>),
     /// Distributions of times.
     Histograms(Vec<(Labels, Histogram)>),

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::Effort;
 use crate::{
     build,
-    run::{output, repository},
+    run::{output, repository, say, target},
 };
 
 const DAEMON: &str = "/usr/bin/dbus-daemon";
@@ -42,8 +42,10 @@ pub struct Service {
 impl Service {
     /// Builds and starts a service.
     pub fn start(effort: Effort) -> Result<Self> {
-        let programs = effort.programs()?;
+        say("building");
+        // The agent is not needed.
         let client = build::examples(effort.profile(), &[CLIENT])?.join(CLIENT);
+        let programs = target().join(effort.profile().directory);
         let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
         let (socket, settings) = (directory.path().join("bus"), directory.path().join("config.toml"));
         let rules = directory.path().join("bus.conf");
@@ -57,10 +59,10 @@ impl Service {
             .with_context(|| format!("cannot run {DAEMON}"))?;
         let address = format!("unix:path={}", socket.display());
         let service = listens(&mut bus).and_then(|()| {
-            let mut service = Command::new(programs.directory.join("banger-system"));
+            let mut service = Command::new(programs.join("banger-system"));
             service.arg("--sim").arg("--config").arg(&settings).env(ADDRESS, &address);
-            // What it logs is not measured.
-            service.stderr(Stdio::null()).env("BANGER_LOG", "off").spawn().context("cannot run the service")
+            // It logs as usual.
+            service.stderr(Stdio::null()).spawn().context("cannot run the service")
         });
         match service {
             Ok(service) => Ok(Self { bus, service, address, client, _directory: directory }),

@@ -22,8 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// `phases` shows how far its guest has booted, and how many seconds after the kernel's start it reached each phase.
 ///
-/// With --events, it shows how long each part of the last start took, and the last 64 changes of the state, instead of the
-/// properties. The service keeps them until it ends.
+/// --events shows how long each phase of the last start took, and the last 64 changes of the state. The service keeps them
+/// until it ends.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -33,7 +33,7 @@ Examples:
 pub struct Show {
     #[command(flatten)]
     show: ShowArgs,
-    /// Show the last start and the changes of the state; with --json, in addition to the properties
+    /// Show the last start and the changes of the state instead of the properties; with --json, show both
     #[arg(long)]
     events: bool,
 }
