@@ -1,6 +1,7 @@
 //! Starts a command as a user, in its own session, with a terminal or with pipes.
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     fs::File,
     io,
@@ -10,6 +11,8 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use banger_proto::guest::{Exec, FailureKind, Terminal, message::WindowSize};
@@ -68,8 +71,7 @@ pub fn spawn(exec: &Exec) -> Result<Running, Error> {
     let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let (groups, has_terminal) = (groups_of(&account), exec.terminal.is_some());
     if has_terminal && systemd::is_available() {
-        // A terminal is a login. Guests may be without the unit, and the command runs without it.
-        let _ = Systemd::connect().and_then(|mut systemd| systemd.start_user_manager(account.uid));
+        start_user_manager(account.uid);
     }
     let control_group = Group::new();
     let enter_group = Group::enter(control_group.as_ref())?;
@@ -103,6 +105,25 @@ pub fn spawn(exec: &Exec) -> Result<Running, Error> {
     };
     running.group = control_group;
     Ok(running)
+}
+
+/// Starts a user's own systemd, because a terminal is a login, and does not wait: the command runs without it, too. Each
+/// terminal asks, since logind may have ended it, and systemd may answer late.
+fn start_user_manager(uid: u32) {
+    static ASKING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+    let asking = || ASKING.lock().unwrap_or_else(PoisonError::into_inner);
+    // One question for each user at a time: a systemd that stands still answers none.
+    if !asking().insert(uid) {
+        return;
+    }
+    let ask = move || {
+        // Guests may be without the unit.
+        let _ = Systemd::connect().and_then(|mut systemd| systemd.start_user_manager(uid));
+        asking().remove(&uid);
+    };
+    if thread::Builder::new().spawn(ask).is_err() {
+        asking().remove(&uid);
+    }
 }
 
 /// Sets the size of a terminal.

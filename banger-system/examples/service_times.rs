@@ -95,7 +95,7 @@ async fn rss_kib(connection: &Connection) -> Result<u64> {
 }
 
 async fn wait(connection: &Connection, job: OwnedObjectPath) -> Result<()> {
-    let job = JobProxy::builder(connection).path(job)?.cache_properties(CacheProperties::No).build().await?;
+    let job = JobProxy::builder(connection).path(job).cache_properties(CacheProperties::No).build().await?;
     let (result, name, message, _) = job.wait(0).await?;
     ensure!(result == "done", "a job is {result}: {name}: {message}");
     Ok(())
@@ -149,7 +149,7 @@ async fn create_and_delete(count: u32, runs: u32) -> Result<()> {
         let begun = Instant::now();
         for vm in &all {
             let vm =
-                VmProxy::builder(&connection).path(vm)?.cache_properties(CacheProperties::No).build().await?;
+                VmProxy::builder(&connection).path(vm).cache_properties(CacheProperties::No).build().await?;
             wait(&connection, vm.delete(Options::from([(delete::FORCE, Variant::from(true))])).await?)
                 .await?;
         }

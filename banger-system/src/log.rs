@@ -13,7 +13,7 @@ const QUIET: &str = "hickory_proto=off,hickory_server=off";
 const VARIABLE: &str = "BANGER_LOG";
 
 /// How much is logged: the levels of syslog(3), which systemd uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// The system is unusable.
     Emerg,
@@ -90,6 +90,17 @@ impl Level {
     }
 }
 
+/// Returns what a text asks for: a level, or a filter of the crate tracing-subscriber.
+fn filter_of(text: Option<&str>) -> EnvFilter {
+    let Some(text) = text else { return Level::Info.filter() };
+    match Level::parse(text) {
+        // A filter would take some of these words for the names of crates.
+        Some(level) => level.filter(),
+        // What comes later counts more.
+        None => EnvFilter::try_new(format!("{QUIET},{text}")).unwrap_or_else(|_| Level::Info.filter()),
+    }
+}
+
 /// Where the log goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -119,7 +130,7 @@ pub struct Log {
 impl Log {
     /// Begins to log: to the journal if systemd has connected it, else to standard error. Must be called once.
     pub fn start() -> Self {
-        let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| Level::Info.filter());
+        let filter = filter_of(std::env::var(VARIABLE).ok().as_deref());
         let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
         let target = if journal.is_some() { Target::Journal } else { Target::Console };
         let (layer, log) = Self::new(filter, target);
@@ -219,10 +230,19 @@ mod tests {
             assert_eq!(Level::parse(level.as_str()), Some(level));
         }
         assert_eq!((Level::parse("verbose"), Level::parse("")), (None, None));
-        for (filter, expect) in
-            [("off", Level::Emerg), ("warn", Level::Warning), ("info,zbus=trace", Level::Debug)]
-        {
-            assert_eq!(Level::of(&EnvFilter::new(filter)), expect, "{filter}");
+        for (text, expect) in [
+            ("err", Level::Err),
+            ("warning", Level::Warning),
+            ("debug", Level::Debug),
+            ("off", Level::Emerg),
+            ("warn", Level::Warning),
+            ("info,zbus=trace", Level::Debug),
+        ] {
+            let filter = filter_of(Some(text));
+            assert_eq!(Level::of(&filter), expect, "{text}");
+            // What guests cause is never logged.
+            assert!(filter.to_string().contains("hickory_server=off"), "{text}: {filter}");
         }
+        assert_eq!(filter_of(None).to_string(), Level::Info.filter().to_string());
     }
 }

@@ -21,6 +21,7 @@ pub fn check() -> Result<()> {
         ));
         return Ok(());
     }
+    packages::ensure()?;
     packages::ensure_cross_compiler()?;
     let mut check = cargo(["check", "--quiet", "--target", target, "--package", "banger-agent"]);
     check.args(build::RELEASE.packages);

@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 
 use crate::{
+    packages,
     run::{cargo, repository, run},
     tidy,
 };
@@ -23,6 +24,7 @@ pub struct Arguments {
 /// Checks all documents.
 pub fn check(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.check, "documents are only checked; run: cargo xtask docs --check");
+    packages::ensure()?;
     tidy::run()?;
     run(cargo(TESTS).current_dir(repository()))
 }

@@ -6,6 +6,7 @@ use std::process::{ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    packages,
     run::{cargo, repository, say},
     test::level4::random_kills,
 };
@@ -34,6 +35,7 @@ struct Figures {
 
 /// Runs the tests, and prints the sum of their figures.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    packages::ensure()?;
     let tests = cargo(["test", "--quiet", "--package", "banger-system", "--test", "engine"])
         .args(["--", "--show-output", "killpoints::"])
         .env(ONLY, &arguments.only)

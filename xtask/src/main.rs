@@ -35,6 +35,8 @@ enum Task {
     Try(try_it::Arguments),
     /// Install the packages that the tests need, and run levels 0 to 4
     Test(test::Arguments),
+    /// Install the Debian packages that builds and tests need
+    Packages,
     /// Manage a private host: systemd, D-Bus, polkit and banger in namespaces
     #[command(subcommand)]
     Host(HostTask),
@@ -104,6 +106,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         }
         Task::Host(HostTask::Down) => host::down()?,
         Task::Host(HostTask::Status) => host::status()?,
+        Task::Packages => packages::ensure()?,
         Task::Kernel => {
             let kernel = image::kernel::ensure()?;
             println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());

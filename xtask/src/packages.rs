@@ -47,7 +47,8 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "rsync",
     "curl",
-    // Other programs that write and push images.
+    // Other programs that read and write archives, and that write and push images.
+    "libarchive-tools",
     "skopeo",
     "umoci",
     // A resolver that tests use instead of the host's.

@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::{
     client::{bus::Bus, published_port::PublishedPorts, service::Kind},
+    command::table_args::View,
     error::Result,
-    ui::{output, state_reason, table::Table},
+    ui::{column::List, output, state_reason, table::Table, template::Format},
 };
 
 /// The options of a command that shows an object.
@@ -19,14 +20,39 @@ pub struct ShowArgs {
     /// Print a JSON object; its keys are the D-Bus properties in snake case
     #[arg(long)]
     json: bool,
+    /// Fill this template, such as '{{.Name}} {{.Id}}'; `json` for a JSON object on one line. {{.KEY}} is a key of
+    /// --json
+    #[arg(short, long, value_name = "FORMAT", value_parser = form_of_one, conflicts_with = "json")]
+    format: Option<Format>,
+}
+
+/// Parses the value of `--format`, which has no table of one object.
+fn form_of_one(text: &str) -> Result<Format, String> {
+    match Format::parse(text)? {
+        Format::Table | Format::TableOf(_) => {
+            Err("write json, or a template such as '{{.Name}} {{.Id}}'".to_owned())
+        }
+        format => Ok(format),
+    }
 }
 
 impl ShowArgs {
     /// Shows all properties of the object.
     pub async fn run(&self, kind: Kind) -> Result<u8> {
+        let view = self.view(kind)?;
         let bus = Bus::connect().await?;
         let path = bus.find(kind, &self.reference).await?;
-        self.print(bus.properties(&path, kind.interface()).await?.json())
+        self.print(view, bus.properties(&path, kind.interface()).await?.json())
+    }
+
+    /// Checks the template, before the service is asked. Returns none if there is no template.
+    pub fn view(&self, kind: Kind) -> Result<Option<View>> {
+        let verb = match kind {
+            Kind::Vm => "vm show",
+            Kind::Image => "image show",
+            Kind::Kernel => "kernel show",
+        };
+        self.format.clone().map(|format| View::formatted(List { verb, columns: &[] }, format)).transpose()
     }
 
     /// Returns whether the object is printed as JSON.
@@ -40,11 +66,11 @@ impl ShowArgs {
     }
 
     /// Prints an object.
-    pub fn print(&self, object: Value) -> Result<u8> {
-        if self.json {
-            output::json(&object)?;
-        } else {
-            output::text(&lines(&object))?;
+    pub fn print(&self, view: Option<View>, object: Value) -> Result<u8> {
+        match view {
+            Some(view) => view.print(vec![object], false)?,
+            None if self.json => output::json(&object)?,
+            None => output::text(&lines(&object))?,
         }
         Ok(0)
     }
@@ -130,9 +156,31 @@ fn text(key: &str, value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn templates_are_filled_with_keys_of_one_object() {
+        let object = json!({"name": "web", "state": "running", "phases": {"agent": 5}, "labels": {"a": "b"}});
+        for (format, expect) in [
+            ("{{.Name}} {{.state}}", "web running\n"),
+            ("{{.phases.agent}} {{json .labels}}", "5 {\"a\":\"b\"}\n"),
+            ("json", &*format!("{object}\n")),
+        ] {
+            let args = ShowArgs {
+                reference: "web".to_owned(),
+                json: false,
+                format: Some(form_of_one(format).unwrap()),
+            };
+            let view = args.view(Kind::Vm).unwrap().unwrap();
+            assert_eq!(view.text(&[object.clone()], None, 0), expect, "{format}");
+        }
+        for table in ["table", "table {{.Name}}"] {
+            assert!(form_of_one(table).is_err(), "{table}");
+        }
+    }
 
     #[test]
     fn properties_are_formatted_for_people() {

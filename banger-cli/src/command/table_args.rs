@@ -77,6 +77,11 @@ fn field(list: &List, name: &str) -> Option<Field> {
 }
 
 impl View {
+    /// Checks a template for a list that has no columns.
+    pub fn formatted(list: List, format: Format) -> Result<Self> {
+        TableArgs { format: Some(format), ..TableArgs::default() }.view(list)
+    }
+
     /// Prints the rows to standard output.
     pub fn print(&self, rows: Vec<Value>, json: bool) -> Result<()> {
         let rows = self.sorted(rows);
@@ -240,6 +245,11 @@ mod tests {
             ("--columns nmae", error(TableArgs { columns: vec!["nmae".to_owned()], ..args() })),
             ("--sort -stat", error(TableArgs { sort: Some("-stat".to_owned()), ..args() })),
             ("--format {{.Status}}", error(TableArgs { format: format("{{.Status}}"), ..args() })),
+            (
+                "vm show --format {{.Stat}}",
+                View::formatted(List { verb: "vm show", columns: &[] }, Format::parse("{{.Stat}}").unwrap())
+                    .unwrap_err(),
+            ),
         ];
         check("errors_of_lists", &shown(errors));
     }

@@ -137,14 +137,14 @@ impl List {
         let columns: Vec<String> = self.columns.iter().map(Column::name).collect();
         let suggestion = suggest::closest(&word.to_lowercase(), words.iter().map(String::as_str));
         let suggestion = suggestion.map(|word| format!("did you mean {word}? ")).unwrap_or_default();
-        (
-            format!("there is no column or key {word:?}"),
-            format!(
-                "{suggestion}the columns are {}; `banger schema {}` shows the keys.",
-                columns.join(", "),
-                self.verb
+        let keys = format!("`banger schema {}` shows the keys.", self.verb);
+        match columns.is_empty() {
+            true => (format!("there is no key {word:?}"), format!("{suggestion}{keys}")),
+            false => (
+                format!("there is no column or key {word:?}"),
+                format!("{suggestion}the columns are {}; {keys}", columns.join(", ")),
             ),
-        )
+        }
     }
 }
 

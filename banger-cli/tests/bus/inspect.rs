@@ -450,7 +450,9 @@ fn events_are_printed_as_they_arrive() {
         });
         // Only clients that were connected before may receive it.
         until("somebody listens", || {
-            host.banger(&["vm", "create", "-q"]);
+            // Deleted again, because a user has a limit of sandboxes, and a busy host starts the listener late.
+            host.banger(&["vm", "create", "-q", "--name", "heard"]);
+            host.banger(&["vm", "delete", "-q", "--force", "heard"]);
             next.is_finished()
         });
         next.join().unwrap()

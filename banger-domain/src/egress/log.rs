@@ -116,11 +116,6 @@ impl EgressLog {
         true
     }
 
-    /// Returns how often it was allowed and denied something.
-    pub fn totals(&self) -> Totals {
-        self.totals
-    }
-
     /// Returns the allowed names, the latest first.
     pub fn allowed(&self) -> Vec<(&HostName, Tally)> {
         latest_first(&self.allowed)
@@ -171,6 +166,11 @@ impl EgressLogs {
     /// Returns the log of a guest.
     pub fn of(&self, vm: VmId) -> EgressLog {
         self.logs.get(&vm).cloned().unwrap_or_default()
+    }
+
+    /// Returns how often a guest was allowed and denied something.
+    pub fn totals(&self, vm: VmId) -> Totals {
+        self.logs.get(&vm).map(|log| log.totals).unwrap_or_default()
     }
 
     /// Forgets a guest that has ended.

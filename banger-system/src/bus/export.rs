@@ -151,8 +151,7 @@ impl<K: Kind> Exported<K> {
         let before = self.target()?;
         let whose = |target: &Option<Target>| target.as_ref().map(|target| (target.owner, target.is_shared));
         let asked_for = whose(&before);
-        let (caller, permit) = self.api.admit(header, K::INTERFACE, member, before).await?;
-        Span::current().record("uid", caller.uid.0);
+        let (_, permit) = self.api.admit(header, K::INTERFACE, member, before).await?;
         // It may have been deleted, or have changed its owner, during a password dialog.
         match whose(&self.target()?) == asked_for {
             true => Ok(permit),

@@ -49,9 +49,16 @@ impl LogControl {
         let words = Level::ALL.map(Level::as_str).join(", ");
         let wrong = || fdo::Error::InvalidArgs(format!("the level must be one of {words}"));
         let level = Level::parse(&level).ok_or_else(wrong)?;
+        // Logged while the more talkative one of both levels applies.
+        let note = || tracing::warn!(level = level.as_str(), "root changes the level of the log");
+        let is_less = level < self.log.level();
+        if is_less {
+            note();
+        }
         self.log.set_level(level);
-        // A warning, so that the journal says why it has less from here on.
-        tracing::warn!(level = level.as_str(), "root has changed the level of the log");
+        if !is_less {
+            note();
+        }
         Ok(())
     }
 

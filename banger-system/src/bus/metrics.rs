@@ -3,9 +3,10 @@
 //! The client gets one end of a pair of sockets, because the text may be too long for a message on the bus. The service writes
 //! in the background, so that no call waits for the client.
 
-use std::{collections::BTreeMap, fmt, os::fd::OwnedFd};
+use std::{collections::BTreeMap, fmt, os::fd::OwnedFd, time::Duration};
 
 use banger_domain::id::Uid;
+use banger_proto::bus::ErrorName;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},
@@ -26,10 +27,11 @@ use crate::engine::{
     counts::{BOUNDS, Histogram},
     metrics::{Family, Labels, Unit, Values, Whose},
 };
-use banger_proto::bus::ErrorName;
 
 /// What the name of each figure begins with.
 const PREFIX: &str = "banger";
+/// The pause after a client has written what nobody reads.
+const UNWANTED: Duration = Duration::from_millis(200);
 
 impl Api {
     /// Returns the figures that are known here.
@@ -81,8 +83,12 @@ pub fn send(text: String, place: OwnedSemaphorePermit) -> Result<OwnedFd> {
         let _ = ours.write_all(text.as_bytes()).await;
         drop(text);
         let _ = ours.shutdown().await;
-        let mut end = [0];
-        while ours.read(&mut end).await.is_ok_and(|count| count > 0) {}
+        // The rest of the text is in the socket until the client closes it. A client may write, but nobody needs that: it is
+        // read so slowly that it costs nothing.
+        let mut unwanted = [0; 4096];
+        while ours.read(&mut unwanted).await.is_ok_and(|count| count > 0) {
+            tokio::time::sleep(UNWANTED).await;
+        }
         drop(place);
     });
     Ok(theirs.into())
@@ -144,8 +150,6 @@ fn buckets(times: &Histogram) -> Vec<(f64, u64)> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -210,6 +214,17 @@ banger_sandbox_cpu_seconds_total{id=\"a\"} 1.5
         let mut read = String::new();
         stream.read_to_string(&mut read).await.unwrap();
         assert!(read == long);
+        assert_eq!(places.available_permits(), 0);
+        drop(stream);
+        let _ = places.acquire().await.unwrap();
+
+        // One that writes has its place as long as it keeps the stream, and what it writes is no work.
+        let place = std::sync::Arc::clone(&places).try_acquire_owned().unwrap();
+        let stream = std::os::unix::net::UnixStream::from(send(String::new(), place).unwrap());
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = UnixStream::from_std(stream).unwrap();
+        stream.write_all(&[0; 10_000]).await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
         assert_eq!(places.available_permits(), 0);
         drop(stream);
         let _ = places.acquire().await.unwrap();

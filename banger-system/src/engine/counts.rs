@@ -53,9 +53,9 @@ impl Histogram {
     }
 }
 
-/// What has happened.
+/// How often something has happened.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Happened {
+pub struct EventCounts {
     /// Starts whose guest answered, by what the guest began from; empty if that is unknown.
     pub starts: BTreeMap<&'static str, u64>,
     /// Starts and sandboxes that failed, by the first word of the reason.
@@ -66,7 +66,7 @@ pub struct Happened {
     pub jobs: BTreeMap<(&'static str, &'static str), u64>,
 }
 
-impl Happened {
+impl EventCounts {
     fn add(&mut self, other: &Self) {
         other.starts.iter().for_each(|(from, count)| *self.starts.entry(from).or_default() += count);
         for (reason, count) in &other.failures {
@@ -85,14 +85,14 @@ pub(super) struct Counts {
 
 #[derive(Default)]
 struct Inner {
-    of_users: HashMap<Uid, Happened>,
-    of_others: Happened,
+    of_users: HashMap<Uid, EventCounts>,
+    others: EventCounts,
 }
 
 impl Inner {
-    fn of(&mut self, user: Uid) -> &mut Happened {
+    fn of(&mut self, user: Uid) -> &mut EventCounts {
         if self.of_users.len() >= USERS && !self.of_users.contains_key(&user) {
-            return &mut self.of_others;
+            return &mut self.others;
         }
         self.of_users.entry(user).or_default()
     }
@@ -104,27 +104,27 @@ impl Counts {
         let (before, after) = (&old.vm, &new.vm);
         let is_up_now = before.ready_at == Timestamp::default() && after.ready_at != Timestamp::default();
         let has_failed = before.state != State::Failed && after.state == State::Failed
-            || before.state == State::Resuming
-                && after.state == State::Suspended
-                && is_failure(&after.reason)
+            || after.state == State::Suspended && is_failure(&after.reason) && before.reason != after.reason
             || before.reason != Reason::BootTimeout && after.reason == Reason::BootTimeout;
         if !is_up_now && !has_failed {
             return;
         }
         let mut inner = self.lock();
-        let happened = inner.of(after.owner);
+        let counts = inner.of(after.owner);
         if is_up_now {
             let from = after.booted_from.map_or("", |from| from.as_str());
-            *happened.starts.entry(from).or_default() += 1;
+            *counts.starts.entry(from).or_default() += 1;
         }
         if has_failed {
-            *happened.failures.entry(word_of(&after.reason)).or_default() += 1;
+            *counts.failures.entry(word_of(&after.reason)).or_default() += 1;
         }
     }
 
-    /// Counts the time that a phase of a start took.
-    pub(super) fn phase(&self, owner: Uid, phase: Phase, took: Duration) {
-        self.lock().of(owner).phases.entry(phase).or_default().observe(took);
+    /// Counts the times that the phases of a start took.
+    pub(super) fn phases(&self, owner: Uid, phases: &[(Phase, Duration)]) {
+        let mut inner = self.lock();
+        let counts = inner.of(owner);
+        phases.iter().for_each(|(phase, took)| counts.phases.entry(*phase).or_default().observe(*took));
     }
 
     /// Counts a job that has ended.
@@ -138,15 +138,15 @@ impl Counts {
     }
 
     /// Returns what has happened to one user.
-    pub(super) fn of(&self, user: Uid) -> Happened {
+    pub(super) fn of(&self, user: Uid) -> EventCounts {
         self.lock().of_users.get(&user).cloned().unwrap_or_default()
     }
 
     /// Returns what has happened to all users.
-    pub(super) fn all(&self) -> Happened {
+    pub(super) fn all(&self) -> EventCounts {
         let inner = self.lock();
-        let mut all = inner.of_others.clone();
-        inner.of_users.values().for_each(|happened| all.add(happened));
+        let mut all = inner.others.clone();
+        inner.of_users.values().for_each(|counts| all.add(counts));
         all
     }
 
@@ -189,7 +189,7 @@ mod tests {
         }
         let key = ("vm-start", "done");
         assert_eq!(counts.of(Uid(0)).jobs.get(&key), Some(&1));
-        assert_eq!(counts.of(Uid(last - 1)), Happened::default());
+        assert_eq!(counts.of(Uid(last - 1)), EventCounts::default());
         assert_eq!(counts.all().jobs.get(&key), Some(&u64::from(last)));
     }
 

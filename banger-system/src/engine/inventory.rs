@@ -181,7 +181,13 @@ impl Inventory {
     pub(super) fn end_phase(&self, id: VmId, phase: Phase, took: Duration) {
         if let Some(entry) = self.lock().vms.get_mut(&id) {
             entry.history.end_phase(phase, took);
-            self.counts.phase(entry.view.vm.owner, phase, took);
+        }
+    }
+
+    /// Counts the phases of a VM's boot, which is over.
+    pub(super) fn count_phases(&self, id: VmId) {
+        if let Some(entry) = self.lock().vms.get(&id) {
+            self.counts.phases(entry.view.vm.owner, entry.history.phases());
         }
     }
 

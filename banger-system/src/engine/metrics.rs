@@ -13,7 +13,7 @@ use banger_domain::{id::Uid, lifecycle::State};
 
 use super::{
     Engine,
-    counts::{Happened, Histogram},
+    counts::{EventCounts, Histogram},
     view::{JobView, VmView},
 };
 
@@ -105,13 +105,13 @@ impl Engine {
         views.sort_by_key(|view| (view.vm.created_at, view.vm.id));
         let mut jobs = self.jobs();
         jobs.retain(|job| whose.includes(job.owner));
-        let happened = match whose {
+        let counts = match whose {
             Whose::Own(user) => self.shared.counts.of(user),
             Whose::All => self.shared.counts.all(),
         };
         let mut all = self.of_sandboxes(&views).await;
         all.extend(of_jobs(&jobs));
-        all.extend(of_the_past(happened));
+        all.extend(of_events(counts));
         all.extend(self.of_users(whose, &views));
         if whose == Whose::All {
             all.extend(self.of_the_host());
@@ -123,7 +123,10 @@ impl Engine {
         let up = views.iter().filter(|view| view.vm.state.is_up());
         let usage =
             self.shared.ports.supervisor.usage(up.map(|view| (view.vm.id, view.vm.owner)).collect()).await;
-        let logs = views.iter().map(|view| (view, self.egress_log(view.vm.id).totals())).collect::<Vec<_>>();
+        let logs = views
+            .iter()
+            .map(|view| (view, self.shared.ports.network.egress_totals(view.vm.id)))
+            .collect::<Vec<_>>();
         let used = || views.iter().filter_map(|view| Some((of(view), usage.get(&view.vm.id)?)));
         let states = State::ALL.map(|state| {
             let count = views.iter().filter(|view| view.vm.state == state).count();
@@ -295,8 +298,8 @@ fn of_jobs(jobs: &[Arc<JobView>]) -> Vec<Family> {
     vec![Family::gauges("jobs", "Jobs that run or wait", values)]
 }
 
-fn of_the_past(happened: Happened) -> Vec<Family> {
-    let Happened { starts, failures, phases, jobs } = happened;
+fn of_events(counts: EventCounts) -> Vec<Family> {
+    let EventCounts { starts, failures, phases, jobs } = counts;
     let one = |key: &'static str, value: String, count: u64| (vec![(key, value)], count as f64);
     vec![
         Family::counters(

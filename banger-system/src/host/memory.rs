@@ -1,6 +1,6 @@
 //! Memory as a file without a name. A page belongs to the control group that touches it first.
 //!
-//! QEMU maps a guest's memory shared, so that it can be copied while the guest is stopped. The copy is sealed: any
+//! QEMU maps the memory of a template shared, so that it can be copied while the guest is stopped. The copy is sealed: any
 //! number of VMMs may map it privately, and none can change what the others see.
 
 use std::{
@@ -34,7 +34,7 @@ pub fn seal(file: &File) -> io::Result<()> {
     Ok(fcntl_add_seals(file, seals)?)
 }
 
-/// Returns the memory of a guest, which is all zeros and takes no room yet. Its size is fixed.
+/// Returns the memory of a guest that will be captured, which is all zeros and takes no room yet. Its size is fixed.
 pub fn of_guest(size: Bytes) -> Result<OwnedFd> {
     let make = || {
         let memory = file("banger-memory", 0o666)?;

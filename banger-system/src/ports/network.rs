@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use banger_domain::{
     egress::{
         host_name::HostName,
-        log::{Denial, EgressLog},
+        log::{Denial, EgressLog, Totals},
     },
     id::{Uid, VmId},
     limits::Exceeded,
@@ -51,6 +51,8 @@ pub trait Network: Send + Sync {
     fn deny(&self, vm: VmId, name: &HostName);
     /// Returns what a restricted guest was allowed and denied since it started.
     fn egress_log(&self, vm: VmId) -> EgressLog;
+    /// Returns how often a restricted guest was allowed and denied something since it started.
+    fn egress_totals(&self, vm: VmId) -> Totals;
     /// Returns how many connections the host tracks, of all its programs and guests. None if it tracks none.
     fn connections(&self) -> Option<Connections>;
     /// Waits for denials, and returns those of which the owners should hear.

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use banger_domain::{
     egress::{
         host_name::HostName,
-        log::{Denial, Destination, EgressLog},
+        log::{Denial, Destination, EgressLog, Totals},
     },
     id::{Timestamp, Uid, VmId},
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
@@ -124,6 +124,10 @@ impl Network for Sim {
 
     fn egress_log(&self, vm: VmId) -> EgressLog {
         self.lock().egress_logs.of(vm)
+    }
+
+    fn egress_totals(&self, vm: VmId) -> Totals {
+        self.lock().egress_logs.totals(vm)
     }
 
     fn connections(&self) -> Option<Connections> {

@@ -1,6 +1,7 @@
 //! The fields of journal entries.
 
-use banger_system::engine::request::{Start, Stop};
+use banger_domain::{guest_end::Ended, lifecycle::State};
+use banger_system::engine::request::{ForkVm, Start, Stop};
 use tracing::Instrument;
 
 use super::{
@@ -60,4 +61,24 @@ async fn a_start_is_logged_with_its_job_and_its_sandbox() {
     assert!(has(launched, &[("vm", &vm.to_string()), ("job", &job.to_string())]), "{launched:?}");
     // Nobody asked over the bus.
     assert!(!launched.contains_key("uid"));
+}
+
+#[tokio::test]
+async fn the_life_of_a_fork_is_logged_with_its_own_sandbox() {
+    let entries = Entries::default();
+    let _collecting = tracing::subscriber::set_default(entries.subscriber());
+    let mut lab = EngineLab::new().await;
+    let parent = lab.running().await;
+    lab.done(lab.engine.stop_vm(parent, Stop::default()).await.unwrap()).await;
+    let fork = ForkVm { count: 1, names: Vec::new() };
+    let (children, job) = lab.engine.fork_vm(parent, fork).await.unwrap();
+    lab.done(job).await;
+    lab.done(lab.engine.start_vm(children[0], Start::default()).await.unwrap()).await;
+    entries.take();
+    lab.sim.end_process(children[0], Ended::Failed("killed:9".to_owned()));
+    lab.until(children[0], |state| state == Some(State::Failed)).await;
+    let all = entries.take();
+    let ended = all.iter().find(|entry| has(entry, &[("message", "the VMM has ended")])).unwrap();
+    assert!(has(ended, &[("vm", &children[0].to_string()), ("owner", "1000")]), "{ended:?}");
+    assert!(!ended.contains_key("job") && !ended.contains_key("uid"), "{ended:?}");
 }

@@ -11,6 +11,7 @@ use anyhow::Result;
 
 use crate::{
     dist::platform,
+    packages,
     run::{cargo, repository, run, say, target},
 };
 
@@ -34,6 +35,7 @@ pub fn release() -> Result<Programs> {
 
 /// Builds examples with a profile, and returns the directory that they are in.
 pub fn examples(profile: &Profile, names: &[&str]) -> Result<PathBuf> {
+    packages::ensure()?;
     run(profile.build().args(names.iter().flat_map(|name| ["--example", name])))?;
     Ok(target().join(profile.directory).join("examples"))
 }
@@ -94,6 +96,7 @@ pub const RELEASE: Profile = Profile {
 
 /// Builds the programs of the host.
 pub fn host_programs(profile: &Profile) -> Result<()> {
+    packages::ensure()?;
     run(&mut profile.build())
 }
 

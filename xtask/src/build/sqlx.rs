@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     build::WITH_FEATURES_OF_TESTS,
+    packages,
     run::{cargo, repository},
 };
 
@@ -29,6 +30,7 @@ pub struct Args {
 
 /// Records the queries, or checks the record.
 pub fn run(args: &Args) -> Result<()> {
+    packages::ensure()?;
     let root = repository();
     let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     let database = scratch.path().join("schema.sqlite");

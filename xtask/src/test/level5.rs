@@ -33,6 +33,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("older packages refuse a newer database and leave it as it is", packages::downgrade),
     // After it, nothing of banger is there.
     ("packages that are purged leave nothing", packages::purge),
+    ("a first run needs the packages only", packages::first_run),
 ];
 /// The check of Firecracker, which Debian does not package.
 const UNDER_FIRECRACKER: (&str, Check) =

@@ -131,8 +131,9 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     nextest.args(["-E", filter]).env(SKIPS, &skips).env(KERNELS, kernel::ensure()?.root);
     nextest.env(REGISTRY, packages::docker_registry()?);
     // Without it, its test is skipped by name.
-    if let Ok(promtool) = packages::promtool() {
-        nextest.env(PROMTOOL, promtool);
+    match packages::promtool() {
+        Ok(promtool) => drop(nextest.env(PROMTOOL, promtool)),
+        Err(error) => say(&format!("no promtool: {error:#}")),
     }
     if let Some(python) = packages::mcp_client()? {
         nextest.env(MCP_PYTHON, python);

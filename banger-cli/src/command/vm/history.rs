@@ -60,7 +60,7 @@ mod tests {
         let (first, second) = text.split_once("\n\n").unwrap_or_default();
         assert_eq!(first, "PHASE  MS\ndisks  3.2\nguest  1200.0\ntotal  1203.2");
         let ends: Vec<&str> =
-            second.lines().map(|line| line.split("  ").last().unwrap_or_default()).collect();
+            second.lines().map(|line| line.split("  ").last().unwrap_or_default().trim()).collect();
         assert_eq!(ends, ["REASON", "-", "signal 9 ended the VMM (vmm-exit)"]);
         assert!(second.contains("running, ready") && !second.contains("failed, ready"), "{second}");
         assert!(!self::text(&changes, &[]).contains("PHASE"));

@@ -29,21 +29,24 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 Examples:
   banger vm show web
   banger vm show --events web
+  banger vm show --format '{{.State}} {{.Address}}' web
   banger vm show --json web | jq -r .state_reason")]
 pub struct Show {
     #[command(flatten)]
     show: ShowArgs,
-    /// Show the last start and the changes of the state instead of the properties; with --json, show both
+    /// Show the last start and the changes of the state instead of the properties; with --json or --format, both
     #[arg(long)]
     events: bool,
 }
 
 impl Show {
     pub async fn run(&self) -> Result<u8> {
+        let view = self.show.view(Kind::Vm)?;
         let bus = Bus::connect().await?;
         let path = bus.find(Kind::Vm, self.show.reference()).await?;
         let history = if self.events { Some(bus.history(&path).await?) } else { None };
         if let Some((changes, phases)) = &history
+            && view.is_none()
             && !self.show.is_json()
         {
             output::text(&history::text(changes, phases))?;
@@ -65,7 +68,7 @@ impl Show {
                 properties.insert("changes".to_owned(), history::changes_json(changes));
             }
         }
-        self.show.print(object)
+        self.show.print(view, object)
     }
 }
 

@@ -136,7 +136,9 @@ impl VmTask {
 
     pub(super) async fn guest_ready(&mut self, facts: GuestFacts) {
         self.end_phase(Phase::Guest);
-        self.phase_begun = None;
+        if self.phase_begun.take().is_some() {
+            self.shared.inventory.count_phases(self.vm.id);
+        }
         self.vm.boot_id = facts.boot_id;
         if self.vm.ready_at == Timestamp::default() {
             self.vm.ready_at = now(&*self.shared.ports.clock);

@@ -234,6 +234,7 @@ impl VmTask {
         let launched = self.launch(true).await;
         let Err(error) = launched else { return launched };
         let Some(key) = self.template_in_use.take() else { return Err(error) };
+        self.end_phase(Phase::Vmm);
         self.release_boot().await?;
         let booted = self.launch(false).await?;
         // Nothing else was at fault.
@@ -346,7 +347,7 @@ impl VmTask {
     /// Waits for the end of the VMM in the background, and meanwhile lists it among the host's virtual machines.
     pub(super) fn watch_vmm(&mut self) {
         let (shared, vm, pid) = (Arc::clone(&self.shared), self.vm.clone(), self.pid);
-        self.background.spawn(async move {
+        let watch = async move {
             let listed = list_machine(&shared, &vm, pid);
             let ended = wait_for_end(&shared, vm.id);
             tokio::pin!(ended);
@@ -354,7 +355,9 @@ impl VmTask {
                 ended = &mut ended => ended,
                 () = listed => ended.await,
             }
-        });
+        };
+        // It outlasts the request that started the VM.
+        self.background.spawn(watch.instrument(self.span()));
     }
 
     /// Waits for the guest's agent in the background, and configures it if it has no configuration. The guest's clock

@@ -23,7 +23,7 @@ use banger_domain::{
     vm::Vm,
 };
 use banger_proto::size::Bytes;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::sync::oneshot;
 
 use super::{Goal, TaskEvent, VmTask};
@@ -50,6 +50,9 @@ const KERNEL: &str = "the sandbox's kernel";
 /// How often a guest is made to run on, and the pause in between. A busy VMM may answer too late once.
 const GO_ON_TRIES: u32 = 3;
 const GO_ON_PAUSE: Duration = Duration::from_millis(500);
+
+/// How much a pipe holds that the memory of a guest goes through.
+const PIPE: usize = 1 << 20;
 
 /// Returns the most that a capture can take: a VMM writes a header for each page, and the state of its devices.
 pub(super) fn most_of(memory: Bytes) -> Bytes {
@@ -264,5 +267,8 @@ pub(super) async fn go_on(ports: &Ports, vm: VmId) -> Result<()> {
 /// Returns both ends of a pipe.
 pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     let made = pipe_with(PipeFlags::CLOEXEC);
-    Ok(made.map_err(|error| HostError::os("make a pipe", error))?)
+    let (from, to) = made.map_err(|error| HostError::os("make a pipe", error))?;
+    // The default is 16 pages, and each time that it is full costs a switch to the other side.
+    let _ = fcntl_setpipe_size(&to, PIPE);
+    Ok((from, to))
 }

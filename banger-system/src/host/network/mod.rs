@@ -65,7 +65,7 @@ use async_trait::async_trait;
 use banger_domain::{
     egress::{
         host_name::HostName,
-        log::{Denial, EgressLog, EgressLogs},
+        log::{Denial, EgressLog, EgressLogs, Totals},
     },
     id::{Uid, VmId},
     net::{
@@ -388,6 +388,10 @@ impl Network for LinuxNetwork {
 
     fn egress_log(&self, vm: VmId) -> EgressLog {
         self.logs().of(vm)
+    }
+
+    fn egress_totals(&self, vm: VmId) -> Totals {
+        self.logs().totals(vm)
     }
 
     fn connections(&self) -> Option<Connections> {

@@ -13,7 +13,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt, MetadataExt},
@@ -94,7 +94,6 @@ struct Staged {
     staging: Staging,
     file: File,
     length: u64,
-    digest: String,
 }
 
 impl LocalCaptures {
@@ -139,28 +138,24 @@ impl Captures for LocalCaptures {
             Ok((staging, file))
         };
         let (staging, mut file) = blocking(doing, move || begin().map_err(|error| os(doing, error))).await?;
-        let (mut sha256, mut length, mut chunk) = (Sha256::new(), 0, Vec::with_capacity(CHUNK));
-        loop {
-            chunk.clear();
-            while chunk.len() < CHUNK
-                && from.read_buf(&mut chunk).await.map_err(|error| os(doing, error))? > 0
-            {}
-            if chunk.is_empty() {
-                break;
-            }
+        // The guest stands still meanwhile, so one chunk is written while the next one is read, and the digest comes later.
+        let mut spare = Vec::with_capacity(CHUNK);
+        let mut chunk = fill(&mut from, Vec::with_capacity(CHUNK)).await?;
+        let mut length = 0;
+        while !chunk.is_empty() {
             length += chunk.len() as u64;
             if length > most.0 {
                 return Err(HostError::other(doing, format!("it is more than {most}")).into());
             }
             let write = move || {
-                require_room(&file).map_err(|error| os(doing, error))?;
-                sha256.update(&chunk);
-                file.write_all(&chunk).map_err(|error| os(doing, error))?;
-                Ok::<_, Error>((sha256, file, chunk))
+                require_room(&file)
+                    .and_then(|()| file.write_all(&chunk))
+                    .map_err(|error| os(doing, error))?;
+                Ok::<_, Error>((file, chunk))
             };
-            (sha256, file, chunk) = blocking(doing, write).await?;
+            ((file, spare), chunk) = tokio::try_join!(blocking(doing, write), fill(&mut from, spare))?;
         }
-        Ok(Box::new(Staged { staging, file, length, digest: text_of(sha256) }))
+        Ok(Box::new(Staged { staging, file, length }))
     }
 
     async fn check(&self, vm: VmId, facts: &HostFacts) -> Result<()> {
@@ -178,24 +173,30 @@ impl Captures for LocalCaptures {
         let path = self.path(vm).join(STATE);
         let open = move || File::open(path).map_err(|error| os(doing, error));
         let mut file = blocking(doing, open).await?;
-        let (mut sha256, mut length, mut chunk) = (Sha256::new(), 0, Vec::with_capacity(CHUNK));
+        let (mut sha256, mut length) = (Sha256::new(), 0);
+        let (mut chunk, mut spare) = (Vec::new(), Vec::new());
+        // The VMM reads one chunk while the next one is read from the disk.
         loop {
             let read = move || {
-                chunk.clear();
-                (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).map_err(|error| os(doing, error))?;
-                sha256.update(&chunk);
-                Ok::<_, Error>((sha256, file, chunk))
+                spare.clear();
+                (&mut file).take(CHUNK as u64).read_to_end(&mut spare).map_err(|error| os(doing, error))?;
+                sha256.update(&spare);
+                Ok::<_, Error>((sha256, file, spare))
             };
-            (sha256, file, chunk) = blocking(doing, read).await?;
+            let write = async {
+                let Some(pipe) = &mut to else { return };
+                let written = tokio::time::timeout(STALLED, pipe.write_all(&chunk)).await;
+                if let Err(error) = written.unwrap_or_else(|late| Err(late.into())) {
+                    tracing::warn!(%vm, %error, "a VMM stopped loading the memory of a guest");
+                    to = None;
+                }
+            };
+            let (next, ()) = tokio::join!(blocking(doing, read), write);
+            (sha256, file, spare) = next?;
+            (chunk, spare) = (spare, chunk);
             length += chunk.len() as u64;
             if chunk.is_empty() || length > manifest.length {
                 break;
-            }
-            let Some(pipe) = &mut to else { continue };
-            let written = tokio::time::timeout(STALLED, pipe.write_all(&chunk)).await;
-            if let Err(error) = written.unwrap_or_else(|late| Err(late.into())) {
-                tracing::warn!(%vm, %error, "a VMM stopped loading the memory of a guest");
-                to = None;
             }
         }
         match length == manifest.length && text_of(sha256) == manifest.digest {
@@ -251,16 +252,37 @@ impl Unfinished for Staged {
         at: Timestamp,
         origin: Option<Origin>,
     ) -> Result<Stored> {
-        let Staged { staging, file, length, digest } = *self;
-        let origin = origin.map(StoredOrigin::from);
-        let manifest = Manifest { facts: facts.clone(), at: at.0, length, digest, origin };
+        let Staged { staging, file, length } = *self;
+        let (facts, origin) = (facts.clone(), origin.map(StoredOrigin::from));
         let finish = move || {
+            let (hashed, digest) = digest_of(&file)?;
+            if hashed != length {
+                return Err(io::Error::other("what was written is not on the disk"));
+            }
+            let manifest = Manifest { facts, at: at.0, length, digest, origin };
             finish(staging, &manifest)?;
             Ok(describe(&file.metadata()?, manifest.at))
         };
         let doing = "store the memory of a guest";
         blocking(doing, move || finish().map_err(|error| os(doing, error))).await
     }
+}
+
+/// Fills a buffer from a pipe. It has less than a chunk only at the end, and nothing after it.
+async fn fill(from: &mut pipe::Receiver, mut chunk: Vec<u8>) -> Result<Vec<u8>> {
+    chunk.clear();
+    let mut rest = from.take(CHUNK as u64);
+    let read = rest.read_to_end(&mut chunk).await;
+    read.map_err(|error| os("write the memory of a guest", error))?;
+    Ok(chunk)
+}
+
+/// Returns the length of a whole file and its digest, wherever its position is.
+fn digest_of(mut file: &File) -> io::Result<(u64, String)> {
+    file.rewind()?;
+    let mut sha256 = Sha256::new();
+    let length = io::copy(&mut io::BufReader::with_capacity(CHUNK, file), &mut sha256)?;
+    Ok((length, text_of(sha256)))
 }
 
 /// Adds the manifest to a directory that has the memory, and gives it its name.

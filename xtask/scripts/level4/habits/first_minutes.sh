@@ -13,13 +13,17 @@ fail() {
     banger rm --force web first >&2
     exit 1
 }
+lines=0
 # Type a line at a prompt, and wait for what it shows.
 host='host> *'
 guest='.*# *'
 line() {
     wait_until 240 "the prompt $1" at_prompt "$1" || fail
-    t send-keys 'clear' Enter
-    wait_until 60 'an empty screen' at_prompt "$1" || fail
+    # The prompt of before is there as long as the shell has not read this.
+    lines=$((lines + 1))
+    t send-keys "clear; echo line $lines" Enter
+    wait_until 180 'an empty screen' shows "^line $lines\$" || fail
+    wait_until 180 "the prompt $1" at_prompt "$1" || fail
     t send-keys "$2" Enter
     wait_until 240 "$3 after: $2" shows "$3" || fail
     echo "ok: $2"

@@ -41,7 +41,9 @@ pub use killpoints::random as random_kills;
 
 use std::{
     collections::VecDeque,
-    process::Output,
+    fs::File,
+    io::{Read, Seek},
+    process::{Output, Stdio},
     sync::{Mutex, PoisonError},
     thread,
     time::Instant,
@@ -226,7 +228,7 @@ fn stands_still(host: &Host) -> Result<bool> {
     Ok(looked.status.success())
 }
 
-/// Deletes the sandboxes and images that a failed check has left.
+/// Ends the sessions, and deletes the sandboxes and images, that a failed check has left.
 fn clear(host: &Host) -> Result<()> {
     let delete = script!("level4/clear.sh", image = try_it::IMAGE, quick = QUICK);
     host.enter(&delete).output().context("cannot clear the private host")?;
@@ -235,8 +237,25 @@ fn clear(host: &Host) -> Result<()> {
 
 /// Runs a command as a user, without input, and returns its status, output and errors.
 fn as_user<S: AsRef<str>>(host: &Host, user: &str, words: &[S]) -> Result<Output> {
-    let mut session = host.session(user, false, words)?;
-    session.stdin(std::process::Stdio::null()).output().context("cannot run in the private host")
+    // Into files: a pipe has its end only once the last command in the background has ended, and a script that has
+    // failed leaves such commands.
+    let files = || tempfile::tempfile().context("cannot create a temporary file");
+    let (mut stdout, mut stderr) = (files()?, files()?);
+    let status = host
+        .session(user, false, words)?
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?)
+        .status()
+        .context("cannot run in the private host")?;
+    Ok(Output { status, stdout: all_of(&mut stdout)?, stderr: all_of(&mut stderr)? })
+}
+
+/// Returns the content of a file that others have written.
+fn all_of(file: &mut File) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut content)).context("cannot read the output")?;
+    Ok(content)
 }
 
 /// Runs a command as a user, which must succeed, and returns its output.

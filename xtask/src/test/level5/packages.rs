@@ -63,10 +63,43 @@ pub fn purge(host: &TestHost) -> Result<()> {
     let create = ["banger", "vm", "create", "--quiet", "--memory", "512M", "--name", KEPT];
     expect(host.session("alice", &create))?;
     expect(host.session("alice", &["banger", "vm", "exec", KEPT, "--", "true"]))?;
-    let purge = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "--yes", "purge"];
-    expect(host.enter(&[&purge[..], &["banger", "banger-system"]].concat()))?;
+    purge_packages(host)?;
     let left = expect(host.enter(&script!("level5/leftovers.sh")))?;
     ensure!(left.is_empty(), "the purge left:\n{left}");
+    Ok(())
+}
+
+fn purge_packages(host: &TestHost) -> Result<()> {
+    let purge = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "--yes", "purge"];
+    expect(host.enter(&[&purge[..], &["banger", "banger-system"]].concat())).map(drop)
+}
+
+/// Checks that a user reaches a command in a sandbox with nothing but the packages.
+pub fn first_run(host: &TestHost) -> Result<()> {
+    purge_packages(host)?;
+    install(host, dist::VERSION)?;
+    // The group is a new one.
+    expect(host.enter(&["usermod", "-aG", "banger", "alice"]))?;
+    let registry = script!(
+        "level5/public_registry.sh" uses "wait.sh",
+        serve = script_text!("level4/recipe/serve.py"),
+    );
+    expect(host.enter(&registry))?;
+    let output = run_quietly(host.session("alice", &script!("level5/first_run.sh")))?;
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    let os = expect(host.enter(&["grep", "^PRETTY_NAME=", "/etc/os-release"]))?;
+    let ran = [&format!("/etc/os-release:{os}"), "/etc/built:PRETTY_NAME=from the recipe"];
+    let first = [
+        "nothing is there",
+        "first run:",
+        ran[0],
+        ran[1],
+        "importing the kernel",
+        "building the default image",
+    ];
+    let expect = [&first[..], &["second run:", ran[0], ran[1]]].concat();
+    ensure!(output.status.success(), "{}: {said}\n{errors}", output.status);
+    ensure!(said.lines().collect::<Vec<_>>() == expect, "{said}\n{errors}");
     Ok(())
 }
 

@@ -90,7 +90,8 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
         Role::Template => add(&["-name", "banger-template"]),
     }
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-M", &format!("{MACHINE_TYPE},memory-backend=ram0"), "-bios", FIRMWARE]);
+    // Pages that guests of two users share would tell each of them by their timing what the other has.
+    add(&["-M", &format!("{MACHINE_TYPE},mem-merge=off,memory-backend=ram0"), "-bios", FIRMWARE]);
     match acceleration {
         Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
         // Five levels of page tables are one more step at each miss of the translation cache.
@@ -98,9 +99,17 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
     }
     let memory = format!("{}M", spec.memory.in_mib());
     add(&["-smp", &spec.vcpus.to_string(), "-m", &memory]);
-    let backend = "memory-backend-file,id=ram0,mem-path=/proc/self/fd/{fd:memory}";
-    let share = if role == Role::Child { "off" } else { "on" };
-    add(&["-object", &format!("{backend},size={memory},share={share}")]);
+    let backend = match role {
+        // Reading a page of a file that nobody wrote makes it one of memory, and QEMU reads each page that it loads or saves.
+        Role::Boot | Role::Resumed => format!("memory-backend-ram,id=ram0,size={memory}"),
+        Role::Template | Role::Child => {
+            let share = if role == Role::Child { "off" } else { "on" };
+            format!(
+                "memory-backend-file,id=ram0,mem-path=/proc/self/fd/{{fd:{MEMORY}}},size={memory},share={share}"
+            )
+        }
+    };
+    add(&["-object", &backend]);
     match role {
         Role::Child | Role::Resumed => add(&["-incoming", "defer"]),
         Role::Boot | Role::Template => {
@@ -280,7 +289,8 @@ mod tests {
         let disk = |index| format!("driver=null-co,node-name=drive{index},read-zeroes=on,size=1048576");
         let card = "virtio-net-pci,mac=02:67:00:00:00:00,romfile=".to_owned();
         let name = "banger-template".to_owned();
-        assert_eq!(added(Role::Boot, Role::Template), [name, card, disk(0), disk(1), disk(2)]);
+        let template = [name, format!("{memory}=on"), card, disk(0), disk(1), disk(2)];
+        assert_eq!(added(Role::Boot, Role::Template), template);
         let child = [format!("{memory}=off"), "-incoming".to_owned(), "defer".to_owned()];
         assert_eq!(added(Role::Boot, Role::Child), child);
         assert_eq!(added(Role::Boot, Role::Resumed), ["-incoming", "defer"]);

@@ -77,7 +77,7 @@ impl Qemu {
         Path::new(QEMU).exists()
     }
 
-    async fn prepare(&self, spec: &LaunchSpec, role: Role, memory: OwnedFd) -> Result<VmmCommand> {
+    async fn prepare(&self, spec: &LaunchSpec, role: Role, memory: Option<OwnedFd>) -> Result<VmmCommand> {
         let (spec, paths) = (spec.clone(), self.paths.clone());
         let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
         let doing = "prepare the VMM";
@@ -121,7 +121,7 @@ impl Vmm for Qemu {
     }
 
     async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
-        self.prepare(spec, Role::Boot, memory::of_guest(spec.memory)?).await
+        self.prepare(spec, Role::Boot, None).await
     }
 
     async fn template_key(&self, spec: &LaunchSpec) -> Result<Option<TemplateKey>> {
@@ -138,7 +138,7 @@ impl Vmm for Qemu {
     async fn prepare_template(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
         let memory = memory::of_guest(spec.memory)?;
         self.templates().insert(spec.vm, memory.try_clone().map_err(share_memory)?);
-        self.prepare(spec, Role::Template, memory).await
+        self.prepare(spec, Role::Template, Some(memory)).await
     }
 
     async fn capture(&self, vm: VmId) -> Result<Capture> {
@@ -148,7 +148,8 @@ impl Vmm for Qemu {
     }
 
     async fn prepare_child(&self, spec: &LaunchSpec, capture: &Capture) -> Result<VmmCommand> {
-        self.prepare(spec, Role::Child, capture.memory.try_clone().map_err(share_memory)?).await
+        let memory = capture.memory.try_clone().map_err(share_memory)?;
+        self.prepare(spec, Role::Child, Some(memory)).await
     }
 
     async fn resume(&self, vm: VmId, capture: &Capture) -> Result<()> {
@@ -177,7 +178,7 @@ impl Vmm for Qemu {
     }
 
     async fn prepare_resume(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
-        self.prepare(spec, Role::Resumed, memory::of_guest(spec.memory)?).await
+        self.prepare(spec, Role::Resumed, None).await
     }
 
     async fn load(&self, vm: VmId, from: OwnedFd) -> Result<()> {
@@ -218,9 +219,9 @@ fn prepare(
     acceleration: Acceleration,
     sockets: &Sockets,
     role: Role,
-    memory: OwnedFd,
+    memory: Option<OwnedFd>,
 ) -> Result<VmmCommand> {
-    let mut files = vec![(args::MEMORY.to_owned(), memory)];
+    let mut files: Vec<_> = memory.into_iter().map(|file| (args::MEMORY.to_owned(), file)).collect();
     if matches!(role, Role::Boot | Role::Template) {
         files.push(("kernel".to_owned(), files::open(&spec.kernel, Access::ReadOnly)?));
         files.push(("initrd".to_owned(), files::initrd(spec)?));
