@@ -44,7 +44,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
         "Sandboxes",
         &[
             "run", "create", "list", "start", "stop", "restart", "pause", "unpause", "suspend", "resume",
-            "kill", "delete", "wait",
+            "kill", "delete",
         ],
     ),
     ("In a sandbox", &["exec", "shell", "ssh", "cp", "logs", "forward", "workspace"]),
@@ -57,6 +57,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
             "events",
             "config",
             "doctor",
+            "metrics",
             "mcp",
             "ssh-config",
             "version",

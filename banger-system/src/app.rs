@@ -47,6 +47,7 @@ use crate::{
         users::Accounts,
         vmm::{Vmms, kvm::Kvm},
     },
+    log::Log,
     ports::{Ports, disks::Disks, supervisor::Supervisor},
     sim::Sim,
     tasks::{Task, Tasks},
@@ -74,7 +75,7 @@ pub enum Mode {
 }
 
 /// Serves until a signal asks it to end.
-pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
+pub async fn run(mode: Mode, config: &Config, log: Log) -> anyhow::Result<()> {
     if mode == Mode::Sim {
         require_private_bus(std::env::var(BUS_VARIABLE).ok().as_deref())?;
     }
@@ -98,7 +99,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     let (names, network) = (Arc::clone(&ports.names), Arc::clone(&ports.network));
     let (engine, events) = Engine::new(ports, settings, &tasks);
     engine.recover().await.context("cannot recover the state of an earlier run")?;
-    bus::serve(connection.clone(), engine.clone(), events, &tasks)
+    bus::serve(connection.clone(), engine.clone(), events, log, &tasks)
         .await
         .context("cannot serve the D-Bus API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");

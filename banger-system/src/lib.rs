@@ -10,6 +10,7 @@ pub mod bus;
 pub mod config;
 pub mod engine;
 pub mod host;
+pub mod log;
 pub mod ports;
 pub mod sim;
 pub mod tasks;

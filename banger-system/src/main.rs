@@ -6,9 +6,9 @@ use banger_proto::causes::with_causes;
 use banger_system::{
     app::{self, Mode},
     config::{self, Config},
+    log::Log,
 };
 use clap::Parser;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Threads for blocking calls. The unit's `TasksMax` is higher, so that work queues up instead of a thread failing to
 /// start.
@@ -31,9 +31,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log();
+    let log = Log::start();
     let mode = if arguments.sim { Mode::Sim } else { Mode::Host };
-    match serve(mode, &arguments) {
+    match serve(mode, &arguments, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", with_causes(&*error));
@@ -42,25 +42,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(mode: Mode, arguments: &Arguments) -> anyhow::Result<()> {
+fn serve(mode: Mode, arguments: &Arguments, log: Log) -> anyhow::Result<()> {
     let config = Config::read(&arguments.config)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build()?;
-    let outcome = runtime.block_on(app::run(mode, &config));
+    let outcome = runtime.block_on(app::run(mode, &config, log));
     // What blocks has this much time to end: a name service may never answer.
     runtime.shutdown_timeout(BLOCKING_TIMEOUT);
     outcome
-}
-
-/// Logs to the journal if systemd has connected it, else to standard error.
-fn log() {
-    // Guests could fill the journal by what they send to the name server.
-    let filter = EnvFilter::try_from_env("BANGER_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,hickory_proto=off,hickory_server=off"));
-    let registry = tracing_subscriber::registry().with(filter);
-    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
-    match journal {
-        Some(journal) => registry.with(journal.with_field_prefix(Some("BANGER".to_owned()))).init(),
-        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
-    }
 }

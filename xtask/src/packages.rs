@@ -154,20 +154,29 @@ pub fn resolved() -> Result<PathBuf> {
 
 /// Returns the program of Debian's docker-registry, unpacked: installed, it would listen on all addresses at once.
 pub fn docker_registry() -> Result<PathBuf> {
+    unpacked("docker-registry", "usr/bin/docker-registry")
+}
+
+/// Returns the program with the parser of Prometheus, unpacked: installed, its package would start a server.
+pub fn promtool() -> Result<PathBuf> {
+    unpacked("prometheus", "usr/bin/promtool")
+}
+
+/// Returns a file of a package that is not installed.
+fn unpacked(package: &str, file: &str) -> Result<PathBuf> {
     let candidate = |text: &str| {
         let line = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
         Some(line.to_owned()).filter(|version| version != "(none)")
     };
-    let policy =
-        || output(&mut command("apt-cache", ["policy", "docker-registry"])).map(|text| candidate(&text));
+    let policy = || output(&mut command("apt-cache", ["policy", package])).map(|text| candidate(&text));
     let version = match policy()? {
         Some(version) => version,
         None => {
             run(&mut apt(&["update", "-qq"]))?;
-            policy()?.context("apt has no docker-registry")?
+            policy()?.with_context(|| format!("apt has no {package}"))?
         }
     };
-    Ok(tree("docker-registry", &version, |_| Ok(()))?.join("usr/bin/docker-registry"))
+    Ok(tree(package, &version, |_| Ok(()))?.join(file))
 }
 
 /// Returns the unpacked tree of a package. It is unpacked and finished once.

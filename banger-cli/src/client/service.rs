@@ -7,7 +7,7 @@ use banger_proto::bus::{
     names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
     option::{agent, stream},
     proxy::{Facts, Options},
-    record::{CheckRow, VmRow},
+    record::{ChangeRow, CheckRow, PhaseRow, VmRow},
 };
 use zbus::{Fd, ObjectPath, OwnedObjectPath, Variant};
 
@@ -167,6 +167,13 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "Diagnose", &(Options::new(),)).await
     }
 
+    /// Opens a stream with the metrics of the service.
+    pub async fn open_metrics(&self, filter: &Options<'_>) -> Result<OwnedFd> {
+        let fd: zbus::OwnedFd =
+            self.call(&manager_path(), MANAGER_INTERFACE, "OpenMetrics", &(filter,)).await?;
+        Ok(fd.into())
+    }
+
     /// Subscribes to the signals of the service.
     pub async fn subscribe(&self, options: &Options<'_>) -> Result<()> {
         self.call(&manager_path(), MANAGER_INTERFACE, "Subscribe", &(options,)).await
@@ -282,6 +289,11 @@ impl Bus {
     pub async fn open_log(&self, vm: &ObjectPath<'_>, log: &str, options: &Options<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenLog", &(log, options)).await?;
         Ok(fd.into())
+    }
+
+    /// Returns the recent changes of a sandbox, and the phases of its last boot.
+    pub async fn history(&self, vm: &ObjectPath<'_>) -> Result<(Vec<ChangeRow>, Vec<PhaseRow>)> {
+        self.call(vm, VM_INTERFACE, "GetHistory", &(Options::new(),)).await
     }
 
     /// Deletes an image or a kernel.

@@ -16,6 +16,7 @@ mod kernel;
 mod list;
 mod manual;
 mod mcp;
+mod metrics;
 mod prune;
 mod rename;
 mod schema;
@@ -106,6 +107,7 @@ Example:
     )]
     Config(config::ConfigCommand),
     Doctor(doctor::Doctor),
+    Metrics(metrics::Metrics),
     Mcp(mcp::Mcp),
     Version(version::Version),
     Schema(schema::Schema),
@@ -131,6 +133,7 @@ impl Command {
             Command::Events(events) => events.run().await,
             Command::Config(config) => config.run().await,
             Command::Doctor(doctor) => doctor.run().await,
+            Command::Metrics(metrics) => metrics.run().await,
             Command::Mcp(mcp) => mcp.run().await,
             Command::Version(version) => version.run().await,
             Command::Schema(schema) => schema.run(),

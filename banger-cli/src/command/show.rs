@@ -55,6 +55,11 @@ impl ShowArgs {
         self.format.clone().map(|format| View::formatted(List { verb, columns: &[] }, format)).transpose()
     }
 
+    /// Returns whether the object is printed as JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Returns the reference of the object.
     pub fn reference(&self) -> &str {
         &self.reference

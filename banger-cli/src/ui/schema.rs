@@ -173,6 +173,7 @@ mod tests {
     /// Verbs whose standard output has no form of ours, or that have no output.
     const WITHOUT: &[(&str, &str)] = &[
         ("completion", "a script for a shell"),
+        ("metrics", "OpenMetrics text"),
         ("mcp", "the messages of a protocol, which are JSON"),
         ("schema", "a schema is JSON already, and the list of verbs is a word a line"),
         ("ssh-config", "a file for ssh"),

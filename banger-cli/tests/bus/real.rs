@@ -378,3 +378,29 @@ fn an_image_is_shared_and_unshared() {
     assert_eq!((back.status, back.output.as_str()), (1, "debian-bookworm: private\n"), "{back:?}");
     assert_eq!(shared(), false);
 }
+
+#[test]
+fn metrics_and_the_history_of_a_sandbox_are_printed() {
+    let Some(host) = host_with_image() else { return };
+    assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
+    let web = json(&host.banger(&["vm", "show", "--json", "web"]));
+    assert!(web.get("changes").is_none() && web.get("last_start").is_none(), "{web}");
+    let metrics = host.banger(&["metrics"]);
+    assert_eq!((metrics.status, metrics.errors.as_str()), (0, ""), "{metrics:?}");
+    let ready = format!("banger_sandbox_ready{{id={}}} 1.0\n", web["id"]);
+    assert!(metrics.output.contains(&ready) && metrics.output.ends_with("# EOF\n"), "{metrics:?}");
+
+    host.banger(&["vm", "stop", "-q", "web"]);
+    let web = json(&host.banger(&["vm", "show", "--events", "--json", "web"]));
+    let phases: Vec<_> = web["last_start"].as_array().unwrap().iter().map(|row| &row["phase"]).collect();
+    assert_eq!(phases, ["prepare", "disks", "jail", "network", "vmm", "agent", "guest"]);
+    let last = web["changes"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["state"], &last["state_reason"]), (&"stopped".into(), &"user-request".into()));
+    assert_eq!(web["name"], "web");
+    let shown = host.banger(&["vm", "show", "--events", "web"]).output;
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines[0].starts_with("PHASE") && lines.iter().any(|line| line.starts_with("total")), "{shown}");
+    assert!(lines.last().unwrap().contains("a user asked for it (user-request)"), "{shown}");
+    let missing = host.banger(&["vm", "show", "--events", "nope"]);
+    assert_eq!((missing.status, missing.output.as_str()), (1, ""), "{missing:?}");
+}

@@ -104,6 +104,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm set", &["--nat", "web", "nope"]),
         ("vm list", &[]),
         ("vm show", &["web"]),
+        ("vm show", &["--events", "web"]),
         ("vm rename", &["web", "site"]),
         ("vm stop", &["site"]),
         ("vm commit", &["site", "committed"]),

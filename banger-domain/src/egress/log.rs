@@ -72,11 +72,21 @@ pub struct Tally {
     announced: Timestamp,
 }
 
+/// How often a guest was allowed and denied something, with what is no longer in the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Look-ups of allowed names.
+    pub allowed: u64,
+    /// Denials.
+    pub denied: u64,
+}
+
 /// What one guest was allowed and denied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EgressLog {
     allowed: HashMap<HostName, Tally>,
     denied: HashMap<Destination, Tally>,
+    totals: Totals,
     /// The second that the announcements are counted for, and their number.
     announcements: (u64, u32),
 }
@@ -84,11 +94,13 @@ pub struct EgressLog {
 impl EgressLog {
     /// Counts a look-up of an allowed name.
     pub fn allow(&mut self, name: &HostName, now: Timestamp) {
+        self.totals.allowed = self.totals.allowed.saturating_add(1);
         count(&mut self.allowed, name, 1, now);
     }
 
     /// Counts denials of a destination. Returns whether the owner should hear of it.
     pub fn deny(&mut self, destination: &Destination, times: u64, now: Timestamp) -> bool {
+        self.totals.denied = self.totals.denied.saturating_add(times);
         let second = now.0 / SECOND;
         if self.announcements.0 != second {
             self.announcements = (second, 0);
@@ -154,6 +166,11 @@ impl EgressLogs {
     /// Returns the log of a guest.
     pub fn of(&self, vm: VmId) -> EgressLog {
         self.logs.get(&vm).cloned().unwrap_or_default()
+    }
+
+    /// Returns how often a guest was allowed and denied something.
+    pub fn totals(&self, vm: VmId) -> Totals {
+        self.logs.get(&vm).map(|log| log.totals).unwrap_or_default()
     }
 
     /// Forgets a guest that has ended.

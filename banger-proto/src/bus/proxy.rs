@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, proxy};
 
-use super::record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow};
+use super::record::{ChangeRow, CheckRow, ImageRow, JobRow, KernelRow, PhaseRow, VmRow};
 
 /// Options of a call.
 pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
@@ -80,6 +80,8 @@ pub trait Manager {
     fn get_limits(&self) -> zbus::Result<Facts>;
     /// Runs the checks of the host that the service itself uses.
     fn diagnose(&self, options: Options<'_>) -> zbus::Result<Vec<CheckRow>>;
+    /// Opens a stream to read the metrics of the service from, as OpenMetrics text.
+    fn open_metrics(&self, filter: Options<'_>) -> zbus::Result<OwnedFd>;
 
     /// A sandbox of the caller was created.
     #[zbus(signal, name = "VMNew")]
@@ -136,6 +138,8 @@ pub trait Vm {
     fn open_stream(&self, service: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
     /// Opens a pipe to read a log from.
     fn open_log(&self, log: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
+    /// Returns its recent changes of state, and the phases of its last boot.
+    fn get_history(&self, options: Options<'_>) -> zbus::Result<(Vec<ChangeRow>, Vec<PhaseRow>)>;
 
     /// The state of the sandbox has changed.
     #[zbus(signal, name = "StateChanged")]

@@ -73,6 +73,28 @@ pub struct JobRow {
     pub path: OwnedObjectPath,
 }
 
+/// A change of a sandbox in `GetHistory`, `(tsbs)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ChangeRow {
+    /// When, in microseconds since the Unix epoch.
+    pub at_usec: u64,
+    /// A state of the lifecycle.
+    pub state: String,
+    /// Whether the guest answers.
+    pub ready: bool,
+    /// Why it is in this state.
+    pub reason: String,
+}
+
+/// A phase of a sandbox's last boot in `GetHistory`, `(st)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct PhaseRow {
+    /// The name of the phase.
+    pub phase: String,
+    /// How long it took, in microseconds.
+    pub usec: u64,
+}
+
 /// A check of `Diagnose`, `(ssss)`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct CheckRow {

@@ -80,6 +80,7 @@ impl Api {
         target: Option<Target>,
     ) -> Result<(Caller, OwnedSemaphorePermit)> {
         let caller = self.callers.of(header).await?;
+        tracing::Span::current().record("uid", caller.uid.0);
         let kind = match acl::cost(interface, member) {
             Some(Cost::Wait) => RequestKind::Wait,
             Some(Cost::Inspect) => RequestKind::Inspect,

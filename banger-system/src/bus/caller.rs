@@ -51,6 +51,8 @@ pub enum RequestKind {
     Inspect,
     /// A log that is being read, which outlasts the call.
     Log,
+    /// Metrics that are being read, which outlasts the call.
+    Metrics,
     /// A password dialog.
     Prompt,
 }
@@ -63,7 +65,21 @@ impl RequestKind {
             RequestKind::Stream => 128,
             RequestKind::Inspect => 4,
             RequestKind::Log => 16,
+            RequestKind::Metrics => 4,
             RequestKind::Prompt => 4,
+        }
+    }
+
+    /// Returns the word in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            RequestKind::Call => "call",
+            RequestKind::Wait => "wait",
+            RequestKind::Stream => "stream",
+            RequestKind::Inspect => "inspect",
+            RequestKind::Log => "log",
+            RequestKind::Metrics => "metrics",
+            RequestKind::Prompt => "prompt",
         }
     }
 
@@ -71,6 +87,7 @@ impl RequestKind {
     const fn noun(self) -> &'static str {
         match self {
             RequestKind::Log => "logs open; close one",
+            RequestKind::Metrics => "sets of metrics open; close one",
             _ => "requests under way; try again",
         }
     }
@@ -142,6 +159,15 @@ impl Callers {
         Arc::clone(of_user)
             .try_acquire_owned()
             .map_err(|_| Error::new(ErrorName::TooManyRequests, format!("you have {bound} {}", kind.noun())))
+    }
+
+    /// Returns the requests of each user that are under way, by kind, without those of which there are none.
+    pub fn under_way(&self) -> Vec<(Uid, RequestKind, usize)> {
+        let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = permits.iter().map(|((uid, kind), semaphore)| {
+            (*uid, *kind, kind.bound().saturating_sub(semaphore.available_permits()))
+        });
+        used.filter(|(.., count)| *count > 0).collect()
     }
 
     /// Returns whether a connection that has called is still connected.

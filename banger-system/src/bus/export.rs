@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::id::Uid;
+use tracing::{Instrument, Span, field};
 use zbus::{
     BoxDBusError, Connection, ObjectServer, OwnedObjectPath, OwnedVariant, Variant,
     message::{Header, Message},
@@ -79,6 +80,9 @@ pub trait Kind: Clone + Send + Sync + 'static {
     /// Returns its owner and names for dialogs; `None` if it has no owner.
     fn target(view: &Self::View, api: &Api) -> Option<Target>;
     fn gone() -> Error;
+
+    /// Notes in the span of a call which object it is about. Journal entries of the call have that as fields.
+    fn describe(&self, _span: &Span) {}
 }
 
 /// Upgrades the reference of an object's methods. Fails while the service shuts down.
@@ -126,6 +130,20 @@ impl<K: Kind> Exported<K> {
 
     fn target(&self) -> Result<Option<Target>> {
         Ok(K::target(&*self.view()?, &self.api))
+    }
+
+    /// Returns the span of a call, whose fields all journal entries of the call have.
+    fn span(&self, member: &str) -> Span {
+        // At this level it is there whatever is logged.
+        let span = tracing::error_span!(
+            "call",
+            operation = member,
+            uid = field::Empty,
+            vm = field::Empty,
+            job = field::Empty
+        );
+        self.kind.describe(&span);
+        span
     }
 
     /// Checks that the caller may use this member.
@@ -228,13 +246,17 @@ impl<K: Kind> Interface for Exported<K> {
         let member = name.to_string();
         match self.methods.call(server, connection, message, name) {
             // The method has not started: a future does nothing until it is awaited.
-            DispatchResult::Async(method) => DispatchResult::Async(Box::pin(async move {
-                let header = message.header();
-                match self.admit(&header, &member).await {
-                    Ok(_permit) => method.await,
-                    Err(error) => Ok(connection.reply_dbus_error(&header, error).await?),
-                }
-            })),
+            DispatchResult::Async(method) => {
+                let span = self.span(&member);
+                let call = async move {
+                    let header = message.header();
+                    match self.admit(&header, &member).await {
+                        Ok(_permit) => method.await,
+                        Err(error) => Ok(connection.reply_dbus_error(&header, error).await?),
+                    }
+                };
+                DispatchResult::Async(Box::pin(call.instrument(span)))
+            }
             other => other,
         }
     }

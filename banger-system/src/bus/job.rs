@@ -64,6 +64,10 @@ impl Kind for JobKind {
     fn gone() -> Error {
         Error::new(ErrorName::NoSuchJob, "the job is no longer known")
     }
+
+    fn describe(&self, span: &tracing::Span) {
+        span.record("job", tracing::field::display(self.0));
+    }
 }
 
 const PROPERTIES: &[Property<JobView>] = &[

@@ -21,13 +21,14 @@ use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::
 
 use super::{
     api::{Api, Target},
-    caller::Caller,
+    caller::{Caller, RequestKind},
     catalog::{facts, kind_of},
     error::{Error, Result},
     export::{Change, Kind, Property, api, export},
     image::ImageKind,
     item, job,
     kernel::KernelKind,
+    metrics,
     options::{Dict, Options},
     path,
     request::{
@@ -37,7 +38,7 @@ use super::{
     vm::VmKind,
 };
 use crate::{
-    engine::Engine,
+    engine::{Engine, metrics::Whose},
     ports::{
         Check, Status,
         authority::{Interaction, Question, Verdict},
@@ -46,7 +47,7 @@ use crate::{
 };
 
 /// Increased by one with each addition to the interfaces.
-const API_LEVEL: u32 = 7;
+const API_LEVEL: u32 = 8;
 /// Features of this service, for clients that are newer than it.
 const FEATURES: [&str; 10] = [
     "agent",
@@ -435,6 +436,16 @@ impl Methods {
         let owned =
             |(key, value): (&str, Variant<'static>)| Ok((key.to_owned(), OwnedVariant::try_from(value)?));
         rows.into_iter().map(owned).collect()
+    }
+
+    #[zbus(out_args("stream"))]
+    async fn open_metrics(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedFd> {
+        let (api, caller) = self.caller(&header).await?;
+        let all = api.read_filter(&caller, filter).await? || api.may_view_others(&caller).await;
+        let place = api.callers.acquire(caller.uid, RequestKind::Metrics)?;
+        let whose = if all { Whose::All } else { Whose::Own(caller.uid) };
+        let text = metrics::to_text(api.metrics(whose, API_LEVEL).await)?;
+        Ok(metrics::send(text, place)?.into())
     }
 
     #[zbus(out_args("checks"))]

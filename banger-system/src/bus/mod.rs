@@ -42,7 +42,9 @@ mod introspect;
 mod item;
 mod job;
 mod kernel;
+mod log_control;
 mod manager;
+mod metrics;
 mod object_manager;
 mod options;
 mod path;
@@ -65,6 +67,7 @@ use self::{
 };
 use crate::{
     engine::{Engine, Events},
+    log::Log,
     tasks::{Task, Tasks},
 };
 
@@ -74,11 +77,13 @@ pub async fn serve(
     connection: Connection,
     engine: Engine,
     events: Events,
+    log: Log,
     tasks: &Tasks,
 ) -> zbus::Result<()> {
     let api = Arc::new(Api::new(connection.clone(), engine).await?);
     export(&api, ManagerKind).await?;
     object_manager::export(&api).await?;
+    log_control::export(&api, log).await?;
     // Objects of an earlier run are exported before anybody can call. The publisher exports later ones.
     for view in api.engine.kernels() {
         export(&api, KernelKind(view.id)).await?;

@@ -23,6 +23,7 @@ use banger_proto::{
         ErrorName,
         names::{VM_INTERFACE, action, detail},
         option::{agent, configure, create, delete, lifetime, log, publish, start, stop},
+        record::{ChangeRow, PhaseRow},
     },
     size::Bytes,
 };
@@ -90,6 +91,10 @@ impl Kind for VmKind {
 
     fn gone() -> Error {
         Error::new(ErrorName::NoSuchVm, "the sandbox has been deleted")
+    }
+
+    fn describe(&self, span: &tracing::Span) {
+        span.record("vm", tracing::field::display(self.0));
     }
 }
 
@@ -403,6 +408,23 @@ impl Methods {
         let name = api.engine.vm(self.id).map(|view| view.vm.name.to_string()).unwrap_or_default();
         api.require_publish(&caller, &[port], &name).await?;
         Ok(api.engine.publish_port(self.id, port).await?.host)
+    }
+
+    #[zbus(out_args("changes", "phases"))]
+    async fn get_history(&self, options: Dict) -> Result<(Vec<ChangeRow>, Vec<PhaseRow>)> {
+        Options::new(options).finish()?;
+        let history = api(&self.api)?.engine.history(self.id).ok_or_else(VmKind::gone)?;
+        let changes = history.changes().map(|(at, condition)| ChangeRow {
+            at_usec: at.0,
+            state: condition.state.as_str().to_owned(),
+            ready: condition.ready,
+            reason: condition.reason.to_string(),
+        });
+        let phases = history.phases().iter().map(|(phase, took)| PhaseRow {
+            phase: phase.as_str().to_owned(),
+            usec: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        });
+        Ok((changes.collect(), phases.collect()))
     }
 
     async fn unpublish_port(&self, protocol: String, host_port: u16) -> Result<()> {

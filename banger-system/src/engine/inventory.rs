@@ -8,6 +8,7 @@ mod admission;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use banger_domain::{
@@ -23,16 +24,22 @@ use tokio::sync::{mpsc, watch};
 
 pub(super) use self::admission::Admission;
 use super::{
+    counts::Counts,
     error::{Error, Kind, Result},
     events::EventSender,
+    history::{History, Phase},
     library::item::Stored,
+    now,
     view::{Event, ImageView, KernelView, VmView},
     vm_task::Command,
 };
+use crate::ports::clock::Clock;
 
 pub(super) struct Inventory {
     state: Mutex<State>,
     events: EventSender,
+    clock: Arc<dyn Clock>,
+    counts: Arc<Counts>,
     changes: watch::Sender<()>,
 }
 
@@ -51,6 +58,7 @@ pub(super) struct State {
 struct Entry {
     view: Arc<VmView>,
     inbox: mpsc::Sender<Command>,
+    history: History,
 }
 
 impl State {
@@ -135,8 +143,8 @@ impl State {
 }
 
 impl Inventory {
-    pub(super) fn new(events: EventSender) -> Self {
-        Self { state: Mutex::default(), events, changes: watch::Sender::default() }
+    pub(super) fn new(events: EventSender, clock: Arc<dyn Clock>, counts: Arc<Counts>) -> Self {
+        Self { state: Mutex::default(), events, clock, counts, changes: watch::Sender::default() }
     }
 
     /// Returns a receiver that wakes after any change. Several changes may wake it once.
@@ -157,6 +165,32 @@ impl Inventory {
         self.lock().vms.get(&id).map(|entry| Arc::clone(&entry.view))
     }
 
+    /// Returns the recent history of a VM.
+    pub(super) fn history(&self, id: VmId) -> Option<History> {
+        self.lock().vms.get(&id).map(|entry| entry.history.clone())
+    }
+
+    /// Notes that a VM begins to boot.
+    pub(super) fn begin_boot(&self, id: VmId) {
+        if let Some(entry) = self.lock().vms.get_mut(&id) {
+            entry.history.begin_boot();
+        }
+    }
+
+    /// Notes that a phase of a VM's boot has ended.
+    pub(super) fn end_phase(&self, id: VmId, phase: Phase, took: Duration) {
+        if let Some(entry) = self.lock().vms.get_mut(&id) {
+            entry.history.end_phase(phase, took);
+        }
+    }
+
+    /// Counts the phases of a VM's boot, which is over.
+    pub(super) fn count_phases(&self, id: VmId) {
+        if let Some(entry) = self.lock().vms.get(&id) {
+            self.counts.phases(entry.view.vm.owner, entry.history.phases());
+        }
+    }
+
     /// Returns the channel to a VM's task.
     pub(super) fn inbox(&self, id: VmId) -> Result<mpsc::Sender<Command>> {
         let state = self.lock();
@@ -166,6 +200,11 @@ impl Inventory {
 
     pub(super) fn usage(&self, owner: Uid) -> Usage {
         self.lock().usage(owner)
+    }
+
+    /// Returns the bytes of a user's private images and of the memory of suspended sandboxes.
+    pub(super) fn private_bytes(&self, owner: Uid) -> Bytes {
+        self.lock().private_bytes(owner, None, None)
     }
 
     /// Checks that the owner's quota has room for the new disk sizes.
@@ -185,7 +224,9 @@ impl Inventory {
         let view = Arc::new(view);
         let mut state = self.lock();
         state.last_slot = state.last_slot.max(Some(view.vm.slot));
-        state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
+        let mut history = History::default();
+        history.note(now(&*self.clock), &view);
+        state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox, history });
         self.send(Event::VmAdded(view));
     }
 
@@ -229,6 +270,8 @@ impl Inventory {
         if *entry.view == view {
             return;
         }
+        entry.history.note(now(&*self.clock), &view);
+        self.counts.changed(&entry.view, &view);
         let new = Arc::new(view);
         let old = std::mem::replace(&mut entry.view, Arc::clone(&new));
         self.send(Event::VmChanged { old, new });

@@ -21,8 +21,10 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use tokio::{sync::watch, task::AbortHandle};
+use tracing::field;
 
 use super::{
+    counts::Counts,
     error::{Error, Kind, Result, one_line},
     events::EventSender,
     now,
@@ -58,6 +60,7 @@ struct Inner {
     jobs_per_user: usize,
     events: EventSender,
     clock: Arc<dyn Clock>,
+    counts: Arc<Counts>,
 }
 
 struct Entry {
@@ -114,7 +117,12 @@ impl JobKind {
 pub(super) type Stages = &'static [&'static str];
 
 impl Jobs {
-    pub(super) fn new(events: EventSender, clock: Arc<dyn Clock>, limits: &Limits) -> Self {
+    pub(super) fn new(
+        events: EventSender,
+        clock: Arc<dyn Clock>,
+        counts: Arc<Counts>,
+        limits: &Limits,
+    ) -> Self {
         let line = Bounds {
             slots: usize::MAX,
             slots_per_user: limits.jobs_running as usize,
@@ -128,6 +136,7 @@ impl Jobs {
                 jobs_per_user: (limits.jobs_running + limits.jobs_queued) as usize,
                 events,
                 clock,
+                counts,
             }),
         }
     }
@@ -187,6 +196,10 @@ impl Jobs {
         stages: Stages,
         ticket: Option<Ticket>,
     ) -> JobHandle {
+        let vm = objects.iter().find_map(|object| match object {
+            Object::Vm(vm) => Some(*vm),
+            Object::Image(_) | Object::Kernel(_) => None,
+        });
         let view = Arc::new(JobView {
             id: JobId::random(),
             kind,
@@ -214,10 +227,13 @@ impl Jobs {
         jobs.insert(id, entry);
         self.send(Event::JobAdded(view));
         drop(jobs);
-        // All journal entries of a job carry its id, which is the last element of its D-Bus path.
-        let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
+        // All journal entries of a job have these fields, whatever is logged. Its id is the last element of its D-Bus path.
+        let span = tracing::error_span!("job", job = %id, kind = kind.as_str(), %owner, vm = field::Empty);
+        if let Some(vm) = vm {
+            span.record("vm", field::display(vm));
+        }
         span.in_scope(|| tracing::info!("started a job"));
-        JobHandle { jobs: self.clone(), id, owner, stages, canceled, span, ticket, finished: false }
+        JobHandle { jobs: self.clone(), id, owner, kind, stages, canceled, span, ticket, finished: false }
     }
 
     /// Lets a queued job begin at once, because a running one needs it.
@@ -326,6 +342,7 @@ pub(super) struct JobHandle {
     jobs: Jobs,
     id: JobId,
     owner: Uid,
+    kind: JobKind,
     stages: Stages,
     canceled: watch::Receiver<bool>,
     span: tracing::Span,
@@ -435,6 +452,7 @@ impl JobHandle {
             Outcome::Canceled => tracing::info!("canceled a job"),
             Outcome::Failed(error) => tracing::warn!(error = %one_line(&**error), "a job failed"),
         });
+        self.jobs.inner.counts.job(self.owner, self.kind, &outcome);
         let finished_at = now(&*self.jobs.inner.clock);
         self.jobs.update(self.id, |view| {
             view.outcome = Some(outcome);

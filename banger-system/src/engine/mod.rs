@@ -7,6 +7,7 @@ pub mod agent;
 mod autostart;
 mod capability;
 mod configure;
+pub mod counts;
 mod create;
 mod diagnose;
 mod egress;
@@ -14,11 +15,13 @@ pub mod error;
 mod events;
 mod guest_clocks;
 mod guest_config;
+pub mod history;
 mod idle;
 mod inventory;
 mod job;
 mod lease;
 mod library;
+pub mod metrics;
 mod names;
 mod network;
 mod port_error;
@@ -35,7 +38,7 @@ use std::{
     collections::BTreeSet,
     os::fd::OwnedFd,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use banger_domain::{
@@ -57,7 +60,9 @@ use tokio::sync::{Mutex, OnceCell, oneshot};
 
 use self::{
     agent::StreamQueues,
+    counts::Counts,
     error::{Error, Result},
+    history::History,
     inventory::Inventory,
     job::Jobs,
     library::Library,
@@ -138,6 +143,9 @@ struct Shared {
     names: RwLock<Option<Arc<Table>>>,
     /// What went wrong on the host and is not mended yet.
     problems: Problems,
+    /// What has happened since this run of the service began.
+    counts: Arc<Counts>,
+    started_at: SystemTime,
     /// Where changes are published.
     events: events::EventSender,
     /// The long-lived tasks of the service.
@@ -149,8 +157,10 @@ impl Engine {
     /// runtime.
     pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
         let (events, receiver) = events::queue();
-        let inventory = Inventory::new(events.clone());
-        let jobs = Jobs::new(events.clone(), Arc::clone(&ports.clock), &settings.limits);
+        let counts = Arc::<Counts>::default();
+        let started_at = ports.clock.now();
+        let inventory = Inventory::new(events.clone(), Arc::clone(&ports.clock), Arc::clone(&counts));
+        let jobs = Jobs::new(events.clone(), Arc::clone(&ports.clock), Arc::clone(&counts), &settings.limits);
         let shared = Arc::new(Shared {
             ports,
             settings,
@@ -163,6 +173,8 @@ impl Engine {
             autostart: Mutex::default(),
             names: RwLock::default(),
             problems: Problems::default(),
+            counts,
+            started_at,
             events,
             tasks: tasks.clone(),
         });
@@ -218,6 +230,11 @@ impl Engine {
     /// Returns a VM.
     pub fn vm(&self, id: VmId) -> Option<Arc<VmView>> {
         self.shared.inventory.vm(id)
+    }
+
+    /// Returns the recent history of a VM; none if there is no such VM.
+    pub fn history(&self, id: VmId) -> Option<History> {
+        self.shared.inventory.history(id)
     }
 
     /// Finds a VM by reference, maybe another user's. The D-Bus API decides whether the caller may know of it.
@@ -434,7 +451,7 @@ impl Engine {
             Error::Deleted { name }
         };
         let (reply, answer) = oneshot::channel();
-        inbox.send(command(reply)).await.map_err(|_| deleted())?;
+        inbox.send(command(reply).traced()).await.map_err(|_| deleted())?;
         answer.await.map_err(|_| deleted())?
     }
 }

@@ -7,5 +7,8 @@ pub(super) async fn blocking<T: Send + 'static, E: FromHost + Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| Err(E::other(doing, ended)))
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .unwrap_or_else(|ended| Err(E::other(doing, ended)))
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use banger_domain::{
     egress::{
         host_name::HostName,
-        log::{Denial, EgressLog},
+        log::{Denial, EgressLog, Totals},
     },
     id::{Uid, VmId},
     limits::Exceeded,
@@ -51,6 +51,10 @@ pub trait Network: Send + Sync {
     fn deny(&self, vm: VmId, name: &HostName);
     /// Returns what a restricted guest was allowed and denied since it started.
     fn egress_log(&self, vm: VmId) -> EgressLog;
+    /// Returns how often a restricted guest was allowed and denied something since it started.
+    fn egress_totals(&self, vm: VmId) -> Totals;
+    /// Returns how many connections the host tracks, of all its programs and guests. None if it tracks none.
+    fn connections(&self) -> Option<Connections>;
     /// Waits for denials, and returns those of which the owners should hear.
     async fn denials(&self) -> Vec<Denial>;
     /// Returns these ports, each with a free number of the host if it has none. Fails with [`Error::Taken`] if another
@@ -66,6 +70,15 @@ pub trait Network: Send + Sync {
     async fn nat_checks(&self) -> Vec<Check>;
     /// Checks what published ports need from the host.
     async fn port_checks(&self) -> Vec<Check>;
+}
+
+/// The connections that the host's packet filter tracks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// How many there are.
+    pub tracked: u64,
+    /// How many there may be.
+    pub limit: u64,
 }
 
 /// Why the network cannot be changed.

@@ -1,6 +1,6 @@
 //! The streams that users have open.
 
-use std::os::fd::OwnedFd;
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use banger_domain::{id::Uid, limits::Exceeded};
 
@@ -11,6 +11,8 @@ pub trait Streams: Send + Sync {
     /// Counts a stream as its user's until its last descriptor is closed. Fails with [`Error::TooMany`] if the user has
     /// `limit` streams.
     fn hand_out(&self, user: Uid, stream: &OwnedFd, limit: usize) -> Result<()>;
+    /// Returns how many streams each user has, without those who have none.
+    fn open(&self) -> BTreeMap<Uid, usize>;
 }
 
 /// Why a stream is not handed out.

@@ -1,7 +1,10 @@
 //! The processes of VMs.
 
+use std::{collections::HashMap, time::Duration};
+
 use async_trait::async_trait;
-use banger_domain::id::VmId;
+use banger_domain::id::{Uid, VmId};
+use banger_proto::size::Bytes;
 
 use super::{
     HostError,
@@ -29,6 +32,17 @@ pub trait Supervisor: Send + Sync {
     async fn ended(&self, vm: VmId) -> Result<Ended>;
     /// Returns the VMs that have a process.
     async fn found(&self) -> Result<Vec<(VmId, Started)>>;
+    /// Returns what these VMs with their owners use of the host. Leaves out those for which the host does not say it.
+    async fn usage(&self, vms: Vec<(VmId, Uid)>) -> HashMap<VmId, Usage>;
+}
+
+/// What all processes of a VM use of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Memory, with the page cache of the files that they read.
+    pub memory: Bytes,
+    /// Processor time since the start.
+    pub cpu: Duration,
 }
 
 /// A started jail without a process in it. Dropping it ends the jail, and [`Supervisor::remove`] removes what is

@@ -1,6 +1,7 @@
 //! VMMs and guests in memory. A guest answers at once unless it was told not to, and powers off when it is asked to.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
     time::Duration,
 };
@@ -17,7 +18,10 @@ use banger_domain::{
     vm::Token,
     vmm::VmmChoice,
 };
-use banger_proto::guest::{GuestConfig, rejuvenation::Identity};
+use banger_proto::{
+    guest::{GuestConfig, rejuvenation::Identity},
+    size::Bytes,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pipe::{PipeFlags, pipe_with},
@@ -32,7 +36,7 @@ use crate::ports::{
     guest_link::{self, Channel, GuestFacts, GuestLink, UnconfiguredGuest},
     logs::{self, Log, LogRange, Logs, ReaderGuard},
     streams::{self, Streams},
-    supervisor::{self, EmptyJail, Ended, Started, Supervisor},
+    supervisor::{self, EmptyJail, Ended, Started, Supervisor, Usage},
     templates::TemplateKey,
     vmm::{self, Capture, JailSpec, NetworkNamespace, Vmm, VmmCommand},
 };
@@ -221,6 +225,12 @@ impl Supervisor for Sim {
         let state = self.scan(Resource::Unit)?;
         let alive = state.processes.iter().filter(|(_, end)| end.borrow().is_none());
         Ok(alive.map(|(vm, _)| (*vm, started(*vm))).collect())
+    }
+
+    async fn usage(&self, vms: Vec<(VmId, Uid)>) -> HashMap<VmId, Usage> {
+        let state = self.lock();
+        let alive = vms.into_iter().map(|(vm, _)| vm).filter(|vm| state.processes.contains_key(vm));
+        alive.map(|vm| (vm, Usage { memory: Bytes::mib(64), cpu: Duration::from_millis(1500) })).collect()
     }
 }
 
@@ -426,5 +436,9 @@ impl Streams for Sim {
     /// Counts nothing: guests in memory only have streams that a test makes itself.
     fn hand_out(&self, _user: Uid, _stream: &OwnedFd, _limit: usize) -> streams::Result<()> {
         Ok(())
+    }
+
+    fn open(&self) -> BTreeMap<Uid, usize> {
+        BTreeMap::new()
     }
 }

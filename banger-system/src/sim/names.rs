@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use banger_domain::{dns::table::Table, id::VmId};
 
 use super::Sim;
-use crate::ports::{Check, names::Names};
+use crate::ports::{
+    Check,
+    names::{Lookups, Names},
+};
 
 impl Sim {
     /// The names that were published last.
@@ -28,6 +31,10 @@ impl Names for Sim {
 
     fn refused(&self, vm: VmId) -> u64 {
         self.lock().refused_lookups.get(&vm).copied().unwrap_or_default()
+    }
+
+    fn lookups(&self) -> Lookups {
+        Lookups { refused: self.lock().refused_lookups.values().sum(), ..Lookups::default() }
     }
 
     async fn withdraw(&self) {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use banger_domain::{
     egress::{
         host_name::HostName,
-        log::{Denial, Destination, EgressLog},
+        log::{Denial, Destination, EgressLog, Totals},
     },
     id::{Timestamp, Uid, VmId},
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
@@ -23,7 +23,7 @@ use banger_domain::{
 use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, Status,
-    network::{Error, Network, Result},
+    network::{Connections, Error, Network, Result},
 };
 
 /// What every guest sends to a client before it closes the connection.
@@ -124,6 +124,14 @@ impl Network for Sim {
 
     fn egress_log(&self, vm: VmId) -> EgressLog {
         self.lock().egress_logs.of(vm)
+    }
+
+    fn egress_totals(&self, vm: VmId) -> Totals {
+        self.lock().egress_logs.totals(vm)
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        Some(Connections { tracked: self.lock().nics.len() as u64, limit: 1024 })
     }
 
     async fn denials(&self) -> Vec<Denial> {

@@ -5,10 +5,15 @@ mod authority;
 mod calls;
 mod crowd;
 mod egress;
+#[path = "../entries/mod.rs"]
+mod entries;
 mod floods;
 mod fork;
+mod journal;
 mod lifetime;
+mod log_control;
 mod matrix;
+mod metrics;
 mod notify;
 #[path = "../private_bus/mod.rs"]
 mod private_bus;

@@ -6,12 +6,17 @@ mod catalog;
 mod commit;
 mod disks;
 mod engine_lab;
+#[path = "../entries/mod.rs"]
+mod entries;
 mod fork;
 mod fork_running;
+mod history;
 mod host_kernel;
 mod idle;
+mod journal;
 mod killpoints;
 mod machines;
+mod metrics;
 mod network;
 mod panics;
 mod pause;

@@ -15,6 +15,7 @@ use banger_system::{
         request::{ImportImage, ImportKernel, ImportSource},
     },
     host,
+    log::Log,
     ports::{Ports, clock::Clock, users::Users},
     sim::Sim,
     tasks::Tasks,
@@ -178,6 +179,6 @@ async fn serve(
     };
     let (engine, events) = Engine::new(ports, settings, &tasks);
     engine.recover().await.unwrap();
-    bus::serve(connection.clone(), engine.clone(), events, &tasks).await.unwrap();
+    bus::serve(connection.clone(), engine.clone(), events, Log::unused(), &tasks).await.unwrap();
     (connection, engine)
 }

@@ -23,7 +23,9 @@ use crate::{
 };
 
 /// All benchmarks, in the order of the table.
-const ALL: [&str; 12] = [
+const ALL: [&str; 14] = [
+    "bus",
+    "create",
     "net",
     "import",
     "size",
@@ -146,6 +148,15 @@ fn rows(report: &Value) -> Vec<Row> {
                 Some(Figure::new("true", number("true_start_ms"), "ms")),
             ),
         ],
+        "create" => vec![
+            row(name, Figure::new("sandboxes created and deleted", number("per_second"), "per s"), None),
+            row("create, service", Figure::new("memory at rest", number("rss_mib"), "MiB"), None),
+            row(
+                "create, sandbox",
+                Figure::new("memory of the service for each", number("rss_per_vm_kib"), "KiB"),
+                None,
+            ),
+        ],
         "idle" => vec![row(
             name,
             Figure::new("idle guest", number("median_percent"), "%"),
@@ -210,12 +221,14 @@ mod tests {
         let size = json!({
             "name": "size", "rss_mib": 10.0, "agent_mib": 1.5, "cli_start_ms": 2.0, "true_start_ms": 1.0,
         });
+        let create =
+            json!({ "name": "create", "per_second": 250.0, "rss_mib": 12.0, "rss_per_vm_kib": 40.0 });
         let instant = json!({
             "name": "instant", "cold_ms": 4000.0, "template_ms": 2000.0, "resume_ms": 900.0, "peer_resume_ms": 600.0,
             "pause_ms": 1500.0, "peer_pause_ms": 1000.0, "children_ms": 800.0, "pss_kib": 102_400.0,
             "cold_pss_kib": 204_800.0,
         });
-        let rows: Vec<Row> = [compared, alone, idle, size, instant].iter().flat_map(rows).collect();
+        let rows: Vec<Row> = [compared, alone, idle, size, create, instant].iter().flat_map(rows).collect();
         assert_eq!(
             table("a title", &rows),
             "a title\n\n| benchmark | banger | peer | ratio |\n|---|---|---|---|\n\
@@ -225,6 +238,9 @@ mod tests {
              | size, service | 10.0 MiB: memory at rest |  |  |\n\
              | size, agent | 1.50 MiB: its file |  |  |\n\
              | size, client | 2.00 ms: banger --version | 1.00 ms: true | 2.00 |\n\
+             | create | 250 per s: sandboxes created and deleted |  |  |\n\
+             | create, service | 12.0 MiB: memory at rest |  |  |\n\
+             | create, sandbox | 40.0 KiB: memory of the service for each |  |  |\n\
              | instant | 2.00 s: from a kernel template | 4.00 s: the guest boots | 0.50 |\n\
              | instant, resume | 900 ms: banger vm resume, then vm exec | 600 ms: the same QEMU by hand | 1.50 |\n\
              | instant, pause | 1.50 s: a guest stands still in a fork | 1.00 s: its memory written by hand | 1.50 |\n\

@@ -4,7 +4,9 @@
 
 mod all;
 pub mod boot;
+mod bus;
 mod chart;
+mod create;
 mod crowd;
 mod disk;
 mod exec;
@@ -14,6 +16,7 @@ mod import;
 mod instant;
 mod mcp;
 mod net;
+mod service;
 mod size;
 mod start;
 mod workspace;
@@ -53,6 +56,10 @@ enum Bench {
     All,
     /// Measure from the request to the first byte of a command's output in a new sandbox
     Boot,
+    /// Measure how many sandboxes the service creates and deletes per second on a host in memory, and its memory
+    Create,
+    /// Compare calls of the service with those of an empty service on the same bus
+    Bus,
     /// Measure memory of the service, size of the agent and start time of the client
     Size,
     /// Compare the import of an image layer with umoci and mkfs.ext4
@@ -165,6 +172,8 @@ fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
     match bench {
         Bench::All => all::run(arguments),
         Bench::Boot => show(arguments, &boot::run(effort)?, Report::print),
+        Bench::Bus => show(arguments, &bus::run(effort)?, Report::print),
+        Bench::Create => show(arguments, &[create::run(effort)?], create::Report::print),
         Bench::Crowd => show(arguments, &crowd::run(effort)?, Report::print),
         Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
         Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),

@@ -64,6 +64,9 @@ const KERNELS: &str = "BANGER_TEST_KERNELS";
 /// Environment variable with the program of a registry of others.
 const REGISTRY: &str = "BANGER_TEST_DOCKER_REGISTRY";
 
+/// Environment variable with the program that has the parser of Prometheus.
+const PROMTOOL: &str = "BANGER_TEST_PROMTOOL";
+
 /// The levels that cargo runs, and a nextest filter for the tests of each.
 const CARGO_LEVELS: [(u8, &str, &str); 4] = [
     // Whatever is in no other level, so that no test is in none.
@@ -127,6 +130,11 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     let mut nextest: Command = cargo(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
     nextest.args(["-E", filter]).env(SKIPS, &skips).env(KERNELS, kernel::ensure()?.root);
     nextest.env(REGISTRY, packages::docker_registry()?);
+    // Without it, its test is skipped by name.
+    match packages::promtool() {
+        Ok(promtool) => drop(nextest.env(PROMTOOL, promtool)),
+        Err(error) => say(&format!("no promtool: {error:#}")),
+    }
     if let Some(python) = packages::mcp_client()? {
         nextest.env(MCP_PYTHON, python);
     }

@@ -15,6 +15,7 @@ mod exec_args;
 mod fork;
 mod forward;
 mod health;
+mod history;
 pub mod idle_policy;
 pub mod kill;
 pub mod list;

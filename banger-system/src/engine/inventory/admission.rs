@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::{Entry, Inventory, State};
 use crate::engine::{
     error::{Error, Kind, Result},
+    history::History,
     view::{Event, VmView},
     vm_task::Command,
 };
@@ -95,7 +96,9 @@ impl State {
         self.last_slot = Some(vm.slot);
         view.address = subnet.and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
         let view = Arc::new(view);
-        self.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
+        let mut history = History::default();
+        history.note(view.vm.created_at, &view);
+        self.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox, history });
         Ok(view)
     }
 }

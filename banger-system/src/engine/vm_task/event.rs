@@ -2,19 +2,11 @@
 
 use std::sync::Arc;
 
-use banger_domain::{
-    guest_end::GuestEnd,
-    id::{JobId, KernelId, Timestamp},
-    lifecycle::{Event, Reason, State},
-    resource::{Resource, Scope},
-    vm::{BootedFrom, Lifetime},
-};
-use tokio::task::JoinSet;
-
-use super::{FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
+use super::{Background, FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
+        history::Phase,
         job::JobHandle,
         lease::not_released,
         now,
@@ -26,6 +18,13 @@ use crate::{
         logs::Log,
         supervisor::{self, Ended},
     },
+};
+use banger_domain::{
+    guest_end::GuestEnd,
+    id::{JobId, KernelId, Timestamp},
+    lifecycle::{Event, Reason, State},
+    resource::{Resource, Scope},
+    vm::{BootedFrom, Lifetime},
 };
 
 /// The result of one piece of background work.
@@ -77,6 +76,7 @@ impl VmTask {
             TaskEvent::VmmEnded(ended) if self.forking.is_some() => self.ended_in_fork(ended),
             TaskEvent::VmmEnded(ended) => return self.vmm_ended(ended).await,
             TaskEvent::GuestConfigured(Ok(()), wait) => {
+                self.end_phase(Phase::Agent);
                 self.template_in_use = None;
                 self.watch_configured(wait);
             }
@@ -135,6 +135,10 @@ impl VmTask {
     }
 
     pub(super) async fn guest_ready(&mut self, facts: GuestFacts) {
+        self.end_phase(Phase::Guest);
+        if self.phase_begun.take().is_some() {
+            self.shared.inventory.count_phases(self.vm.id);
+        }
         self.vm.boot_id = facts.boot_id;
         if self.vm.ready_at == Timestamp::default() {
             self.vm.ready_at = now(&*self.shared.ports.clock);
@@ -151,6 +155,7 @@ impl VmTask {
 
     /// Fails the waiting jobs. The guest stays up so that its logs can be read, and only its owner deletes it.
     pub(super) async fn guest_not_ready(&mut self, error: guest_link::Error) {
+        self.phase_begun = None;
         self.is_new = false;
         if self.vm.state == State::Running {
             self.vm.reason = Reason::BootTimeout;
@@ -172,7 +177,7 @@ impl VmTask {
         }
         tracing::info!(vm = %self.vm.id, ?ended, %reason, "the VMM has ended");
         // All background work belongs to the boot that has ended, and so do its unread results.
-        self.background = JoinSet::new();
+        self.background = Background::default();
         if event != Event::Suspended {
             self.discard_capture().await;
             let gone = Arc::new(Error::NotRunning { name: self.vm.name.to_string() });

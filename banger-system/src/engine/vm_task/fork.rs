@@ -238,7 +238,8 @@ impl VmTask {
         (task.frozen, task.captured) = (layers, captured);
         // Its layers count from now on, and its host name is final.
         task.publish();
-        shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), task.run());
+        let (vm, span) = (task.vm.id, task.span());
+        shared.tasks.clone().spawn_finite(Task::Vm(vm), task.run().instrument(span));
     }
 }
 

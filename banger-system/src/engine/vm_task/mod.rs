@@ -44,6 +44,7 @@
 //! of a VM to disk before it ends the VMM, and `resume.rs` starts another one that continues with it. `idle.rs` does that
 //! to a VM that nobody uses.
 
+mod background;
 mod commit;
 mod copy;
 mod event;
@@ -63,7 +64,7 @@ mod stop;
 mod suspend;
 mod waiter;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use banger_domain::{
     guest_end::Reboots,
@@ -77,12 +78,11 @@ use banger_domain::{
     vm::{Lifetime, Vm},
 };
 use banger_proto::size::Bytes;
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinSet,
-};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument, Span};
 
 use self::{
+    background::Background,
     commit::Commit,
     event::TaskEvent,
     idle::Idle,
@@ -95,6 +95,7 @@ use self::{
 use super::{
     Shared,
     error::Result,
+    history::Phase,
     job::{JobHandle, Stages},
     lease::Lease,
     request::{CommitVm, Configure, ForkVm, Start, Stop, StopMode},
@@ -190,6 +191,18 @@ pub(super) enum Command {
     Used(Option<Option<Use>>),
     /// Probe the guest, because a request to it timed out.
     Probe,
+    /// A command of a request. Journal entries about it have the fields of the request's span.
+    Traced {
+        span: Span,
+        command: Box<Command>,
+    },
+}
+
+impl Command {
+    /// Ties a command to the request that is served at the moment.
+    pub(super) fn traced(self) -> Self {
+        Command::Traced { span: Span::current(), command: Box::new(self) }
+    }
 }
 
 /// Whether the task continues.
@@ -206,7 +219,7 @@ pub(super) struct VmTask {
     pid: u32,
     lease: Lease,
     inbox: mpsc::Receiver<Command>,
-    background: JoinSet<TaskEvent>,
+    background: Background,
     waiters: Vec<Waiter>,
     /// Published ports that another program on the host has taken. They do not reach the guest.
     pub(super) blocked_ports: BTreeSet<Port>,
@@ -240,6 +253,8 @@ pub(super) struct VmTask {
     cancel_capture: Option<oneshot::Sender<()>>,
     /// The VMM that loads it, until its guest may run.
     loading: Option<Loading>,
+    /// When the current phase of a start began. None unless a start of this run of the service is under way.
+    phase_begun: Option<Instant>,
     /// What is known of its use.
     idle: Idle,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
@@ -258,15 +273,17 @@ impl VmTask {
     ) -> Result<JobId> {
         let job = shared.jobs.begin(JobKind::VmCreate, vm.owner, vec![Object::Vm(vm.id)], CREATE);
         let job = job.inspect_err(|_| shared.inventory.remove_vm(vm.id))?;
-        let id = job.id();
+        let (id, vm_id) = (job.id(), vm.id);
         let lease = Lease::new(vm.id, shared.ports.clone(), shared.problems.clone());
         let mut task = Self::new(shared, vm, lease, inbox);
         task.is_new = true;
-        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
+        let (tasks, span) = (task.shared.tasks.clone(), task.span());
+        let life = async move {
             if task.create_and_start(job, start).await == Next::Continue {
                 task.run().await;
             }
-        });
+        };
+        tasks.spawn_finite(Task::Vm(vm_id), life.instrument(span));
         Ok(id)
     }
 
@@ -281,11 +298,13 @@ impl VmTask {
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
         task.frozen = frozen;
-        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
+        let (tasks, span, vm) = (task.shared.tasks.clone(), task.span(), task.vm.id);
+        let life = async move {
             if task.reattach(process).await == Next::Continue {
                 task.run().await;
             }
-        });
+        };
+        tasks.spawn_finite(Task::Vm(vm), life.instrument(span));
     }
 
     fn new(shared: Arc<Shared>, vm: Vm, lease: Lease, inbox: mpsc::Receiver<Command>) -> Self {
@@ -296,7 +315,7 @@ impl VmTask {
             pid: 0,
             lease,
             inbox,
-            background: JoinSet::new(),
+            background: Background::default(),
             waiters: Vec::new(),
             blocked_ports: BTreeSet::new(),
             liveness: Liveness::default(),
@@ -315,16 +334,22 @@ impl VmTask {
             is_captured: false,
             cancel_capture: None,
             loading: None,
+            phase_begun: None,
             idle: Idle::default(),
             caller_is_gone: false,
         }
+    }
+
+    /// Returns the span of its life, which belongs to no request.
+    fn span(&self) -> Span {
+        tracing::error_span!(parent: None, "sandbox", vm = %self.vm.id, owner = %self.vm.owner)
     }
 
     async fn run(mut self) {
         loop {
             let next = tokio::select! {
                 biased;
-                Some(event) = self.background.join_next() => match event {
+                Some(event) = self.background.next() => match event {
                     Ok(event) => self.handle_event(event).await,
                     // Without its result this task would never hear of the end.
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -332,6 +357,9 @@ impl VmTask {
                     Err(_) => Next::Continue,
                 },
                 command = self.inbox.recv() => match command {
+                    Some(Command::Traced { span, command }) => {
+                        self.handle_command(*command).instrument(span).await
+                    }
                     Some(command) => self.handle_command(command).await,
                     None => Next::Leave,
                 },
@@ -409,6 +437,7 @@ impl VmTask {
             Command::Found { resources, process } => return self.found(resources, process).await,
             Command::Used(used) => self.used(used).await,
             Command::Probe => self.suspect(),
+            Command::Traced { command, .. } => return Box::pin(self.handle_command(*command)).await,
         }
         Next::Continue
     }
@@ -454,11 +483,27 @@ impl VmTask {
         }
     }
 
+    /// Begins the first phase of a start.
+    fn begin_phases(&mut self) {
+        self.phase_begun = Some(Instant::now());
+        self.shared.inventory.begin_boot(self.vm.id);
+    }
+
+    /// Ends a phase of a start, and begins the next.
+    fn end_phase(&mut self, phase: Phase) {
+        let now = Instant::now();
+        if let Some(begun) = &mut self.phase_begun {
+            let took = now.duration_since(std::mem::replace(begun, now));
+            self.shared.inventory.end_phase(self.vm.id, phase, took);
+        }
+    }
+
     fn clear_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
         self.vm.booted_from = None;
         self.loading = None;
+        self.phase_begun = None;
         self.is_thawing = false;
         self.idle = Idle::default();
         self.cancel_capture = None;

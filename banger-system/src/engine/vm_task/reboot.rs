@@ -113,7 +113,7 @@ impl VmTask {
     /// Waits in the background until the guest halts while its VMM keeps running.
     pub(super) fn watch_for_halt(&mut self) {
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.id);
-        self.background.spawn(async move {
+        let watch = async move {
             loop {
                 match shared.ports.logs.wait_for_halt(vm).await {
                     Ok(end) => return TaskEvent::GuestHalted(end),
@@ -123,7 +123,8 @@ impl VmTask {
                     }
                 }
             }
-        });
+        };
+        self.background.spawn(watch.instrument(self.span()));
     }
 
     pub(super) async fn guest_halted(&mut self, end: GuestEnd) {

@@ -19,16 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use banger_domain::{
-    id::{JobId, Timestamp, VmId},
-    lifecycle::{Event, Reason, State, Transition, step},
-    resource::{Resource, Scope},
-    vm::{BootedFrom, Vm},
-};
-use tokio::task::JoinSet;
-
 use super::{
-    Goal, TaskEvent, VmTask,
+    Background, Goal, TaskEvent, VmTask,
     fork_memory::continue_guest,
     start::{GuestWait, SetUp},
     suspend::{go_on, pipe},
@@ -36,12 +28,19 @@ use super::{
 use crate::{
     engine::{
         error::{Error, Result, one_line},
+        history::Phase,
         job::{JobHandle, Stages},
         now,
         request::Start,
         view::JobKind,
     },
     ports::{Ports, captures::Origin, supervisor::Started},
+};
+use banger_domain::{
+    id::{JobId, Timestamp, VmId},
+    lifecycle::{Event, Reason, State, Transition, step},
+    resource::{Resource, Scope},
+    vm::{BootedFrom, Vm},
 };
 
 const RESUME: Stages = &["load", "continue"];
@@ -83,6 +82,7 @@ impl VmTask {
         self.vm.started_at = now(&*self.shared.ports.clock);
         job.stage("load", "loading the memory");
         let begun = Instant::now();
+        self.begin_phases();
         let (started, origin) = match self.launch_suspended().await {
             Ok(launched) => launched,
             Err(error) => {
@@ -91,6 +91,7 @@ impl VmTask {
             }
         };
         (self.unit, self.pid) = (started.unit.clone(), started.pid);
+        self.end_phase(Phase::Vmm);
         self.publish();
         let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
         self.loading = Some(Loading { started, begun, timeout, origin });
@@ -135,6 +136,7 @@ impl VmTask {
             return;
         }
         let Some(Loading { started, begun, timeout, origin }) = self.loading.take() else { return };
+        self.end_phase(Phase::Load);
         let is_copy = origin.is_some();
         let stored = match result {
             Ok(()) => {
@@ -210,7 +212,7 @@ impl VmTask {
     /// Makes a VM a suspended one again whose memory was not loaded, or whose guest has not run.
     pub(super) async fn stay_suspended(&mut self, error: &Error) {
         // All background work belongs to the VMM that ends.
-        self.background = JoinSet::new();
+        self.background = Background::default();
         self.lease.release(Scope::Boot).await;
         self.clear_boot();
         self.apply(match self.vm.state {

@@ -20,6 +20,7 @@ use crate::{
     engine::{
         Shared,
         error::{Error, Result, one_line},
+        history::Phase,
         job::{JobHandle, Stages},
         lease::not_released,
         now,
@@ -188,6 +189,7 @@ impl VmTask {
         self.publish();
         job.stage("start", "starting the VMM");
         let begun = Instant::now();
+        self.begin_phases();
         match self.launch_clean().await {
             Ok((started, from)) => {
                 self.launched(started, from, begun).await;
@@ -197,6 +199,7 @@ impl VmTask {
                 Ok(())
             }
             Err(error) => {
+                self.phase_begun = None;
                 self.lease.release(Scope::Boot).await;
                 self.apply(Event::LaunchFailed);
                 self.vm.reason = Reason::StartFailed(one_line(&error));
@@ -212,6 +215,9 @@ impl VmTask {
         self.unit = started.unit;
         self.pid = started.pid;
         tracing::info!(vm = %self.vm.id, booted_from = from.as_str(), host_us, "started a VMM");
+        if from != BootedFrom::Suspension {
+            self.end_phase(Phase::Vmm);
+        }
         self.vm.booted_from = Some(from);
         self.apply(Event::Launched);
         // If this fails, the row still says `starting`, and recovery handles that the same way.
@@ -228,6 +234,7 @@ impl VmTask {
         let launched = self.launch(true).await;
         let Err(error) = launched else { return launched };
         let Some(key) = self.template_in_use.take() else { return Err(error) };
+        self.end_phase(Phase::Vmm);
         self.release_boot().await?;
         let booted = self.launch(false).await?;
         // Nothing else was at fault.
@@ -254,8 +261,10 @@ impl VmTask {
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         self.shared.check_ceiling(&self.vm.spec.egress)?;
         let nic = self.shared.nic(&self.vm).await?;
+        self.end_phase(Phase::Prepare);
         let attach = ports.disks.attach(self.vm.id, self.vm.image);
         let mut drives = self.lease.hold(Resource::Mapper, attach).await?;
+        self.end_phase(Phase::Disks);
         if let Some(path) = boot.module_tree {
             drives.push(Drive { path, access: Access::ReadOnly, medium: Medium::File });
         }
@@ -274,10 +283,12 @@ impl VmTask {
         let jail_spec = self.lease.hold(Resource::Sockets, ports.vmm.jail_spec(&spec)).await?;
         let opens_tap = jail_spec.network == NetworkNamespace::Host;
         let jail = self.lease.hold(Resource::Unit, ports.supervisor.start_jail(jail_spec)).await?;
+        self.end_phase(Phase::Jail);
         // Done while the jail starts, which takes longer.
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
         // Stored before the guest boots, so that a restarted service knows the guest's token.
         ports.store.put_vm(&self.vm).await?;
+        self.end_phase(Phase::Network);
         Ok(SetUp { spec, jail, opens_tap })
     }
 
@@ -336,7 +347,7 @@ impl VmTask {
     /// Waits for the end of the VMM in the background, and meanwhile lists it among the host's virtual machines.
     pub(super) fn watch_vmm(&mut self) {
         let (shared, vm, pid) = (Arc::clone(&self.shared), self.vm.clone(), self.pid);
-        self.background.spawn(async move {
+        let watch = async move {
             let listed = list_machine(&shared, &vm, pid);
             let ended = wait_for_end(&shared, vm.id);
             tokio::pin!(ended);
@@ -344,7 +355,9 @@ impl VmTask {
                 ended = &mut ended => ended,
                 () = listed => ended.await,
             }
-        });
+        };
+        // It outlasts the request that started the VM.
+        self.background.spawn(watch.instrument(self.span()));
     }
 
     /// Waits for the guest's agent in the background, and configures it if it has no configuration. The guest's clock

@@ -7,6 +7,7 @@
 mod checks;
 mod forward;
 mod gate;
+mod lookups;
 mod message;
 mod quota;
 mod refused;
@@ -40,6 +41,7 @@ use tokio::{
 use zbus::Connection;
 
 use self::{
+    lookups::Lookups,
     quota::Quotas,
     refused::Refused,
     resolved::Resolved,
@@ -47,7 +49,11 @@ use self::{
     upstream::{RESOLV_CONF, Upstreams},
 };
 use crate::{
-    ports::{Check, names::Names, network::Network},
+    ports::{
+        Check,
+        names::{self, Names},
+        network::Network,
+    },
     tasks::{Task, Tasks},
 };
 
@@ -63,6 +69,7 @@ pub struct NameServer {
     names: watch::Sender<Option<Arc<Table>>>,
     sockets: Sockets,
     refused: Refused,
+    lookups: Lookups,
     resolved: Arc<Resolved>,
     task: AbortHandle,
 }
@@ -84,10 +91,11 @@ impl NameServer {
         let (names, published) = watch::channel(None);
         let sockets = Sockets::default();
         let (resolved, refused) = (Arc::new(Resolved::new(bus)), Refused::default());
-        let told = (sockets.clone(), refused.clone());
+        let lookups = Lookups::default();
+        let told = (sockets.clone(), refused.clone(), lookups.clone());
         let serving = run(published, (resolv_conf, network), told, Arc::clone(&resolved));
         let task = tasks.spawn(Task::NameServer, serving);
-        Self { names, sockets, refused, resolved, task }
+        Self { names, sockets, refused, lookups, resolved, task }
     }
 }
 
@@ -105,6 +113,10 @@ impl Names for NameServer {
 
     fn refused(&self, vm: VmId) -> u64 {
         self.refused.of(vm)
+    }
+
+    fn lookups(&self) -> names::Lookups {
+        self.lookups.counts()
     }
 
     async fn withdraw(&self) {
@@ -147,7 +159,7 @@ impl Sockets {
 async fn run(
     mut names: Published,
     (resolv_conf, network): (PathBuf, Arc<dyn Network>),
-    (sockets, refused): (Sockets, Refused),
+    (sockets, refused, lookups): (Sockets, Refused, Lookups),
     resolved: Arc<Resolved>,
 ) {
     let Ok(first) = names.wait_for(Option::is_some).await.map(|names| names.clone()) else { return };
@@ -157,6 +169,7 @@ async fn run(
         names: names.clone(),
         quotas: Quotas::default(),
         refused,
+        lookups,
         network,
         upstreams: Upstreams::new(resolv_conf),
     });

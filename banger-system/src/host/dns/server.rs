@@ -27,6 +27,7 @@ use tokio::{
 use super::{
     forward::{Forward, framed},
     gate::Gate,
+    lookups::Lookups,
     message::{self, Question, Received},
     quota::{Permit, Quotas, User},
     refused::Refused,
@@ -46,6 +47,7 @@ pub(super) struct Server {
     pub(super) names: watch::Receiver<Option<Arc<Table>>>,
     pub(super) quotas: Quotas,
     pub(super) refused: Refused,
+    pub(super) lookups: Lookups,
     pub(super) network: Arc<dyn Network>,
     pub(super) upstreams: Upstreams,
 }
@@ -64,6 +66,7 @@ impl Server {
         let Some(client) = names.client(from.ip()) else { return Reaction::Nothing };
         // Check the quota before parsing anything.
         if bytes.len() > MAX_QUESTION || !self.quotas.may_query(User::of(client)) {
+            self.lookups.limited();
             return Reaction::Nothing;
         }
         let question = match message::read(bytes, from, protocol) {
@@ -86,6 +89,9 @@ impl Server {
                         (&answer, client, kind)
                     {
                         self.refused.add(guest.vm);
+                        self.lookups.refused();
+                    } else {
+                        self.lookups.answered();
                     }
                     question.authoritative(names.subnet(), &answer)
                 }
@@ -106,10 +112,14 @@ impl Server {
         let own = [IpAddr::from(gateway4), IpAddr::from(gateway6)];
         match self.quotas.forward(User::of(Client::Guest(guest))) {
             Some(permit) => {
+                self.lookups.forwarded();
                 let servers = self.upstreams.servers(&own);
                 Reaction::Forward(Forward { question, servers, permit, gate })
             }
-            None => question.with_code(ResponseCode::ServFail).map_or(Reaction::Nothing, Reaction::Answer),
+            None => {
+                self.lookups.limited();
+                question.with_code(ResponseCode::ServFail).map_or(Reaction::Nothing, Reaction::Answer)
+            }
         }
     }
 
@@ -129,6 +139,7 @@ impl Server {
             return self.forward(names, guest, question, Some(gate));
         }
         self.refused.add(guest.vm);
+        self.lookups.refused();
         if let Some(name) = &name {
             self.network.deny(guest.vm, name);
         }

@@ -6,7 +6,7 @@
 //! content is read from `/proc/self/fdinfo` (proc(5)).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     os::fd::{AsRawFd, OwnedFd},
     sync::{Mutex, PoisonError},
@@ -41,6 +41,12 @@ impl Streams for OpenStreams {
         let added = epoll::add(&*streams, stream, epoll::EventData::new_u64(0), epoll::EventFlags::empty());
         added.map_err(|error| os(error.into()))?;
         Ok(())
+    }
+
+    fn open(&self) -> BTreeMap<Uid, usize> {
+        let of_users = self.of_users.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = of_users.iter().map(|(user, streams)| (*user, count(streams).unwrap_or_default()));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 }
 
@@ -84,6 +90,7 @@ mod tests {
         };
         assert_eq!([(); 5].map(|()| hand_out(ALICE, &mut held)), [true, true, true, false, false]);
         assert!(hand_out(BOB, &mut held));
+        assert_eq!(streams.open(), BTreeMap::from([(ALICE, 3), (BOB, 1)]));
         // One of her streams is closed.
         drop(held.remove(0));
         assert_eq!([(); 2].map(|()| hand_out(ALICE, &mut held)), [true, false]);

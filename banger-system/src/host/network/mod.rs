@@ -65,7 +65,7 @@ use async_trait::async_trait;
 use banger_domain::{
     egress::{
         host_name::HostName,
-        log::{Denial, EgressLog, EgressLogs},
+        log::{Denial, EgressLog, EgressLogs, Totals},
     },
     id::{Uid, VmId},
     net::{
@@ -93,7 +93,7 @@ use super::{blocking::blocking, process::descriptor_store::DescriptorStore};
 use crate::{
     ports::{
         Check, FromHost as _, HostError,
-        network::{Error, Network, Result},
+        network::{Connections, Error, Network, Result},
     },
     tasks::Tasks,
 };
@@ -388,6 +388,19 @@ impl Network for LinuxNetwork {
 
     fn egress_log(&self, vm: VmId) -> EgressLog {
         self.logs().of(vm)
+    }
+
+    fn egress_totals(&self, vm: VmId) -> Totals {
+        self.logs().totals(vm)
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        let number = |name: &str| {
+            let text =
+                std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
+            text.trim().parse().ok()
+        };
+        Some(Connections { tracked: number("count")?, limit: number("max")? })
     }
 
     async fn denials(&self) -> Vec<Denial> {

@@ -11,6 +11,7 @@ mod shim;
 pub mod supervisor_process;
 pub mod supervisor_systemd;
 mod units;
+mod usage;
 pub mod worker;
 pub mod worker_process;
 pub mod worker_systemd;

@@ -7,7 +7,7 @@
 //! processor time are not enforced here: they need a control group.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::{
@@ -21,7 +21,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use banger_domain::{id::VmId, resource::Paths};
+use banger_domain::{
+    id::{Uid, VmId},
+    resource::Paths,
+};
 use banger_jail::jail::Jail;
 use rustix::{
     io::Errno,
@@ -35,7 +38,7 @@ use crate::{
     host::{blocking::blocking, programs},
     ports::{
         FromHost as _,
-        supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor},
+        supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor, Usage},
         vmm::{JailSpec, NetworkNamespace, VmmCommand},
     },
 };
@@ -278,6 +281,11 @@ impl Supervisor for ProcessSupervisor {
             }
         }
         Ok(found)
+    }
+
+    /// Returns nothing: without systemd, a sandbox has no control group of its own.
+    async fn usage(&self, _vms: Vec<(VmId, Uid)>) -> HashMap<VmId, Usage> {
+        HashMap::new()
     }
 }
 

@@ -1,11 +1,11 @@
 //! Runs VMMs as transient services of systemd: they outlive this service, and each has a dynamic user and a file
 //! system with nothing but programs.
 
-use std::os::fd::OwnedFd;
+use std::{collections::HashMap, os::fd::OwnedFd, path::Path};
 
 use async_trait::async_trait;
 use banger_domain::{
-    id::VmId,
+    id::{Uid, VmId},
     resource::{self, Paths},
 };
 use banger_jail::jail::VM_DIRECTORY;
@@ -14,12 +14,13 @@ use zbus::Connection;
 use super::{
     shim::{self, Reply},
     units::{Kind, Properties, Units, bind, text},
+    usage,
 };
 use crate::{
     host::{blocking::blocking, programs},
     ports::{
         FromHost as _,
-        supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor},
+        supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor, Usage},
         vmm::{JailSpec, NetworkNamespace, VmmCommand},
     },
 };
@@ -144,5 +145,15 @@ impl Supervisor for SystemdSupervisor {
             found.push((vm, Started { unit, pid, user }));
         }
         Ok(found)
+    }
+
+    async fn usage(&self, vms: Vec<(VmId, Uid)>) -> HashMap<VmId, Usage> {
+        let read = move || {
+            let root = Path::new(usage::CONTROL_GROUPS);
+            let all = vms.into_iter().filter_map(|(vm, owner)| Some((vm, usage::of_unit(root, vm, owner)?)));
+            Ok::<_, Error>(all.collect())
+        };
+        // It fails only when the service ends.
+        blocking("read the control groups of sandboxes", read).await.unwrap_or_default()
     }
 }
