@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     EVERYTHING, Egress,
-    address::is_internal,
+    address::{Neighbours, is_internal},
     entry::{Entry, Ports},
     grants::Grant,
     host_name::{HostName, Pattern},
@@ -90,11 +90,12 @@ impl AllowList {
         ports
     }
 
-    /// Returns the destinations that an answer about a name opens. Internal addresses are never among them, even if the
-    /// policy names them: the name would open all of their ports.
-    pub fn grants(&self, name: &HostName, addresses: &[IpAddr]) -> Vec<Grant> {
+    /// Returns the destinations that an answer about a name opens. Internal addresses and those of neighbours are never
+    /// among them, even if the policy names them: the name would open all of their ports.
+    pub fn grants(&self, name: &HostName, addresses: &[IpAddr], neighbours: &Neighbours) -> Vec<Grant> {
         let ports = self.ports_of(name);
-        let public = addresses.iter().filter(|address| !is_internal(**address));
+        let public =
+            addresses.iter().filter(|address| !is_internal(**address) && !neighbours.have(**address));
         let grants = public.flat_map(|&address| ports.iter().map(move |&ports| Grant { address, ports }));
         grants.take(MAX_OF_ANSWER).collect()
     }
@@ -219,7 +220,8 @@ mod tests {
                 .iter()
                 .map(|(address, ports)| Grant { address: address.parse().unwrap(), ports: *ports })
                 .collect();
-            assert_eq!(list.grants(&name.parse().unwrap(), &addresses), expect, "{name}");
+            let neighbours = Neighbours::of([("2001:db8:1::".parse().unwrap(), 64)]);
+            assert_eq!(list.grants(&name.parse().unwrap(), &addresses, &neighbours), expect, "{name}");
         };
         let http = Ports::One(Protocol::Tcp, 80);
         check(
@@ -234,11 +236,15 @@ mod tests {
         );
         check("c.example", &["203.0.113.2"], &[]);
         // The policy allows one port of this address. A name that has it must not open the others.
-        check("a.example", &["10.0.0.5", "168.63.129.16", "64:ff9b::10.0.0.5"], &[]);
+        check("a.example", &["10.0.0.5", "168.63.129.16", "64:ff9b::10.0.0.5", "2001:db8:1::5"], &[]);
 
         let ports: String = (1..200).map(|port| format!("a.example:{port} ")).collect();
         let many: Vec<IpAddr> = (0..200).map(|n| IpAddr::from([8, 8, 8, n])).collect();
-        assert_eq!(self::list(&ports).grants(&"a.example".parse().unwrap(), &many).len(), MAX_OF_ANSWER);
+        let none = Neighbours::default();
+        assert_eq!(
+            self::list(&ports).grants(&"a.example".parse().unwrap(), &many, &none).len(),
+            MAX_OF_ANSWER
+        );
     }
 
     #[test]

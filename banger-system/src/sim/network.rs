@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     egress::{
+        address::Neighbours,
         host_name::HostName,
         log::{Denial, Destination, EgressLog},
     },
@@ -23,7 +24,7 @@ use banger_domain::{
 use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, Status,
-    network::{Error, Network, Result},
+    network::{Error, Granted, Network, Result},
 };
 
 /// What every guest sends to a client before it closes the connection.
@@ -108,12 +109,16 @@ impl Network for Sim {
         put(&mut *self.step("change what a guest may do")?, new)
     }
 
-    async fn grant(&self, vm: VmId, name: &HostName, _addresses: &[IpAddr]) -> Result<()> {
+    async fn grant(&self, vm: VmId, name: &HostName, _addresses: &[IpAddr]) -> Result<Granted> {
         let mut state = self.lock();
         if state.nics.get(&vm).is_some_and(|nic| !nic.allowed.ports_of(name).is_empty()) {
             state.egress_logs.allow(vm, name, Timestamp(1));
         }
-        Ok(())
+        Ok(Granted::All)
+    }
+
+    fn neighbours(&self) -> Arc<Neighbours> {
+        Arc::default()
     }
 
     fn deny(&self, vm: VmId, name: &HostName) {
