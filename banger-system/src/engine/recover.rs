@@ -136,6 +136,10 @@ impl Shared {
                 Subject::KernelFiles(id) => self.remove_files::<Kernel>(id).await,
                 Subject::ImageFiles(id) => self.remove_files::<Image>(id).await,
                 Subject::Resource(vm, resource) => drop(left.entry(vm).or_default().insert(resource)),
+                Subject::Interface(vm) => match self.inventory.inbox(vm) {
+                    Ok(inbox) => drop(inbox.send(Command::RetryNic).await),
+                    Err(_) => self.problems.clear(subject),
+                },
             }
         }
         for (vm, resources) in left {

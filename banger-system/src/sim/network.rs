@@ -47,6 +47,11 @@ impl Sim {
         };
     }
 
+    /// Makes taking over guests of an earlier run fail.
+    pub fn lose_nics(&self, lost: bool) {
+        self.lock().lost_nics = lost;
+    }
+
     /// Returns the interface of a VM.
     pub fn nic(&self, vm: VmId) -> Option<Nic> {
         self.lock().nics.get(&vm).cloned()
@@ -79,6 +84,9 @@ impl Network for Sim {
 
     async fn reattach(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
         let mut state = self.step("take a guest over")?;
+        if state.lost_nics {
+            return Err(Error::not_ready("the network for guests is not set up"));
+        }
         let (taken, ports) = nic.ports.iter().partition(|port| state.occupied_ports.contains(&port.host));
         put(&mut state, &Nic { ports, ..nic.clone() })?;
         Ok(taken)
