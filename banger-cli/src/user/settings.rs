@@ -80,6 +80,15 @@ impl Settings {
         Self::resolve(read(&path)?, &path, profile, defaults::of_caller)
     }
 
+    /// Returns the words of the policy that new sandboxes get for what they reach beyond the host; none for nothing.
+    pub fn egress(&self) -> Vec<String> {
+        if self.defaults.switch(Key::Nat).unwrap_or_default() {
+            return vec!["all".to_owned()];
+        }
+        let words = self.defaults.text(Key::Egress).map(egress_words).unwrap_or_default();
+        if words == ["none"] { Vec::new() } else { words }
+    }
+
     fn resolve(
         file: SettingsFile,
         path: &Path,
@@ -111,6 +120,11 @@ impl Settings {
             profile,
         })
     }
+}
+
+/// Returns the words of a policy in a text.
+pub fn egress_words(text: &str) -> Vec<String> {
+    text.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
 /// Reads the file. A missing one is empty.
