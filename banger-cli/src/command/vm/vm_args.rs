@@ -354,6 +354,11 @@ impl VmArgs {
         self.nat || !(self.egress.is_empty() || self.egress == ["none"])
     }
 
+    /// Returns whether the sandbox reaches only what a policy lists.
+    pub fn is_restricted(&self) -> bool {
+        self.has_egress() && !self.nat()
+    }
+
     fn options(&self) -> Options<'_> {
         let mut options: Options<'_> = self.sizes.options();
         if let Some(image) = &self.image {
@@ -490,6 +495,7 @@ mod tests {
         assert_eq!(list.options()["egress"], Variant::from(vec!["git", "a.example", "b.example"]));
         assert!(!list.nat() && list.has_egress() && !list.options().contains_key("nat"));
         assert!(with("--egress all").nat() && !with("--egress none").has_egress());
+        assert!(list.is_restricted() && !with("").is_restricted() && !with("--egress none").is_restricted());
         assert!(parse("--egress git --nat").is_err());
         assert_eq!(with("").timezone.as_deref(), Some("UTC"));
         assert!(!parse("").unwrap().with(&Settings::default()).nat());
