@@ -1,35 +1,50 @@
 //! The most that sandboxes of an agent may reach.
 //!
-//! Only the service knows what is in presets. So entries are compared by their words: one is within a bound if it is an entry
-//! of the bound, or plainly a part of one. Any other is refused, even if the service would find that it is a part.
+//! Only the service knows what is in presets. So entries are compared one by one: one is within a bound if it is an entry of
+//! the bound, or plainly a part of one. Any other is refused, even if the service would find that it is a part.
+
+use std::{fmt, net::IpAddr};
 
 /// The words of policies that are no entries.
 const NOTHING: &str = "none";
 const EVERYTHING: &str = "all";
 
-/// `none` or `all` is among other entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("`none` and `all` cannot be combined with other entries")]
-pub struct NotAlone;
+/// Why words are not a bound.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WrongBound {
+    /// `none` or `all` is among other entries.
+    #[error("`none` and `all` cannot be combined with other entries")]
+    NotAlone,
+    /// A word is no entry.
+    #[error("{0:?} is neither a preset, a host, an address nor a network")]
+    Malformed(String),
+}
 
 /// The most that a sandbox may reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EgressBound {
     /// There is no bound.
     Everything,
-    /// These entries, in lower case; nothing if there are none.
+    /// These entries, as the service prints them; nothing if there are none.
     Only(Vec<String>),
 }
 
 impl EgressBound {
     /// Returns the bound of these words.
-    pub fn of(words: &[String]) -> Result<Self, NotAlone> {
-        let words: Vec<String> = words.iter().map(|word| word.trim().to_ascii_lowercase()).collect();
-        match words.as_slice() {
+    pub fn of(words: &[String]) -> Result<Self, WrongBound> {
+        match words {
             [word] if word == EVERYTHING => Ok(Self::Everything),
             [word] if word == NOTHING => Ok(Self::Only(Vec::new())),
-            words if words.iter().any(|word| [NOTHING, EVERYTHING].contains(&word.as_str())) => Err(NotAlone),
-            words => Ok(Self::Only(words.to_vec())),
+            words if words.iter().any(|word| [NOTHING, EVERYTHING].contains(&word.as_str())) => {
+                Err(WrongBound::NotAlone)
+            }
+            words => {
+                let entry = |word: &String| match Entry::parse(word) {
+                    Some(entry) => Ok(entry.to_string()),
+                    None => Err(WrongBound::Malformed(word.clone())),
+                };
+                words.iter().map(entry).collect::<Result<_, _>>().map(Self::Only)
+            }
         }
     }
 
@@ -55,47 +70,100 @@ impl EgressBound {
     }
 
     fn has(&self, entry: &str) -> bool {
-        let entry = entry.trim().to_ascii_lowercase();
         match self {
             Self::Everything => true,
-            Self::Only(bounds) => bounds.iter().any(|bound| is_part(&entry, bound)),
+            Self::Only(bounds) => Entry::parse(entry).is_some_and(|entry| {
+                bounds.iter().filter_map(|bound| Entry::parse(bound)).any(|bound| entry.is_part_of(&bound))
+            }),
         }
     }
 }
 
-/// Returns whether an entry is equal to another one, or plainly a part of it: the same host with a port, or a sub-domain.
-fn is_part(entry: &str, whole: &str) -> bool {
-    if entry == whole {
-        return true;
+/// An entry of a policy: a preset, or a host with a port or without one.
+struct Entry {
+    /// A preset, a name, `*.` and a domain, an address or a network, as the service prints it.
+    host: String,
+    port: Option<(u16, &'static str)>,
+}
+
+impl Entry {
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim().to_ascii_lowercase();
+        let (text, protocol) = match text.rsplit_once('/') {
+            Some((rest, "tcp")) => (rest, Some("")),
+            Some((rest, "udp")) => (rest, Some("/udp")),
+            _ => (text.as_str(), None),
+        };
+        let (host, port) = match (text.strip_prefix('['), text.split_once(':')) {
+            (Some(rest), _) => match rest.split_once(']')? {
+                (host, "") => (host, None),
+                (host, rest) => (host, Some(rest.strip_prefix(':')?)),
+            },
+            // Several colons are those of an address.
+            (None, Some((host, port))) if !port.contains(':') => (host, Some(port)),
+            _ => (text, None),
+        };
+        let port = match (port, protocol) {
+            (Some(port), protocol) if port.bytes().all(|b| b.is_ascii_digit()) => {
+                Some((port.parse().ok().filter(|port| *port > 0)?, protocol.unwrap_or_default()))
+            }
+            (None, None) => None,
+            _ => return None,
+        };
+        let is_preset =
+            |host: &str| host.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let host = match network(host) {
+            Some(network) => network,
+            None if is_preset(host) && !host.is_empty() && port.is_none() => host.to_owned(),
+            None => name(host)?.to_owned(),
+        };
+        Some(Self { host, port })
     }
-    // Colons are also in addresses of IPv6, which are not looked into.
-    let (host, port) = match entry.split_once(':') {
-        Some((host, port)) if is_port(port) => (host, Some(port)),
-        Some(_) => return false,
-        None => (entry, None),
-    };
-    let (whole_host, whole_port) = match whole.split_once(':') {
-        Some((host, port)) if is_port(port) => (host, Some(port)),
-        Some(_) => return false,
-        None => (whole, None),
-    };
-    let is_same_host = host == whole_host;
-    let is_below = whole_host.strip_prefix('*').is_some_and(|domain| {
-        domain.starts_with('.') && is_name(host) && host.len() > domain.len() && host.ends_with(domain)
-    });
-    (is_same_host || is_below) && (whole_port.is_none() || port == whole_port)
+
+    /// Returns whether this is plainly a part of another entry, or the same one: the same host with a port, or a sub-domain.
+    fn is_part_of(&self, whole: &Self) -> bool {
+        let is_below = whole
+            .host
+            .strip_prefix('*')
+            .is_some_and(|domain| self.host.len() > domain.len() && self.host.ends_with(domain));
+        (self.host == whole.host || is_below) && (whole.port.is_none() || self.port == whole.port)
+    }
 }
 
-/// Returns whether a text is a port, perhaps with a protocol.
-fn is_port(text: &str) -> bool {
-    let number = text.strip_suffix("/tcp").or_else(|| text.strip_suffix("/udp")).unwrap_or(text);
-    !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            None => f.write_str(&self.host),
+            Some((port, protocol)) if self.host.contains(':') => {
+                write!(f, "[{}]:{port}{protocol}", self.host)
+            }
+            Some((port, protocol)) => write!(f, "{}:{port}{protocol}", self.host),
+        }
+    }
 }
 
-/// Returns whether a text has only characters of names, and perhaps `*.` before them.
-fn is_name(text: &str) -> bool {
-    let name = text.strip_prefix("*.").unwrap_or(text);
-    name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_".contains(&b))
+/// Returns an address or a network as the service prints it.
+fn network(text: &str) -> Option<String> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length.parse::<u8>().ok()?)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().ok()?;
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    match length {
+        Some(length) if length > whole => None,
+        Some(length) if length < whole => Some(format!("{address}/{length}")),
+        _ => Some(address.to_string()),
+    }
+}
+
+/// Returns a name without its last dot, and perhaps with `*.` before it.
+fn name(text: &str) -> Option<&str> {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let labels: Vec<&str> = text.strip_prefix("*.").unwrap_or(text).split('.').collect();
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    let is_label = |label: &&str| !label.is_empty() && label.bytes().all(inner);
+    (labels.len() >= 2 && labels.iter().all(is_label)).then_some(text)
 }
 
 #[cfg(test)]
@@ -129,6 +197,10 @@ mod tests {
             ("*.example.com:443", "a.example.com:443"),
             ("10.0.0.0/8", "10.0.0.0/8:80"),
             ("2001:db8::/32", "2001:DB8::/32"),
+            ("2001:db8::1", "[2001:db8:0::1]:443"),
+            ("[2001:db8::1]:443/tcp", "[2001:db8::1]:443"),
+            ("192.0.2.7/32", "192.0.2.7"),
+            ("a.example.:0443/tcp", "a.example:443"),
             ("all", "all"),
             ("all", "a.example"),
             ("git", ""),
@@ -172,6 +244,10 @@ mod tests {
         check("none", "all", "");
         check("all", "all", "all");
         check("all", "git", "git");
-        assert!(EgressBound::of(&words("git all")).is_err() && EgressBound::of(&words("none git")).is_err());
+        assert_eq!(bound("A.Example.:443/tcp 192.0.2.7/32").words(), ["a.example:443", "192.0.2.7"]);
+        for wrong in ["git all", "none git", "a.example/tcp", "git:443", "a.example:0", "a..b", "*", "[::1"] {
+            assert!(EgressBound::of(&words(wrong)).is_err(), "{wrong}");
+        }
+        assert!(EgressBound::of(&[String::new()]).is_err());
     }
 }

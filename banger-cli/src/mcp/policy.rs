@@ -118,10 +118,13 @@ impl Policy {
         let usual = settings.egress();
         let bound = match &self.egress {
             Some(bound) => bound.clone(),
-            // A policy in the settings is not for agents to widen.
-            None if usual.is_empty() || usual == EgressBound::Everything.words() => EgressBound::Everything,
-            None => EgressBound::of(&usual)
-                .map_err(|error| Error::Refused(format!("cannot use egress of your settings: {error}")))?,
+            // A policy in the settings is not for agents to widen, and one that allows nothing is a policy.
+            None => match &usual {
+                None => EgressBound::Everything,
+                Some(usual) => EgressBound::of(usual).map_err(|error| {
+                    Error::Refused(format!("cannot use the egress policy of the user's settings: {error}"))
+                })?,
+            },
         };
         match (network, wanted) {
             (Some(false), Some(wanted)) if !wanted.is_empty() => {
@@ -139,7 +142,7 @@ impl Policy {
                 words if words.is_empty() => Err(refused(&bound, "")),
                 words => Ok(words),
             },
-            (None, None) => Ok(bound.cut(usual)),
+            (None, None) => Ok(bound.cut(usual.unwrap_or_default())),
         }
     }
 
@@ -187,7 +190,7 @@ impl Policy {
 fn refused(bound: &EgressBound, entry: &str) -> Error {
     match bound.words().as_slice() {
         [] => not_allowed("this server gives sandboxes no internet access").with_hint(
-            "leave out `network` and `egress`; the user can start the server without `--no-network`.",
+            "leave out `network` and `egress`: the options of this server or the user's settings allow none.",
         ),
         words => not_allowed(format!("this server lets no sandbox reach {entry:?}"))
             .with_hint(format!("these entries, and parts of them, are allowed: {}.", words.join(", "))),
@@ -292,6 +295,19 @@ pub mod tests {
         check(None, &list, None, Some("a.example:443"), Some("a.example:443"));
         check(None, &list, None, Some("b.example"), None);
         check(None, &list, None, Some("all"), None);
+        // One that allows nothing is a policy, too, and so is one that is hidden.
+        let nothing = settings(Key::Egress, "none");
+        let off = settings(Key::Nat, "false");
+        let source = |key: Key, value: &str| ([(key, key.parse(value).unwrap())].into(), String::new());
+        let hidden = Defaults::of([source(Key::Nat, "false"), source(Key::Egress, "git")]);
+        let hidden = Settings { defaults: hidden, ..Settings::default() };
+        for closed in [&nothing, &hidden] {
+            check(None, closed, None, None, Some(""));
+            check(None, closed, Some(true), None, None);
+            check(None, closed, None, Some("git"), None);
+        }
+        check(None, &off, None, None, Some(""));
+        check(None, &off, Some(true), None, Some("all"));
         // With one, it counts, and what the settings say goes no further.
         check(Some("git"), &none, None, None, Some(""));
         check(Some("git"), &all, None, None, Some("git"));

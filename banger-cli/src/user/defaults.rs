@@ -197,53 +197,64 @@ pub fn of_caller(name: &str) -> Option<OsString> {
 
 /// The values in effect.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Defaults(BTreeMap<Key, (Value, String)>);
+pub struct Defaults {
+    values: BTreeMap<Key, (Value, String)>,
+    /// Whether a nearer `nat` hides an egress policy.
+    hides_egress: bool,
+}
 
 impl Defaults {
     /// Merges sources, the first one counting most. Each has a name for people.
     pub fn of(sources: impl IntoIterator<Item = (Values, String)>) -> Self {
         let mut merged: BTreeMap<Key, (Value, String)> = BTreeMap::new();
+        let mut hides_egress = false;
         for (mut values, origin) in sources {
             if values.contains_key(&Key::Egress) {
                 values.remove(&Key::Nat);
             }
+            hides_egress |= values.contains_key(&Key::Egress) && merged.contains_key(&Key::Nat);
             values.retain(|key, _| rival(*key).is_none_or(|rival| !merged.contains_key(&rival)));
             for (key, value) in values {
                 merged.entry(key).or_insert_with(|| (value, origin.clone()));
             }
         }
-        Self(merged)
+        Self { values: merged, hides_egress }
+    }
+
+    /// Returns whether a nearer `nat` hides an egress policy.
+    pub fn hides_egress(&self) -> bool {
+        self.hides_egress
     }
 
     /// Returns a value and its source.
     pub fn get(&self, key: Key) -> Option<(&Value, &str)> {
-        self.0.get(&key).map(|(value, origin)| (value, origin.as_str()))
+        self.values.get(&key).map(|(value, origin)| (value, origin.as_str()))
     }
 
     /// Returns a text or a word.
     pub fn text(&self, key: Key) -> Option<&str> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Text(text), _)) => Some(text),
             _ => None,
         }
     }
 
     pub fn count(&self, key: Key) -> Option<u32> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Count(count), _)) => Some(*count),
             _ => None,
         }
     }
 
     pub fn size(&self, key: Key) -> Option<Bytes> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Size(size), _)) => Some(*size),
             _ => None,
         }
     }
 
     pub fn switch(&self, key: Key) -> Option<bool> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Switch(on), _)) => Some(*on),
             _ => None,
         }
@@ -320,6 +331,15 @@ mod tests {
         check(&[&[NAT, GIT], &[NO_NAT]], (None, Some("git")));
         check(&[&[(Key::Image, "x")], &[GIT], &[NAT]], (None, Some("git")));
         check(&[&[], &[NAT]], (Some(true), None));
+        let of = |values: &[(Key, &str)]| {
+            let values = values.iter().map(|(key, text)| (*key, key.parse(text).unwrap()));
+            (values.collect::<Values>(), String::new())
+        };
+        assert!(Defaults::of([of(&[NO_NAT]), of(&[GIT])]).hides_egress());
+        assert!(!Defaults::of([of(&[GIT]), of(&[NAT])]).hides_egress());
+        assert!(
+            !Defaults::of([of(&[NAT, GIT])]).hides_egress() && !Defaults::of([of(&[NO_NAT])]).hides_egress()
+        );
         let both = |name: &str| Some(if name == "BANGER_NAT" { "1".into() } else { "git".into() });
         let both =
             of_environment(|name| both(name).filter(|_| ["BANGER_NAT", "BANGER_EGRESS"].contains(&name)));

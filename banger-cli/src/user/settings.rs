@@ -80,13 +80,17 @@ impl Settings {
         Self::resolve(read(&path)?, &path, profile, defaults::of_caller)
     }
 
-    /// Returns the words of the policy that new sandboxes get for what they reach beyond the host; none for nothing.
-    pub fn egress(&self) -> Vec<String> {
-        if self.defaults.switch(Key::Nat).unwrap_or_default() {
-            return vec!["all".to_owned()];
+    /// Returns the words of the policy for what new sandboxes reach beyond the host, which are none for nothing; `None` if the
+    /// user has said nothing of it but that `nat` is off.
+    pub fn egress(&self) -> Option<Vec<String>> {
+        match (self.defaults.switch(Key::Nat), self.defaults.text(Key::Egress)) {
+            (Some(true), _) => Some(vec!["all".to_owned()]),
+            (_, Some(text)) => {
+                let words = egress_words(text);
+                Some(if words == ["none"] { Vec::new() } else { words })
+            }
+            (_, None) => self.defaults.hides_egress().then(Vec::new),
         }
-        let words = self.defaults.text(Key::Egress).map(egress_words).unwrap_or_default();
-        if words == ["none"] { Vec::new() } else { words }
     }
 
     fn resolve(

@@ -136,7 +136,7 @@ fn text(sandbox: &Object, now: u64) -> String {
     let cut = sandbox.strings("EgressCut");
     if !cut.is_empty() {
         let cut = cut.join(" ");
-        text.push_str(&format!("except for what this host no longer allows, of: {cut}\n"));
+        text.push_str(&format!("the host's ceiling limits: {cut}\n"));
     }
     let log = of_object(sandbox);
     let mut table = Table::new(["DESTINATION", "PORT", "RESULT", "TIMES", "LAST"]);
@@ -214,7 +214,7 @@ mod tests {
         let shown = text(&Object::new(HashMap::from(values)), 10_000_000);
         let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["web", "may", "reach", "git", "a.example"]);
-        assert_eq!(lines[1].join(" "), "except for what this host no longer allows, of: a.example");
+        assert_eq!(lines[1].join(" "), "the host's ceiling limits: a.example");
         assert_eq!(lines[3][..4], ["b.example", "look-up", "denied", "3"]);
         assert_eq!(lines[4][..4], ["192.0.2.1", "443/tcp", "denied", "1"]);
         assert_eq!(lines[5][..4], ["a.example", "look-up", "allowed", "2"]);
