@@ -20,7 +20,9 @@ const FRESH: Duration = Duration::from_secs(120);
 /// A destination to which the guest has sent something within this time makes room for no other one.
 const IN_USE: Duration = Duration::from_secs(60);
 /// More than the clock of the packet filter differs from the caller's.
-const PRECISION: Duration = Duration::from_millis(100);
+const PRECISION: Duration = Duration::from_millis(20);
+/// How many destinations go at once, if as many are of no use: then the packet filter is asked less often.
+const BLOCK: usize = 64;
 /// The most names that are known of one destination. Sites behind one address may be many.
 const MAX_NAMES: usize = 8;
 
@@ -45,6 +47,26 @@ struct Known {
     at: Duration,
     /// When the packet filter got it with the latest name; `None` if that is not known.
     added: Option<Duration>,
+    /// The latest packet to it that is known of.
+    used: Option<Duration>,
+}
+
+impl Known {
+    /// Takes in for how long the packet filter has seen neither a packet nor a look-up.
+    fn note_unused(&mut self, now: Duration, unused: Duration) {
+        let seen = now.saturating_sub(unused);
+        if self.added.is_none_or(|added| seen > added + PRECISION) {
+            self.used = self.used.max(Some(seen));
+        }
+    }
+
+    fn is_in_use(&self, now: Duration) -> bool {
+        self.used.is_some_and(|used| now < used + IN_USE)
+    }
+
+    fn is_recent(&self, now: Duration) -> bool {
+        now < self.at + IN_USE
+    }
 }
 
 impl Grants {
@@ -65,43 +87,75 @@ impl Grants {
         (self.0.len() + new.len()).saturating_sub(MAX_GRANTS)
     }
 
-    /// Returns the destinations that have to go to make room for others: those that have ended or were never used since
-    /// their look-up, the oldest first, and then those that were used longest ago. `None` if the rest is in use.
+    /// Returns the destinations that have to go to make room for others. Those that have ended or were never used since they
+    /// were looked up go first, and some more of them; then those that were used longest ago; then the oldest of those that
+    /// were looked up just before. `None` if the rest is in use.
     ///
     /// `unused` returns for how long the packet filter has seen no packet and no look-up of a destination; `None` if it
     /// no longer has it.
     pub fn surplus<E>(
-        &self,
+        &mut self,
         new: &[Grant],
         now: Duration,
         mut unused: impl FnMut(&Grant) -> Result<Option<Duration>, E>,
     ) -> Result<Option<Vec<Grant>>, E> {
         let surplus = self.excess(new);
-        let others = self.0.iter().filter(|(grant, _)| !new.contains(grant));
-        let mut others: Vec<(Duration, Grant)> = others.map(|(grant, known)| (known.at, *grant)).collect();
+        if surplus == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        let new: HashSet<&Grant> = new.iter().collect();
+        let mut others: Vec<(Duration, Grant)> = Vec::new();
+        others.extend(
+            self.0.iter().filter(|(grant, _)| !new.contains(grant)).map(|(grant, known)| (known.at, *grant)),
+        );
         others.sort_unstable();
-        let (mut gone, mut quiet) = (Vec::new(), Vec::new());
+        let (mut gone, mut quiet, mut recent) = (Vec::new(), Vec::new(), Vec::new());
         for (_, grant) in others {
-            if gone.len() == surplus {
+            let Some(known) = self.0.get_mut(&grant) else { continue };
+            // All that follow were looked up later.
+            let is_enough = known.is_recent(now) && gone.len() + quiet.len() + recent.len() >= surplus;
+            if is_enough || gone.len() >= surplus.max(BLOCK) {
                 break;
             }
+            // It stays in use for a while, and need not be asked about.
+            if known.is_in_use(now) {
+                continue;
+            }
             match unused(&grant)? {
-                Some(time) if !self.was_used(&grant, now, time) => gone.push(grant),
-                Some(time) if time < IN_USE => {}
-                Some(time) => quiet.push((time, grant)),
                 None => gone.push(grant),
+                Some(time) => {
+                    known.note_unused(now, time);
+                    match known.used {
+                        Some(_) if known.is_in_use(now) => {}
+                        _ if known.is_recent(now) => recent.push(grant),
+                        Some(used) => quiet.push((used, grant)),
+                        None => gone.push(grant),
+                    }
+                }
             }
         }
-        quiet.sort_unstable_by(|one, other| other.cmp(one));
-        gone.extend(quiet.into_iter().map(|(_, grant)| grant).take(surplus - gone.len()));
-        Ok((gone.len() == surplus).then_some(gone))
+        quiet.sort_unstable();
+        let more = quiet.into_iter().map(|(_, grant)| grant).chain(recent);
+        gone.extend(more.take(surplus.saturating_sub(gone.len())).collect::<Vec<_>>());
+        Ok((gone.len() >= surplus).then_some(gone))
     }
 
-    /// Returns whether a guest has sent something to a destination since it was added, of which the packet filter has seen
-    /// nothing for this time.
-    fn was_used(&self, grant: &Grant, now: Duration, unused: Duration) -> bool {
-        let added = self.0.get(grant).and_then(|known| known.added);
-        added.is_none_or(|added| now.saturating_sub(unused) > added + PRECISION)
+    /// Remembers the use of destinations, before they are added again: that begins their time in the packet filter.
+    pub fn note_use<E>(
+        &mut self,
+        grants: &[Grant],
+        now: Duration,
+        mut unused: impl FnMut(&Grant) -> Result<Option<Duration>, E>,
+    ) -> Result<(), E> {
+        for grant in grants {
+            if let Some(known) = self.0.get_mut(grant)
+                && !known.is_in_use(now)
+                && let Some(time) = unused(grant)?
+            {
+                known.note_unused(now, time);
+            }
+        }
+        Ok(())
     }
 
     /// Adds the destinations of a name, for which there must be room.
@@ -129,6 +183,11 @@ impl Grants {
     /// Notes that the packet filter may have lost all destinations.
     pub fn note_lost(&mut self) {
         self.0.values_mut().for_each(|known| known.added = None);
+    }
+
+    /// Notes that the packet filter has got all destinations again.
+    pub fn note_restored(&mut self, now: Duration) {
+        self.0.values_mut().for_each(|known| known.added = Some(now));
     }
 
     /// Returns the destinations that a policy does not allow, and those of neighbours.
@@ -230,6 +289,8 @@ mod tests {
         check(&grants, "a.example", &[grant(1)], at(13), true);
         grants.note_lost();
         check(&grants, "a.example", &[grant(1)], at(13), false);
+        grants.note_restored(at(14));
+        check(&grants, "a.example", &[grant(1)], at(14), true);
         let cached = Duration::from_secs(crate::dns::RESTRICTED_TTL.into());
         assert!(OPEN - FRESH > cached, "an address would end while its answer is cached");
     }
@@ -243,22 +304,41 @@ mod tests {
         grants
     }
 
+    /// Returns the number of a destination.
+    fn number(grant: &Grant) -> u32 {
+        match grant.address {
+            IpAddr::V4(v4) => v4.to_bits() - 0x0800_0000,
+            IpAddr::V6(_) => u32::MAX,
+        }
+    }
+
+    /// Returns the destinations that go for three others at this time, and how many the packet filter was asked about.
+    /// `unused` returns seconds.
+    fn make_room(
+        grants: &mut Grants,
+        now: u64,
+        unused: &dyn Fn(u32) -> Option<u64>,
+    ) -> (Option<Vec<u32>>, usize) {
+        let new: Vec<Grant> = (1000..1003).map(grant).collect();
+        let mut asked = 0;
+        let found = grants.surplus(&new, at(now), |grant| {
+            asked += 1;
+            Ok::<_, ()>(unused(number(grant)).map(Duration::from_secs))
+        });
+        (found.unwrap().map(|gone| gone.iter().map(number).collect()), asked)
+    }
+
     #[test]
     fn destinations_in_use_make_no_room() {
-        let (grants, now) = (full(), at(1000));
-        let new: Vec<Grant> = (1000..1003).map(grant).collect();
         let check = |what: &str, unused: &dyn Fn(u32) -> Option<u64>, expect: Option<&[u32]>| {
-            let seconds = |grant: &Grant| match grant.address {
-                IpAddr::V4(v4) => unused(v4.to_bits() - 0x0800_0000).map(Duration::from_secs),
-                IpAddr::V6(_) => None,
-            };
-            let found = grants.surplus(&new, now, |grant| Ok::<_, ()>(seconds(grant))).unwrap();
-            let expect = expect.map(|numbers| numbers.iter().map(|n| grant(*n)).collect::<Vec<_>>());
-            assert_eq!(found, expect, "{what}");
+            let (found, _) = make_room(&mut full(), 1000, unused);
+            assert_eq!(found.as_deref(), expect, "{what}");
         };
         let never = |n: u32| Some(1000 - u64::from(n));
-        check("never used", &never, Some(&[0, 1, 2]));
-        check("the oldest two are used", &|n| if n < 2 { Some(5) } else { never(n) }, Some(&[2, 3, 4]));
+        let block: Vec<u32> = (0..64).collect();
+        check("never used", &never, Some(&block));
+        let later: Vec<u32> = (2..66).collect();
+        check("the oldest two are used", &|n| if n < 2 { Some(5) } else { never(n) }, Some(&later));
         check(
             "some have ended",
             &|n| if [7, 9, 11].contains(&n) { None } else { Some(5) },
@@ -280,19 +360,55 @@ mod tests {
     }
 
     #[test]
+    fn what_was_looked_up_just_before_goes_after_what_is_quiet() {
+        // The last look-up was at 511, so some are younger than a minute.
+        let never = |n: u32| Some(520 - u64::from(n));
+        let used = |n: u32| if n < 450 { Some(5) } else { never(n) };
+        let (found, _) = make_room(&mut full(), 520, &used);
+        assert_eq!(found, Some((450..=460).collect()), "those that are old enough, as a block");
+        let used = |n: u32| if n <= 460 { Some(if n == 8 { 80 } else { 5 }) } else { never(n) };
+        assert_eq!(make_room(&mut full(), 520, &used).0, Some(vec![8, 461, 462]));
+    }
+
+    #[test]
+    fn a_repeated_look_up_is_no_sign_that_a_destination_is_unused() {
+        let mut grants = full();
+        let first = [grant(0)];
+        // A packet 10 s before the next look-up, which begins its time in the packet filter again.
+        grants.note_use(&first, at(1000), |_| Ok::<_, ()>(Some(at(10)))).unwrap();
+        look_up(&mut grants, "b.example", &first, at(1000));
+        let unused = |n: u32| match n {
+            0 => Some(5),
+            1 | 2 => None,
+            _ => Some(1),
+        };
+        assert_eq!(make_room(&mut grants, 1005, &unused).0, None);
+    }
+
+    #[test]
+    fn the_packet_filter_is_asked_seldom() {
+        let mut grants = full();
+        assert_eq!(make_room(&mut grants, 1000, &|_| Some(5)), (None, MAX_GRANTS));
+        assert_eq!(make_room(&mut grants, 1001, &|_| Some(6)), (None, 0), "they are still in use");
+        assert_eq!(make_room(&mut grants, 1050, &|_| Some(5)).1, 0);
+        assert_eq!(
+            make_room(&mut grants, 1056, &|_| Some(5)).1,
+            MAX_GRANTS,
+            "a minute after their last packet"
+        );
+        // Many look-ups without any use.
+        assert_eq!(make_room(&mut full(), 512, &|n| Some(512 - u64::from(n))).1, 64);
+    }
+
+    #[test]
     fn a_guest_has_a_bounded_number_of_destinations() {
         let mut grants = Grants::default();
         let answers: Vec<Vec<Grant>> = (0..100).map(|n| (n * 64..n * 64 + 64).map(grant).collect()).collect();
         let ended = |_: &Grant| Ok::<_, ()>(None);
         for (n, answer) in answers.iter().enumerate() {
-            let surplus = grants.surplus(answer, at(0), ended).unwrap().unwrap();
+            let surplus = grants.surplus(answer, at(1000), ended).unwrap().unwrap();
             let oldest = n.checked_sub(MAX_GRANTS / 64).map(|n| answers[n].clone());
             assert_eq!(surplus, oldest.unwrap_or_default(), "{n}");
-            assert_eq!(
-                grants.surplus(answer, at(0), ended).unwrap(),
-                Some(surplus.clone()),
-                "asking changes nothing"
-            );
             grants.forget(&surplus);
             look_up(&mut grants, "a.example", answer, at(n as u64));
         }

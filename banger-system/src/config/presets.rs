@@ -33,7 +33,7 @@ enum Error {
     Name(#[from] WrongPresetName),
     #[error("cannot read it")]
     Read(#[from] io::Error),
-    #[error("it is not valid TOML with a list `allow`")]
+    #[error("it is not valid TOML with a list `allow` of texts")]
     Parse(#[from] toml::de::Error),
     #[error(transparent)]
     Entry(#[from] WrongEntry),
@@ -49,7 +49,7 @@ pub fn read(directories: &[impl AsRef<Path>]) -> Presets {
             Ok(files) => files,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    note_fault(&mut presets, directory, &error);
+                    note_fault(&mut presets, directory, &error.into());
                 }
                 continue;
             }
@@ -75,11 +75,16 @@ pub fn read(directories: &[impl AsRef<Path>]) -> Presets {
     presets
 }
 
-fn note_fault(presets: &mut Presets, path: &Path, error: &dyn std::error::Error) {
+/// Logs what is wrong with a file, and adds it to the faults. Every user may read these, and not every user the file, of which
+/// the causes have parts.
+fn note_fault(presets: &mut Presets, path: &Path, error: &Error) {
     let path = path.display();
-    // Errors of the parser have lines of their own.
-    let why = with_causes(error).split_whitespace().collect::<Vec<_>>().join(" ");
-    tracing::error!(%path, error = why, "cannot use an egress preset");
+    tracing::error!(%path, error = with_causes(error), "cannot use an egress preset");
+    let why = match error {
+        Error::Name(error) => error.to_string(),
+        Error::Entry(_) => "it has an entry that no policy can have".to_owned(),
+        Error::Read(_) | Error::Parse(_) => error.to_string(),
+    };
     presets.add_fault(format!("cannot use {path}: {why}"));
 }
 
@@ -126,8 +131,8 @@ mod tests {
         write(&package, "git.toml", "allow = ['a.example']");
         write(&package, "rust.toml", "allow = ['b.example']");
         write(&own, "git.toml", "allow = ['c.example']");
-        write(&own, "rust.toml", "allow = ['*']");
-        write(&own, "typo.toml", "alow = []");
+        write(&own, "rust.toml", "allow = ['*.secret']");
+        write(&own, "typo.toml", "allow = 'secret'");
         write(&own, "README", "no preset");
         write(&own, "Work_1.toml", "allow = ['d.example']");
         write(&own, "all.toml", "allow = ['d.example']");
@@ -141,7 +146,7 @@ mod tests {
         assert_eq!(faults.len(), 4, "{faults:?}");
         for (fault, file) in faults.iter().zip(["Work_1", "all", "rust", "typo"]) {
             assert!(fault.starts_with(&format!("cannot use /own/{file}.toml: ")), "{fault}");
-            assert!(!fault.contains('\n'), "{fault}");
+            assert!(!fault.contains('\n') && !fault.contains("secret"), "{fault}");
         }
         assert_eq!(presets.names().map(Name::as_str).collect::<Vec<_>>(), ["git", "rust", "typo"]);
         let list = AllowList::of(&Egress::parse(&["git"]).unwrap(), &presets);

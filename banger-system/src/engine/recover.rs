@@ -137,7 +137,8 @@ impl Shared {
                 Subject::ImageFiles(id) => self.remove_files::<Image>(id).await,
                 Subject::Resource(vm, resource) => drop(left.entry(vm).or_default().insert(resource)),
                 Subject::Interface(vm) => match self.inventory.inbox(vm) {
-                    Ok(inbox) => drop(inbox.send(Command::RetryNic).await),
+                    // A task that is busy is asked the next time.
+                    Ok(inbox) => drop(inbox.try_send(Command::RetryNic)),
                     Err(_) => self.problems.clear(subject),
                 },
             }

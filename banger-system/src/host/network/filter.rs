@@ -277,6 +277,8 @@ impl State {
         }
         self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))?;
         self.leaving.clear();
+        let now = self.now();
+        self.grants.values_mut().for_each(|grants| grants.note_restored(now));
         Ok(())
     }
 

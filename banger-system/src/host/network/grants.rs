@@ -27,7 +27,7 @@ use super::{
 };
 use crate::ports::network::Result;
 
-/// How long a guest without room for other destinations is not looked at again, which takes a request for each of them.
+/// Pause before the destinations of a full guest are queried again.
 const STAYS_FULL: Duration = Duration::from_secs(1);
 
 /// What came of a look-up.
@@ -70,6 +70,7 @@ impl Filter {
         if !state.make_room(&nic, &grants, now).map_err(cannot)? {
             return Ok(Granting::NoRoom);
         }
+        state.note_use(&nic, &grants, now).map_err(cannot)?;
         // Known before they are added: nothing is in the kernel that is not known.
         state.grants.entry(vm).or_default().add(name, &grants, now);
         let new: Vec<Element> =
@@ -181,7 +182,7 @@ impl State {
             return Ok(false);
         }
         // Out of the way while the packet filter is asked.
-        let grants = self.grants.remove(&nic.vm).unwrap_or_default();
+        let mut grants = self.grants.remove(&nic.vm).unwrap_or_default();
         let surplus = grants.surplus(new, now, |grant| self.unused(&tap, *grant));
         self.grants.insert(nic.vm, grants);
         let Some(surplus) = surplus? else {
@@ -202,6 +203,15 @@ impl State {
         self.grants.entry(nic.vm).or_default().forget(&surplus);
         self.leaving = gone;
         Ok(true)
+    }
+
+    /// Remembers the use of destinations that are about to be added again.
+    fn note_use(&mut self, nic: &Nic, again: &[Grant], now: Duration) -> crabtables::Result<()> {
+        let tap = nic.tap();
+        let mut grants = self.grants.remove(&nic.vm).unwrap_or_default();
+        let noted = grants.note_use(again, now, |grant| self.unused(&tap, *grant));
+        self.grants.insert(nic.vm, grants);
+        noted
     }
 
     /// Returns for how long the packet filter has seen neither a packet to a destination nor a look-up of it; `None` if it

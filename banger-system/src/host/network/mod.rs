@@ -164,17 +164,13 @@ impl LinuxNetwork {
         let mut collect = tokio::time::interval(COLLECT);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failing = Failing::default();
+        // They may have changed while nobody watched.
+        self.follow_neighbours().await?;
         loop {
             tokio::select! {
                 changed = watch.changed() => {
                     changed.map_err(|source| Error::os("watch the routes of the host", source))?;
-                    self.follow_neighbours().await?;
-                    let filter = self.filter.clone();
-                    match blocking("look for guests", move || Ok::<_, Error>(filter.reaches_outside())).await? {
-                        true => self.open_outside().await?,
-                        // The next guest that needs forwarding enables it again.
-                        false => self.outside_is_open.store(false, Ordering::Relaxed),
-                    }
+                    self.follow_links().await?;
                 }
                 // What is not counted now is counted later; nothing else depends on it.
                 _ = collect.tick() => failing.note(self.collect_denials().await),
@@ -202,9 +198,28 @@ impl LinuxNetwork {
         }
     }
 
+    /// Follows the links and the default routes of the host. Neither part waits for the other one to work.
+    async fn follow_links(&self) -> Result<()> {
+        let neighbours = self.follow_neighbours().await;
+        self.follow_way_out().await.and(neighbours)
+    }
+
+    async fn follow_way_out(&self) -> Result<()> {
+        let filter = self.filter.clone();
+        match blocking("look for guests", move || Ok::<_, Error>(filter.reaches_outside())).await? {
+            true => self.open_outside().await?,
+            // The next guest that needs forwarding enables it again.
+            false => self.outside_is_open.store(false, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
     /// Looks at the networks on the links of the host.
     async fn follow_neighbours(&self) -> Result<()> {
-        let neighbours = self.links.neighbours().await?;
+        let neighbours = match forwarding::ipv6() {
+            Ipv6::Absent => Neighbours::default(),
+            Ipv6::Local | Ipv6::Forwarded => self.links.neighbours().await?,
+        };
         *self.neighbours.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(neighbours.clone());
         let filter = self.filter.clone();
         blocking("set the neighbours of the host", move || filter.set_neighbours(neighbours)).await
@@ -271,10 +286,11 @@ impl Network for LinuxNetwork {
     async fn prepare(&self, subnet: Subnet) -> Result<()> {
         let ipv6 = forwarding::ipv6();
         self.links.make_shared(subnet, ipv6).await?;
-        self.follow_neighbours().await?;
         let filter = self.filter.clone();
         blocking("make the rules of the packet filter", move || filter.prepare(subnet, ipv6)).await?;
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(subnet);
+        // Before a guest can look anything up.
+        self.follow_neighbours().await?;
         let guests = self.filter.clone();
         match blocking("look for guests", move || Ok::<_, Error>(guests.reaches_outside())).await? {
             true => self.open_outside().await,
