@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     mcp::{
         self, HostDir,
+        egress_bound::EgressBound,
         policy::{LabelRule, Policy},
     },
     user::dirs::UserDirs,
@@ -37,6 +38,7 @@ Examples:
   banger mcp                                     every tool, and the files of the current directory
   banger mcp --only-label agent --max 3          three sandboxes, and none of yours without that label
   banger mcp --no-network --no-host-files        neither internet access nor files of this host
+  banger mcp --egress packages,github.com        package registries and GitHub at most
   banger mcp --image debian-bookworm --host-dir ~/src/web
 
 In the configuration of an agent:
@@ -52,6 +54,10 @@ pub struct Mcp {
     /// Let no sandbox of the agent have internet access
     #[arg(long)]
     no_network: bool,
+    /// Let sandboxes of the agent reach at most this beyond the host: presets such as `packages`, or
+    /// HOST[:PORT][/PROTOCOL], as for `banger vm run`. Can be repeated
+    #[arg(long, value_name = "EGRESS", value_delimiter = ',', conflicts_with = "no_network")]
+    egress: Vec<String>,
     /// Allow only this image; several can be given, and the first one is the default
     #[arg(long, value_name = "IMAGE")]
     image: Vec<String>,
@@ -86,7 +92,14 @@ impl Mcp {
         Ok(Policy {
             max: self.max,
             label: self.only_label.clone(),
-            network: !self.no_network,
+            egress: match (self.no_network, self.egress.as_slice()) {
+                (true, _) => Some(EgressBound::Only(Vec::new())),
+                (false, []) => None,
+                (false, words) => Some(
+                    EgressBound::of(words)
+                        .map_err(|error| Error::Usage(format!("cannot use --egress: {error}")))?,
+                ),
+            },
             images: self.image.clone(),
             host_dir: self.host_dir()?,
             time_limit: Duration::from_secs(self.timeout.into()),
@@ -129,9 +142,12 @@ mod tests {
         let narrow = policy("--max 3 --only-label a=b --no-network --image x --image y --no-host-files");
         let narrow = narrow.unwrap();
         assert_eq!(
-            (narrow.max, narrow.network, narrow.images.as_slice()),
-            (3, false, &["x".to_owned(), "y".to_owned()][..])
+            (narrow.max, narrow.egress, narrow.images.as_slice()),
+            (3, Some(EgressBound::Only(Vec::new())), &["x".to_owned(), "y".to_owned()][..])
         );
+        let git = EgressBound::Only(vec!["git".to_owned(), "a.example".to_owned()]);
+        assert_eq!(policy("--egress git,a.example").unwrap().egress, Some(git));
+        assert_eq!(policy("").unwrap().egress, None);
         assert!(narrow.host_dir.is_none() && narrow.label.is_some());
         assert_eq!(policy("--host-dir /tmp").unwrap().host_dir.unwrap().path(), Path::new("/tmp"));
         for wrong in [
@@ -141,6 +157,8 @@ mod tests {
             "--timeout 3601",
             "--max-output 2MiB",
             "--max-output 0",
+            "--egress git,all",
+            "--egress git --no-network",
             "--host-dir /nonexistent",
             "--host-dir /tmp --no-host-files",
         ] {

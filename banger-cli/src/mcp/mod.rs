@@ -20,6 +20,7 @@
 //! server ends, even if it is killed.
 
 mod capture;
+pub mod egress_bound;
 mod failure;
 mod host_dir;
 pub mod policy;

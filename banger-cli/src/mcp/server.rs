@@ -58,8 +58,8 @@ const INSTRUCTIONS: &str = "\
 Sandboxes are Linux virtual machines with a kernel of their own on the user's computer. They start in seconds; you are \
 root in them. `run` runs one command in a new sandbox that is deleted afterwards. `create` makes one that stays; then use \
 `exec`, `read_file` and `write_file`. `prepare` sends the user's repository, `diff` shows what has changed in the sandbox, \
-and `apply` brings it back. Without `network`, a sandbox has no internet access. Errors have a code, the causes, and a \
-remedy.";
+and `apply` brings it back. Without `network` or `egress`, a sandbox has no internet access. Errors have a code, the \
+causes, and a remedy.";
 
 /// The state of a server.
 pub struct Server {

@@ -2,6 +2,9 @@
 //!
 //! The command line counts first. Then come the environment, the profile, and `[defaults]` of the user's settings. After
 //! them come the repository's devcontainer.json, the image, and the service.
+//!
+//! `nat` and `egress` are about the same: what a source says with one of them hides the other one of later sources. If a
+//! source has both, `egress` counts.
 
 use std::{collections::BTreeMap, env, ffi::OsString, fmt};
 
@@ -163,6 +166,15 @@ impl fmt::Display for Value {
 /// The values that one source gives.
 pub type Values = BTreeMap<Key, Value>;
 
+/// Returns the key that says otherwise what this one does.
+fn rival(key: Key) -> Option<Key> {
+    match key {
+        Key::Nat => Some(Key::Egress),
+        Key::Egress => Some(Key::Nat),
+        _ => None,
+    }
+}
+
 /// Reads the values in the environment. An empty variable counts as unset.
 pub fn of_environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Vec<(Values, String)>> {
     let mut found = Vec::new();
@@ -173,6 +185,8 @@ pub fn of_environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Vec
         let value = value.map_err(|why| Error::Refused(format!("cannot use the variable {name}: {why}")))?;
         found.push((Values::from([(key, value)]), name));
     }
+    // Each variable is a source. Of two rivals the one that counts comes first.
+    found.sort_by_key(|(values, _)| !values.contains_key(&Key::Egress));
     Ok(found)
 }
 
@@ -183,49 +197,64 @@ pub fn of_caller(name: &str) -> Option<OsString> {
 
 /// The values in effect.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Defaults(BTreeMap<Key, (Value, String)>);
+pub struct Defaults {
+    values: BTreeMap<Key, (Value, String)>,
+    /// Whether a nearer `nat` hides an egress policy.
+    hides_egress: bool,
+}
 
 impl Defaults {
     /// Merges sources, the first one counting most. Each has a name for people.
     pub fn of(sources: impl IntoIterator<Item = (Values, String)>) -> Self {
-        let mut merged = BTreeMap::new();
-        for (values, origin) in sources {
+        let mut merged: BTreeMap<Key, (Value, String)> = BTreeMap::new();
+        let mut hides_egress = false;
+        for (mut values, origin) in sources {
+            if values.contains_key(&Key::Egress) {
+                values.remove(&Key::Nat);
+            }
+            hides_egress |= values.contains_key(&Key::Egress) && merged.contains_key(&Key::Nat);
+            values.retain(|key, _| rival(*key).is_none_or(|rival| !merged.contains_key(&rival)));
             for (key, value) in values {
                 merged.entry(key).or_insert_with(|| (value, origin.clone()));
             }
         }
-        Self(merged)
+        Self { values: merged, hides_egress }
+    }
+
+    /// Returns whether a nearer `nat` hides an egress policy.
+    pub fn hides_egress(&self) -> bool {
+        self.hides_egress
     }
 
     /// Returns a value and its source.
     pub fn get(&self, key: Key) -> Option<(&Value, &str)> {
-        self.0.get(&key).map(|(value, origin)| (value, origin.as_str()))
+        self.values.get(&key).map(|(value, origin)| (value, origin.as_str()))
     }
 
     /// Returns a text or a word.
     pub fn text(&self, key: Key) -> Option<&str> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Text(text), _)) => Some(text),
             _ => None,
         }
     }
 
     pub fn count(&self, key: Key) -> Option<u32> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Count(count), _)) => Some(*count),
             _ => None,
         }
     }
 
     pub fn size(&self, key: Key) -> Option<Bytes> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Size(size), _)) => Some(*size),
             _ => None,
         }
     }
 
     pub fn switch(&self, key: Key) -> Option<bool> {
-        match self.0.get(&key) {
+        match self.values.get(&key) {
             Some((Value::Switch(on), _)) => Some(*on),
             _ => None,
         }
@@ -280,6 +309,42 @@ mod tests {
         assert_eq!(merged.text(Key::User), None);
         let origin = |key| merged.get(key).unwrap().1;
         assert_eq!([Key::Image, Key::Nat, Key::Vcpus].map(origin), ["first", "second", "third"]);
+    }
+
+    #[test]
+    fn the_nearest_source_decides_about_nat_and_egress() {
+        let check = |sources: &[&[(Key, &str)]], expect: (Option<bool>, Option<&str>)| {
+            let sources = sources.iter().map(|values| {
+                let values = values.iter().map(|(key, text)| (*key, key.parse(text).unwrap()));
+                (values.collect::<Values>(), String::new())
+            });
+            let merged = Defaults::of(sources);
+            assert_eq!((merged.switch(Key::Nat), merged.text(Key::Egress)), expect);
+        };
+        const NAT: (Key, &str) = (Key::Nat, "true");
+        const NO_NAT: (Key, &str) = (Key::Nat, "false");
+        const GIT: (Key, &str) = (Key::Egress, "git");
+        check(&[&[NAT], &[GIT]], (Some(true), None));
+        check(&[&[NO_NAT], &[GIT]], (Some(false), None));
+        check(&[&[GIT], &[NAT]], (None, Some("git")));
+        check(&[&[(Key::Egress, "none")], &[NAT]], (None, Some("none")));
+        check(&[&[NAT, GIT], &[NO_NAT]], (None, Some("git")));
+        check(&[&[(Key::Image, "x")], &[GIT], &[NAT]], (None, Some("git")));
+        check(&[&[], &[NAT]], (Some(true), None));
+        let of = |values: &[(Key, &str)]| {
+            let values = values.iter().map(|(key, text)| (*key, key.parse(text).unwrap()));
+            (values.collect::<Values>(), String::new())
+        };
+        assert!(Defaults::of([of(&[NO_NAT]), of(&[GIT])]).hides_egress());
+        assert!(!Defaults::of([of(&[GIT]), of(&[NAT])]).hides_egress());
+        assert!(
+            !Defaults::of([of(&[NAT, GIT])]).hides_egress() && !Defaults::of([of(&[NO_NAT])]).hides_egress()
+        );
+        let both = |name: &str| Some(if name == "BANGER_NAT" { "1".into() } else { "git".into() });
+        let both =
+            of_environment(|name| both(name).filter(|_| ["BANGER_NAT", "BANGER_EGRESS"].contains(&name)));
+        let merged = Defaults::of(both.unwrap());
+        assert_eq!((merged.switch(Key::Nat), merged.text(Key::Egress)), (None, Some("git")));
     }
 
     #[test]

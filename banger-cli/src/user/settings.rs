@@ -80,6 +80,19 @@ impl Settings {
         Self::resolve(read(&path)?, &path, profile, defaults::of_caller)
     }
 
+    /// Returns the words of the policy for what new sandboxes reach beyond the host, which are none for nothing; `None` if the
+    /// user has said nothing of it but that `nat` is off.
+    pub fn egress(&self) -> Option<Vec<String>> {
+        match (self.defaults.switch(Key::Nat), self.defaults.text(Key::Egress)) {
+            (Some(true), _) => Some(vec!["all".to_owned()]),
+            (_, Some(text)) => {
+                let words = egress_words(text);
+                Some(if words == ["none"] { Vec::new() } else { words })
+            }
+            (_, None) => self.defaults.hides_egress().then(Vec::new),
+        }
+    }
+
     fn resolve(
         file: SettingsFile,
         path: &Path,
@@ -111,6 +124,11 @@ impl Settings {
             profile,
         })
     }
+}
+
+/// Returns the words of a policy in a text.
+pub fn egress_words(text: &str) -> Vec<String> {
+    text.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
 /// Reads the file. A missing one is empty.

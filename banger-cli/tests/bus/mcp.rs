@@ -428,8 +428,12 @@ fn the_options_bound_what_an_agent_may_do() {
         assert_eq!(absent["message"], "there is no sandbox we with the label agent=a.");
         assert_eq!((&hidden["code"], &hidden["remedy"]), (&absent["code"], &absent["remedy"]));
     }
-    for arguments in [json!({"network": true}), json!({"image": "alpine"}), json!({"labels": {"agent": "b"}})]
-    {
+    for arguments in [
+        json!({"network": true}),
+        json!({"egress": ["git"]}),
+        json!({"image": "alpine"}),
+        json!({"labels": {"agent": "b"}}),
+    ] {
         assert_eq!(client.fails("create", arguments)["code"], "not-allowed");
     }
     let id = client.begin("upload", json!({}));
@@ -446,6 +450,50 @@ fn the_options_bound_what_an_agent_may_do() {
     );
     client.done("delete", json!({"sandbox": "mine", "force": true}));
     client.done("create", json!({"name": "third"}));
+}
+
+#[test]
+fn an_agent_reaches_no_more_than_its_server_allows() {
+    let host = Host::new();
+    let options = ["--image", "debian", "--egress", "git,a.example", "--egress", "*.b.example:443"];
+    let mut client = Client::start(&host, &options);
+    for beyond in
+        [json!(["c.example"]), json!(["all"]), json!(["b.example:443"]), json!(["git", "x.b.example"])]
+    {
+        let refused = client.fails("create", json!({"egress": beyond}));
+        assert_eq!(refused["code"], "not-allowed");
+        let remedy = refused["remedy"].as_str().unwrap();
+        assert!(remedy.contains("git, a.example, *.b.example:443"), "{remedy}");
+    }
+    let both = client.fails("create", json!({"network": false, "egress": ["git"]}));
+    assert_eq!(both["code"], "invalid-arguments");
+    assert!(host.calls("CreateVM").is_empty());
+
+    for arguments in [
+        json!({"network": true}),
+        json!({"egress": ["a.example:443", "x.b.example:443"]}),
+        json!({"network": true, "egress": ["GIT"]}),
+        json!({}),
+        json!({"network": false}),
+    ] {
+        client.done("create", arguments);
+    }
+    let asked: Vec<Option<String>> = host
+        .calls("CreateVM")
+        .iter()
+        .map(|call| {
+            assert_eq!(call.options.get("nat"), None);
+            call.options.get("egress").map(|words| words.replace('"', ""))
+        })
+        .collect();
+    let expect = [
+        Some("git,a.example,*.b.example:443"),
+        Some("a.example:443,x.b.example:443"),
+        Some("git"),
+        None,
+        None,
+    ];
+    assert_eq!(asked.iter().map(Option::as_deref).collect::<Vec<_>>(), expect);
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub struct Call {
     pub member: String,
     /// Whether the client allows an interactive prompt.
     pub interactive: bool,
-    /// The options as text.
+    /// The options as text, or the words of a change of an egress policy.
     pub options: BTreeMap<String, String>,
 }
 
@@ -206,7 +206,11 @@ impl Service {
                 self.end_job(&job, ("", String::new()));
                 self.reply(message, &job).await
             }
-            "Subscribe" => self.reply(message, &()).await,
+            "Subscribe" => {
+                self.reply(message, &()).await?;
+                self.deny_something(message).await;
+                Ok(())
+            }
             "Diagnose" => {
                 let rows =
                     [("kvm", "pass", "it works", ""), ("disk", "fail", "it is full", "buy another one")];
@@ -233,7 +237,7 @@ impl Service {
                 self.end_job(&job, ("", String::new()));
                 Ok(())
             }
-            "Kill" | "Configure" | "SetLifetime" => self.reply(message, &()).await,
+            "Kill" | "Configure" | "SetLifetime" | "ChangeEgress" => self.reply(message, &()).await,
             "Rename" => {
                 let (name,): (String,) = message.body().deserialize().unwrap();
                 let name = Variant::from(name);
@@ -318,6 +322,18 @@ impl Service {
         let body = (stage, 1u32, 2u32, text);
         // As a unicast signal, like the real service: the client has no match rule.
         let _ = self.connection.emit_signal(Some(to), job, JOB_INTERFACE, "Stage", &body).await;
+    }
+
+    /// Denies two destinations to the sandbox whose name says so, and tells a subscriber.
+    async fn deny_something(&self, subscriber: &Message) {
+        let Some(vm) = self.find(VM_INTERFACE, "box-denied") else { return };
+        let to = subscriber.header().sender().unwrap().to_owned();
+        for denied in [("evil.example", 0u16, "dns"), ("good.example", 0, "dns"), ("192.0.2.7", 443, "tcp")] {
+            let _ = self
+                .connection
+                .emit_signal(Some(to.clone()), &vm, VM_INTERFACE, "EgressDenied", &denied)
+                .await;
+        }
     }
 
     fn add_vm(&self, name: &str, state: &'static str) -> OwnedObjectPath {
@@ -415,6 +431,11 @@ fn options_of(message: &Message) -> BTreeMap<String, String> {
     let options: Options = match signature.trim_start_matches('(').trim_end_matches(')') {
         "a{sv}" => body.deserialize::<(Options,)>().unwrap().0,
         "sa{sv}" => body.deserialize::<(String, Options)>().unwrap().1,
+        "asas" => {
+            let (allow, deny) = body.deserialize::<(Vec<String>, Vec<String>)>().unwrap();
+            let words = |words| OwnedVariant::try_from(Variant::from(words)).unwrap();
+            [("allow".to_owned(), words(allow)), ("deny".to_owned(), words(deny))].into()
+        }
         _ => Options::new(),
     };
     let text = |value: &OwnedVariant| match &**value {

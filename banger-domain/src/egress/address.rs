@@ -2,6 +2,31 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
+
+/// The networks on the links of the host. Their hosts may have global addresses, and still be those of a home or an office.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Neighbours(Vec<Ipv6Net>);
+
+impl Neighbours {
+    /// Returns the neighbours in these networks, each with the length of its prefix.
+    pub fn of(nets: impl IntoIterator<Item = (Ipv6Addr, u8)>) -> Self {
+        let nets = nets.into_iter().filter_map(|(address, length)| Ipv6Net::new(address, length).ok());
+        let mut nets: Vec<Ipv6Net> = nets.collect();
+        nets.sort();
+        nets.dedup();
+        Self(nets)
+    }
+
+    /// Returns whether one of them may have this address.
+    pub fn have(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(v6) => self.0.iter().any(|net| net.contains(&v6)),
+        }
+    }
+}
+
 /// Returns whether an address is not one of the internet: private, of this host or its link, of a cloud's metadata
 /// service, or of many hosts at once. An IPv6 address that carries such an IPv4 address is one, too.
 pub fn is_internal(address: IpAddr) -> bool {
@@ -120,5 +145,17 @@ mod tests {
             check(carrier, false, true);
         }
         check("2001:1::1", false, false);
+    }
+
+    #[test]
+    fn neighbours_are_known_by_the_networks_of_links() {
+        let nets = ["2001:db8:1::", "2001:db8:1::", "2001:db8:2::"];
+        let neighbours = Neighbours::of(nets.map(|net| (net.parse().unwrap(), 64)));
+        let check = |address: &str, expect| assert_eq!(neighbours.have(address.parse().unwrap()), expect);
+        check("2001:db8:1::5", true);
+        check("2001:db8:2:0:1::1", true);
+        check("2001:db8:3::1", false);
+        check("192.0.2.1", false);
+        assert!(!Neighbours::default().have("2001:db8:1::5".parse().unwrap()));
     }
 }

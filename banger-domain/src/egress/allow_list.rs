@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     EVERYTHING, Egress,
-    address::is_internal,
+    address::{Neighbours, is_internal},
     entry::{Entry, Ports},
     grants::Grant,
     host_name::{HostName, Pattern},
@@ -90,11 +90,12 @@ impl AllowList {
         ports
     }
 
-    /// Returns the destinations that an answer about a name opens. Internal addresses are never among them, even if the
-    /// policy names them: the name would open all of their ports.
-    pub fn grants(&self, name: &HostName, addresses: &[IpAddr]) -> Vec<Grant> {
+    /// Returns the destinations that an answer about a name opens. Internal addresses and those of neighbours are never
+    /// among them, even if the policy names them: the name would open all of their ports.
+    pub fn grants(&self, name: &HostName, addresses: &[IpAddr], neighbours: &Neighbours) -> Vec<Grant> {
         let ports = self.ports_of(name);
-        let public = addresses.iter().filter(|address| !is_internal(**address));
+        let public =
+            addresses.iter().filter(|address| !is_internal(**address) && !neighbours.have(**address));
         let grants = public.flat_map(|&address| ports.iter().map(move |&ports| Grant { address, ports }));
         grants.take(MAX_OF_ANSWER).collect()
     }
@@ -154,6 +155,22 @@ pub fn beyond(policy: &Egress, ceiling: &Egress, presets: &Presets) -> Option<St
     }
 }
 
+/// Returns the entries of a policy that a ceiling does not allow, or not in full. The policy may be older than the ceiling.
+pub fn cut(policy: &Egress, ceiling: &Egress, presets: &Presets) -> Vec<String> {
+    match (policy, ceiling) {
+        (Egress::Nothing, _) | (_, Egress::Everything) => Vec::new(),
+        (Egress::Everything, _) => vec![EVERYTHING.to_owned()],
+        (Egress::Only(entries), _) => {
+            let ceiling = AllowList::of(ceiling, presets);
+            let is_beyond = |entry: &&Entry| {
+                let alone = AllowList::of(&Egress::of(vec![(*entry).clone()]), presets);
+                ceiling.first_beyond(&alone).is_some()
+            };
+            entries.iter().filter(is_beyond).map(Entry::to_string).collect()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -182,6 +199,14 @@ mod tests {
     fn presets_are_replaced_by_their_entries() {
         assert_eq!(list("both"), list("github.com *.github.com:443 example.org:443"));
         assert_eq!(presets().missing_in(&policy("git nope")).map(Name::as_str), Some("nope"));
+        let mut presets = presets();
+        presets.add("broken".parse().unwrap(), vec!["gone".parse().unwrap(), "both".parse().unwrap()]);
+        let missing = |words: &str| {
+            let policy = policy(words);
+            presets.all_missing_in(&policy).into_iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(missing("git both a.example"), Vec::<String>::new());
+        assert_eq!(missing("nope broken git"), ["gone", "nope"]);
         assert!(list("nope").is_empty(), "a preset that is gone allows nothing");
         assert!(list("all").is_empty() && list("none").is_empty());
     }
@@ -219,7 +244,8 @@ mod tests {
                 .iter()
                 .map(|(address, ports)| Grant { address: address.parse().unwrap(), ports: *ports })
                 .collect();
-            assert_eq!(list.grants(&name.parse().unwrap(), &addresses), expect, "{name}");
+            let neighbours = Neighbours::of([("2001:db8:1::".parse().unwrap(), 64)]);
+            assert_eq!(list.grants(&name.parse().unwrap(), &addresses, &neighbours), expect, "{name}");
         };
         let http = Ports::One(Protocol::Tcp, 80);
         check(
@@ -234,11 +260,15 @@ mod tests {
         );
         check("c.example", &["203.0.113.2"], &[]);
         // The policy allows one port of this address. A name that has it must not open the others.
-        check("a.example", &["10.0.0.5", "168.63.129.16", "64:ff9b::10.0.0.5"], &[]);
+        check("a.example", &["10.0.0.5", "168.63.129.16", "64:ff9b::10.0.0.5", "2001:db8:1::5"], &[]);
 
         let ports: String = (1..200).map(|port| format!("a.example:{port} ")).collect();
         let many: Vec<IpAddr> = (0..200).map(|n| IpAddr::from([8, 8, 8, n])).collect();
-        assert_eq!(self::list(&ports).grants(&"a.example".parse().unwrap(), &many).len(), MAX_OF_ANSWER);
+        let none = Neighbours::default();
+        assert_eq!(
+            self::list(&ports).grants(&"a.example".parse().unwrap(), &many, &none).len(),
+            MAX_OF_ANSWER
+        );
     }
 
     #[test]
@@ -259,6 +289,20 @@ mod tests {
         check("10.0.0.0/8", "10.1.0.0/16 10.2.0.0/16:80 11.0.0.0/8", Some("10.1.0.0/16 10.2.0.0/16:80"));
         let many: String = (0..200).map(|n| format!("10.0.0.{n} ")).collect();
         assert_eq!(under(&policy(&many), &policy("all"), &presets()).unwrap().nets().len(), MAX_NETS);
+    }
+
+    #[test]
+    fn what_a_ceiling_cuts_is_known_by_entry() {
+        let check = |words: &str, ceiling: &str, expect: &[&str]| {
+            assert_eq!(cut(&policy(words), &policy(ceiling), &presets()), expect, "{words} under {ceiling}");
+        };
+        check("all", "all", &[]);
+        check("all", "git", &["all"]);
+        check("none", "none", &[]);
+        check("git a.example", "all", &[]);
+        check("both git a.example 10.0.0.0/8", "git 10.1.0.0/16", &["both", "a.example", "10.0.0.0/8"]);
+        check("git github.com:443", "both", &[]);
+        check("nope", "git", &[]);
     }
 
     #[test]

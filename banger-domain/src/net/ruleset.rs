@@ -3,7 +3,7 @@
 use super::{TABLE, nic::TAP_PREFIX, subnet::Subnet};
 use crate::{
     dns::limits::{CONNECTIONS, CONNECTIONS_OF_HOST, MAX_QUESTION, QUESTIONS, QUESTIONS_OF_HOST, Rate},
-    egress::grants::MAX_GRANTS,
+    egress::grants::{MAX_GRANTS, OPEN},
 };
 
 /// The rules in the language of nft(8), without the definitions that differ from host to host.
@@ -15,13 +15,6 @@ const COUNTS: &str = "ct count";
 const LONGEST_QUESTION: usize = 60 + 8 + MAX_QUESTION;
 /// Linux' default for the number of tracked connections, used if the kernel does not say.
 const DEFAULT_TABLE: u32 = 65_536;
-
-/// How long a guest may send to the address of an allowed name after it has looked the name up, or last sent to the
-/// address. Answers to restricted guests may be cached for [`RESTRICTED_TTL`] at most, so a guest that follows the DNS
-/// always looks up in time.
-///
-/// [`RESTRICTED_TTL`]: crate::dns::RESTRICTED_TTL
-const GRANT: &str = "5m";
 
 /// How many destinations of names fit into a set: those of as many guests as run on a large host. The kernel takes the
 /// lower 16 bits for the size of the table that it makes at once, so a multiple of 65,536 takes no memory until it is used.
@@ -62,7 +55,7 @@ pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
     // nft does not accept a definition as a number of connections, or in a rate.
     let rules = RULES
         .replace("$guests_grants", &GRANTS.to_string())
-        .replace("$grant", GRANT)
+        .replace("$grant", &format!("{}s", OPEN.as_secs()))
         .replace("$rate_of_questions_by_host", &in_words(QUESTIONS_OF_HOST))
         .replace("$rate_of_calls_by_host", &in_words(CONNECTIONS_OF_HOST))
         .replace("$rate_of_questions", &in_words(QUESTIONS))
@@ -114,7 +107,7 @@ mod tests {
         assert!(rules.contains("limit rate over 500/second burst 1000 packets } drop"), "{rules}");
         assert!(rules.contains("limit rate over 20/second burst 64 packets } reject"), "{rules}");
 
-        assert!(rules.contains("size 262144; flags dynamic,timeout; timeout 5m;"), "{rules}");
+        assert!(rules.contains("size 262144; flags dynamic,timeout; timeout 300s;"), "{rules}");
         assert_eq!(GRANTS % 65_536, 0, "the kernel would make a large table at once");
 
         let uncounted = ruleset(subnet, None);

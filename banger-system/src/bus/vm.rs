@@ -145,6 +145,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     },
     property("Nat", "b", |view, _| (view.vm.spec.egress == Egress::Everything).into()),
     property("Egress", "as", |view, _| view.vm.spec.egress.words().into()),
+    property("EgressCut", "as", |view, reader| reader.engine.egress_cut(&view.vm.spec.egress).into()),
     Property {
         name: "EgressAllowed",
         signature: "a(stt)",

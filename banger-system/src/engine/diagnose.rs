@@ -44,6 +44,7 @@ impl Engine {
             },
         });
         checks.push(self.check_default_kernel(caller).await);
+        checks.extend(self.preset_checks(caller));
         checks.extend(self.problem_checks(caller));
         // Adapters put errors of the system into sentences.
         checks.iter_mut().for_each(|check| check.message = without_codes(&check.message));

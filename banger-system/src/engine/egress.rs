@@ -8,10 +8,10 @@ use std::{
 use banger_domain::{
     egress::{
         Egress,
-        allow_list::{AllowList, MAX_NETS, beyond, under},
+        allow_list::{AllowList, MAX_NETS, beyond, cut, under},
         log::EgressLog,
     },
-    id::VmId,
+    id::{Uid, VmId},
     net::nic::Nat,
 };
 
@@ -21,6 +21,7 @@ use super::{
     request::{Configure, EgressChange},
     view::Event,
 };
+use crate::ports::{Check, Status};
 
 /// Pause between announcements, so that a flood of denials costs little.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -31,6 +32,44 @@ impl Engine {
         self.shared.ports.network.egress_log(vm)
     }
 
+    /// Returns the entries of a policy that the administrator's ceiling no longer allows, or not in full.
+    pub fn egress_cut(&self, policy: &Egress) -> Vec<String> {
+        cut(policy, &self.shared.settings.egress_ceiling, &self.shared.settings.presets)
+    }
+
+    /// Returns the checks about presets that are wrong, and about those that the ceiling or the caller's sandboxes name
+    /// although they are gone. Root sees those of all sandboxes.
+    pub(super) fn preset_checks(&self, caller: Uid) -> Vec<Check> {
+        let settings = &self.shared.settings;
+        let check = |message: String, hint: String| Check {
+            name: "egress presets",
+            status: Status::Warn,
+            message,
+            hint,
+        };
+        let of_faults = settings
+            .presets
+            .faults()
+            .iter()
+            .map(|fault| check(fault.clone(), "correct the file, and restart banger-system".to_owned()));
+        let mut checks: Vec<Check> = of_faults.collect();
+        let adds = |preset| format!("/etc/banger/egress.d/{preset}.toml adds it");
+        for preset in settings.presets.all_missing_in(&settings.egress_ceiling) {
+            let message =
+                format!("egress in /etc/banger/config.toml needs the preset {preset}, which does not exist");
+            checks.push(check(message, adds(preset)));
+        }
+        for view in self.vms().iter().filter(|view| view.vm.owner == caller || caller == Uid::ROOT) {
+            for preset in settings.presets.all_missing_in(&view.vm.spec.egress) {
+                let name = &view.vm.name;
+                let message =
+                    format!("the egress policy of {name} needs the preset {preset}, which does not exist");
+                checks.push(check(message, adds(preset)));
+            }
+        }
+        checks
+    }
+
     /// Changes what a sandbox may reach, at once.
     pub async fn set_egress(&self, vm: VmId, change: impl Into<EgressChange>) -> Result<()> {
         self.configure_vm(vm, Configure { egress: Some(change.into()), ..Configure::default() }).await
@@ -38,6 +77,13 @@ impl Engine {
 }
 
 impl Shared {
+    /// Logs the presets that a sandbox's policy needs and that do not exist: they allow nothing.
+    pub(super) fn log_missing_presets(&self, vm: VmId, policy: &Egress) {
+        for preset in self.settings.presets.all_missing_in(policy) {
+            tracing::warn!(%vm, %preset, "an egress policy needs a preset that does not exist");
+        }
+    }
+
     /// Returns a policy after a change. What is added is checked, and what was there is not: entries can be removed from
     /// a policy that the administrator does not allow any more.
     pub(super) fn changed_egress(&self, now: &Egress, change: EgressChange) -> Result<Egress> {

@@ -111,6 +111,9 @@ impl Lease {
                 Ok(()) => {
                     self.held.remove(&resource);
                     self.problems.clear(Subject::Resource(self.vm, resource));
+                    if resource == Resource::Nic {
+                        self.problems.clear(Subject::Interface(self.vm));
+                    }
                 }
                 Err(error) => {
                     tracing::error!(

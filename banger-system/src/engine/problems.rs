@@ -29,6 +29,8 @@ pub(super) enum Subject {
     ImageFiles(ImageId),
     /// A resource that a sandbox no longer needs. The sandbox may be gone.
     Resource(VmId, Resource),
+    /// The network interface of a running sandbox, which may have rules of an earlier run.
+    Interface(VmId),
 }
 
 /// The current problems. Clones share them.
@@ -129,6 +131,12 @@ impl Engine {
                 };
                 ("leftovers", format!("cannot remove the {} of {of}", noun(resource)))
             }
+            Subject::Interface(vm) => match self.vm(vm) {
+                Some(view) if view.vm.owner == caller || caller == Uid::ROOT => {
+                    ("recovery", format!("cannot set up the network interface of {} again", view.vm.name))
+                }
+                _ => return None,
+            },
         };
         let message = format!("{message}: {cause}");
         Some(Check { name, status: Status::Warn, message, hint: WAIT.to_owned() })

@@ -136,6 +136,11 @@ impl Shared {
                 Subject::KernelFiles(id) => self.remove_files::<Kernel>(id).await,
                 Subject::ImageFiles(id) => self.remove_files::<Image>(id).await,
                 Subject::Resource(vm, resource) => drop(left.entry(vm).or_default().insert(resource)),
+                Subject::Interface(vm) => match self.inventory.inbox(vm) {
+                    // A task that is busy is asked the next time.
+                    Ok(inbox) => drop(inbox.try_send(Command::RetryNic)),
+                    Err(_) => self.problems.clear(subject),
+                },
             }
         }
         for (vm, resources) in left {

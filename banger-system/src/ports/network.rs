@@ -1,11 +1,12 @@
 //! The network of guests on a host.
 
 use core::net::{IpAddr, SocketAddr};
-use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
+use std::{collections::BTreeSet, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use banger_domain::{
     egress::{
+        address::Neighbours,
         host_name::HostName,
         log::{Denial, EgressLog, Totals},
     },
@@ -43,10 +44,11 @@ pub trait Network: Send + Sync {
     /// next packet. Only NAT, what is allowed without it, and ports may differ.
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()>;
     /// Lets a restricted guest send to the addresses of a name that it has looked up, for some minutes or as long as it
-    /// uses them. Does nothing if the guest may not reach the name (any more), and
-    /// leaves internal addresses out. A repeat is safe. Must return before the
-    /// guest gets the addresses.
-    async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<()>;
+    /// uses them. Does nothing if the guest may not reach the name (any more), and leaves internal addresses and those of
+    /// neighbours out. A repeat is safe. Must return before the guest gets the addresses.
+    async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<Granted>;
+    /// Returns the networks on the links of the host, to which no name may lead a restricted guest. Never waits.
+    fn neighbours(&self) -> Arc<Neighbours>;
     /// Counts the look-up of a name that a restricted guest may not reach.
     fn deny(&self, vm: VmId, name: &HostName);
     /// Returns what a restricted guest was allowed and denied since it started.
@@ -79,6 +81,15 @@ pub struct Connections {
     pub tracked: u64,
     /// How many there may be.
     pub limit: u64,
+}
+
+/// What a restricted guest may get of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granted {
+    /// The addresses.
+    All,
+    /// Nothing: it uses as many addresses as it may have at a time. That is counted as a denial of the name.
+    Nothing,
 }
 
 /// Why the network cannot be changed.

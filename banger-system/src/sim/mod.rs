@@ -86,6 +86,8 @@ struct State {
     /// Where registries must not be.
     forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
+    /// Whether no guest of an earlier run can be taken over.
+    lost_nics: bool,
     /// What restricted guests were allowed and denied.
     egress_logs: EgressLogs,
     /// Notified when a guest was denied something.

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     egress::{
+        address::Neighbours,
         host_name::HostName,
         log::{Denial, Destination, EgressLog, Totals},
     },
@@ -23,7 +24,7 @@ use banger_domain::{
 use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, Status,
-    network::{Connections, Error, Network, Result},
+    network::{Connections, Error, Granted, Network, Result},
 };
 
 /// What every guest sends to a client before it closes the connection.
@@ -44,6 +45,11 @@ impl Sim {
             true => state.occupied_ports.insert(port),
             false => state.occupied_ports.remove(&port),
         };
+    }
+
+    /// Makes taking over guests of an earlier run fail.
+    pub fn lose_nics(&self, lost: bool) {
+        self.lock().lost_nics = lost;
     }
 
     /// Returns the interface of a VM.
@@ -78,6 +84,9 @@ impl Network for Sim {
 
     async fn reattach(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
         let mut state = self.step("take a guest over")?;
+        if state.lost_nics {
+            return Err(Error::not_ready("the network for guests is not set up"));
+        }
         let (taken, ports) = nic.ports.iter().partition(|port| state.occupied_ports.contains(&port.host));
         put(&mut state, &Nic { ports, ..nic.clone() })?;
         Ok(taken)
@@ -108,12 +117,16 @@ impl Network for Sim {
         put(&mut *self.step("change what a guest may do")?, new)
     }
 
-    async fn grant(&self, vm: VmId, name: &HostName, _addresses: &[IpAddr]) -> Result<()> {
+    async fn grant(&self, vm: VmId, name: &HostName, _addresses: &[IpAddr]) -> Result<Granted> {
         let mut state = self.lock();
         if state.nics.get(&vm).is_some_and(|nic| !nic.allowed.ports_of(name).is_empty()) {
             state.egress_logs.allow(vm, name, Timestamp(1));
         }
-        Ok(())
+        Ok(Granted::All)
+    }
+
+    fn neighbours(&self) -> Arc<Neighbours> {
+        Arc::default()
     }
 
     fn deny(&self, vm: VmId, name: &HostName) {

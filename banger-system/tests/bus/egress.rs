@@ -41,6 +41,8 @@ async fn the_owner_chooses_what_a_sandbox_reaches_and_hears_of_denials() {
         ErrorName::InteractiveAuthorizationRequired,
     );
     assert_eq!(egress().await, ["c.example", "d.example"]);
+    let cut = alice.property(&vm, "EgressCut").await.unwrap();
+    assert_eq!(Vec::<String>::try_from(cut).unwrap(), Vec::<String>::new(), "there is no ceiling");
     let both = options([("egress", vec!["c.example"].into()), ("nat", true.into())]);
     refused(alice.begin_create("other", both).await, ErrorName::InvalidOption);
 

@@ -1,7 +1,13 @@
 //! The network of sandboxes, on a host in memory.
 
+use std::{
+    io::{self, Write},
+    sync::{Arc, Mutex},
+};
+
 use banger_domain::{
     egress::{Egress, preset::Presets},
+    id::Uid,
     net::{
         nic::Nat,
         port::{MAX_PORTS, Port},
@@ -11,13 +17,13 @@ use banger_proto::size::Bytes;
 use banger_system::engine::{
     Settings,
     error::Error,
-    request::{Configure, CreateVm, EgressChange, Stop, StopMode},
+    request::{Configure, CreateVm, EgressChange, Start, Stop, StopMode},
     view::Event,
 };
 
 use tokio::task::JoinSet;
 
-use crate::engine_lab::{BOB, EngineLab, request};
+use crate::engine_lab::{ALICE, BOB, EngineLab, request};
 
 fn port(text: &str) -> Port {
     text.parse().unwrap()
@@ -314,10 +320,78 @@ async fn a_lower_ceiling_applies_to_running_sandboxes_when_the_service_comes_bac
             ["10.1.0.0/16"]
         );
     }
+    let cut = |vm| lab.engine.egress_cut(&lab.engine.vm(vm).unwrap().vm.spec.egress);
+    assert_eq!(cut(some), ["a.example", "10.0.0.0/8"]);
+    assert_eq!(cut(all), ["all"]);
     // What is beyond the ceiling can be removed, and nothing of the kind added.
     let less = EgressChange::Entries { allow: Egress::Nothing, deny: policy(&["10.0.0.0/8"]) };
     lab.engine.set_egress(some, less).await.unwrap();
     assert_eq!(lab.engine.vm(some).unwrap().vm.spec.egress, policy(&["git", "a.example"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn presets_that_are_gone_are_in_doctor_for_their_owner() {
+    let lab = with_ceiling(&["all"]).await;
+    let vm = lab.running().await;
+    let name = lab.engine.vm(vm).unwrap().vm.name.to_string();
+    let messages = async |lab: &EngineLab, caller| {
+        let checks = lab.engine.diagnose(caller).await;
+        let checks = checks.into_iter().filter(|check| check.name == "egress presets");
+        checks.map(|check| check.message).collect::<Vec<_>>()
+    };
+    lab.engine.set_egress(vm, policy(&["git", "a.example"])).await.unwrap();
+    assert_eq!(messages(&lab, ALICE).await, Vec::<String>::new());
+
+    let lines = Lines::default();
+    let _guard = lines.follow();
+    let lab = lab
+        .restart_with(|settings| {
+            let mut presets = Presets::default();
+            presets.add_fault("cannot use /etc/banger/egress.d/git.toml: reason".to_owned());
+            settings.presets = presets.into();
+            settings.egress_ceiling = policy(&["work", "a.example"]);
+        })
+        .await;
+    let fault = "cannot use /etc/banger/egress.d/git.toml: reason".to_owned();
+    let of_ceiling =
+        "egress in /etc/banger/config.toml needs the preset work, which does not exist".to_owned();
+    let of_sandbox = format!("the egress policy of {name} needs the preset git, which does not exist");
+    assert_eq!(messages(&lab, BOB).await, [fault.clone(), of_ceiling.clone()]);
+    for caller in [ALICE, Uid::ROOT] {
+        let expect = [fault.clone(), of_ceiling.clone(), of_sandbox.clone()];
+        assert_eq!(messages(&lab, caller).await, expect);
+    }
+    let logged = || lines.matching("needs a preset that does not exist");
+    lab.wait_until("the reattachment logs it", |_| logged() == 1).await;
+    lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_eq!(logged(), 2);
+}
+
+/// What the service logs on this thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn follow(&self) -> impl Drop + use<> {
+        let lines = self.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || lines.clone()).finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn matching(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).lines().filter(|line| line.contains(text)).count()
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test(start_paused = true)]

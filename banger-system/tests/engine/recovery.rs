@@ -1,13 +1,18 @@
 //! Recovery on a host where something fails: the rest is recovered, `doctor` shows the failure, and it is tried again.
 
 use banger_domain::{
+    egress::Egress,
     id::{Uid, VmId},
     lifecycle::State,
+    net::nic::Nat,
     resource::Resource,
     vm::Lifetime,
 };
 use banger_system::{
-    engine::request::{Configure, CreateVm, Start, Stop, StopMode},
+    engine::{
+        Settings,
+        request::{Configure, CreateVm, Start, Stop, StopMode},
+    },
     ports::{Check, supervisor::Ended},
 };
 
@@ -75,6 +80,38 @@ async fn a_sandbox_that_ended_is_noticed_without_a_list_of_processes() {
     let mut lab = lab.restart().await;
     lab.until(vm, |state| state == Some(State::Stopped)).await;
     assert_eq!(lab.things_of(vm).len(), 3, "row, disks and their record: {:?}", lab.things_of(vm));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_is_not_taken_over_is_tried_again() {
+    let lab = EngineLab::new().await;
+    let (up, ended) = (lab.running().await, lab.running().await);
+    let everything = Configure { egress: Some(Egress::Everything.into()), ..Configure::default() };
+    lab.engine.configure_vm(up, everything).await.unwrap();
+    lab.sim.lose_nics(true);
+    let nothing = |settings: &mut Settings| settings.egress_ceiling = Egress::Nothing;
+    let mut lab = lab.restart_with(nothing).await;
+    for vm in [up, ended] {
+        lab.until(vm, |state| state == Some(State::Running)).await;
+    }
+    while lab.messages(ALICE).await.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let name = lab.engine.vm(up).unwrap().vm.name.to_string();
+    let expect = format!("cannot set up the network interface of {name} again: ");
+    let messages = lab.messages(ALICE).await;
+    assert!(messages.iter().any(|message| message.starts_with(&expect)), "{messages:?}");
+    assert_eq!(lab.messages(BOB).await, Vec::<String>::new(), "they belong to somebody else");
+    assert_eq!(lab.sim.nic(up).unwrap().nat, Nat::On, "the rules of the earlier run");
+
+    // What no longer runs needs no interface.
+    lab.done(lab.engine.stop_vm(ended, Stop::default()).await.unwrap()).await;
+    assert_eq!(lab.messages(ALICE).await.len(), 1);
+    lab.sim.lose_nics(false);
+    lab.wait_until("the ceiling applies", |lab| lab.sim.nic(up).unwrap().nat == Nat::Off).await;
+    tokio::time::sleep(LONG).await;
+    assert_eq!(lab.messages(ALICE).await, Vec::<String>::new());
+    assert_eq!((lab.state(up), lab.state(ended)), (State::Running, State::Stopped));
 }
 
 #[tokio::test(start_paused = true)]

@@ -119,6 +119,7 @@ fn of_object(sandbox: &Object) -> Value {
     let properties = sandbox.json();
     json!({
         "egress": properties["egress"],
+        "cut": sandbox.strings("EgressCut"),
         "allowed": properties["egress_allowed"],
         "denied": properties["egress_denials"],
     })
@@ -132,6 +133,11 @@ fn text(sandbox: &Object, now: u64) -> String {
         entries => entries.join(" "),
     };
     let mut text = format!("{} may reach {may_reach}\n", sandbox.name());
+    let cut = sandbox.strings("EgressCut");
+    if !cut.is_empty() {
+        let cut = cut.join(" ");
+        text.push_str(&format!("the host's ceiling limits: {cut}\n"));
+    }
     let log = of_object(sandbox);
     let mut table = Table::new(["DESTINATION", "PORT", "RESULT", "TIMES", "LAST"]);
     let mut rows = 0;
@@ -190,8 +196,9 @@ mod tests {
 
     #[test]
     fn a_policy_and_its_denials_are_shown() {
-        let values: [(&str, Variant<'static>); 4] = [
+        let values: [(&str, Variant<'static>); 5] = [
             ("Name", "web".into()),
+            ("EgressCut", words("a.example").into()),
             ("Egress", words("git a.example").into()),
             ("EgressAllowed", vec![("a.example".to_owned(), 2u64, 5_000_000u64)].into()),
             (
@@ -207,8 +214,9 @@ mod tests {
         let shown = text(&Object::new(HashMap::from(values)), 10_000_000);
         let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["web", "may", "reach", "git", "a.example"]);
-        assert_eq!(lines[2][..4], ["b.example", "look-up", "denied", "3"]);
-        assert_eq!(lines[3][..4], ["192.0.2.1", "443/tcp", "denied", "1"]);
-        assert_eq!(lines[4][..4], ["a.example", "look-up", "allowed", "2"]);
+        assert_eq!(lines[1].join(" "), "the host's ceiling limits: a.example");
+        assert_eq!(lines[3][..4], ["b.example", "look-up", "denied", "3"]);
+        assert_eq!(lines[4][..4], ["192.0.2.1", "443/tcp", "denied", "1"]);
+        assert_eq!(lines[5][..4], ["a.example", "look-up", "allowed", "2"]);
     }
 }

@@ -1,6 +1,7 @@
 //! `banger vm`.
 
 mod agents;
+mod ask;
 mod attach;
 pub mod change;
 pub mod commands;

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use zbus::{OwnedObjectPath, Variant};
 
 use super::{
+    ask,
     created::{about, explain, print, reminder},
     exec_args::ExecArgs,
     forward,
@@ -98,6 +99,9 @@ pub struct Run {
     /// Return once the sandbox is ready and the command, if any, runs; print the name of the sandbox
     #[arg(short, long)]
     detach: bool,
+    /// Ask on this terminal whether the sandbox may reach what its egress policy denies: Ctrl-] y adds it to the policy
+    #[arg(long, conflicts_with_all = ["detach", "dry_run"])]
+    ask: bool,
     /// With --detach or --dry-run, print a JSON object instead of names
     #[arg(long)]
     json: bool,
@@ -138,6 +142,22 @@ impl Run {
     /// Returns whether commands in the sandbox can reach the internet, directly or through the user's proxy.
     fn has_internet(&self) -> bool {
         self.vm_args.has_egress() || self.exec.proxy()
+    }
+
+    /// Refuses --ask if there is nobody to ask, or nothing to ask about.
+    fn check_ask(&self) -> Result<()> {
+        let has_terminal = || {
+            let stdin_is_terminal = self.exec.stdin() == attach::Stdin::Ours && io::stdin().is_terminal();
+            stdin_is_terminal && io::stderr().is_terminal() && self.exec.exec(&[]).terminal.is_some()
+        };
+        match (self.ask, self.vm_args.is_restricted()) {
+            (false, _) => Ok(()),
+            (true, false) => Err(Error::Usage("--ask needs an egress policy".to_owned()).with_hint(
+                "`--egress packages` allows the package registries, and `--ask` asks about the rest.",
+            )),
+            (true, true) if has_terminal() => Ok(()),
+            (true, true) => Err(Error::Usage("--ask needs a terminal".to_owned())),
+        }
     }
 
     /// Refuses options about a repository without one.
@@ -186,6 +206,7 @@ impl Run {
         if self.detach && !self.exec.shares().is_empty() {
             return Err(share::not_detached("--detach"));
         }
+        self.check_ask()?;
         share::check(self.exec.shares()).await?;
         if self.exec.proxy() {
             // Reported before a sandbox is created.
@@ -438,7 +459,13 @@ impl Sandbox<'_> {
             self.lifecycle(listener).attach(&workspace.record).await?;
         }
         let lookups = Lookups::begin(self.bus, &self.vm).await;
-        let status = attach::run(stream, exec, run.exec.stdin(), listener).await;
+        let status = match run.ask {
+            true => {
+                let (keys, _asking) = ask::start(self.bus, &self.vm).await?;
+                attach::run_asking(stream, exec, run.exec.stdin(), listener, keys).await
+            }
+            false => attach::run(stream, exec, run.exec.stdin(), listener).await,
+        };
         if let Some(explanation) = lookups.explain(&status, is_shell, !run.rm).await {
             self.progress.note(&explanation);
         }
@@ -540,6 +567,8 @@ mod tests {
         assert!(fits("banger vm run -d --rm"));
         assert!(fits("banger run -d --rm --json . -- make"));
         assert!(fits("banger vm run . -- make"));
+        assert!(fits("banger vm run --ask --egress packages"));
+        assert!(!fits("banger vm run --ask -d --egress packages"));
         assert!(fits("banger vm run . --branch x --from HEAD~2"));
         assert!(!fits("banger vm run . --from HEAD~2"));
         assert!(!fits("banger vm run . make"));

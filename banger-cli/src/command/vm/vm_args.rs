@@ -34,7 +34,7 @@ use crate::{
     user::{
         defaults::Key,
         dirs::UserDirs,
-        settings::Settings,
+        settings::{Settings, egress_words},
         timezone::{self, Timezone},
     },
 };
@@ -111,8 +111,8 @@ pub struct Wanted {
     pub image: Option<String>,
     /// Its sizes.
     pub sizes: SizeArgs,
-    /// Whether it reaches the internet; as the user's settings say if absent.
-    pub network: Option<bool>,
+    /// The words of the policy for what it reaches beyond the host; none for nothing.
+    pub egress: Vec<String>,
     /// Its labels.
     pub labels: Vec<(String, String)>,
 }
@@ -163,9 +163,7 @@ impl VmArgs {
         let or =
             |given: &Option<String>, key| given.clone().or_else(|| defaults.text(key).map(str::to_owned));
         let is_open = !self.nat && !self.no_nat && self.egress.is_empty();
-        let egress = defaults.text(Key::Egress).unwrap_or_default();
-        let egress: Vec<String> =
-            egress.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect();
+        let egress = defaults.text(Key::Egress).map(egress_words).unwrap_or_default();
         let pull = defaults.text(Key::Pull).and_then(|word| PullPolicy::from_str(word, false).ok());
         Self {
             image: or(&self.image, Key::Image),
@@ -175,7 +173,7 @@ impl VmArgs {
             pull: self.pull.or(pull),
             sizes: self.sizes.with(defaults),
             restart: self.restart.with(defaults),
-            nat: self.nat || (is_open && egress.is_empty() && defaults.switch(Key::Nat).unwrap_or_default()),
+            nat: self.nat || (is_open && defaults.switch(Key::Nat).unwrap_or_default()),
             egress: if is_open { egress } else { self.egress.clone() },
             idle: self.idle.or_else(|| defaults.text(Key::Idle).and_then(|text| idle_policy(text).ok())),
             ready_timeout: self.ready_timeout.or_else(|| defaults.count(Key::ReadyTimeout)),
@@ -298,15 +296,10 @@ impl VmArgs {
 
     /// Returns the options that a program gives instead of a command line.
     pub fn wanted(wanted: Wanted) -> Self {
-        let Wanted { name, image, sizes, network, labels } = wanted;
-        let (nat, no_nat) = (network == Some(true), network == Some(false));
-        Self { name, image, sizes, nat, no_nat, label: labels, ..Self::default() }
-    }
-
-    /// Returns the same options without NAT if the user's settings have an egress policy: a program gets that instead.
-    pub fn within_policy_of(&self, settings: &Settings) -> Self {
-        let has_policy = settings.defaults.text(Key::Egress).is_some_and(|words| !words.trim().is_empty());
-        Self { nat: self.nat && !has_policy, ..self.clone() }
+        let Wanted { name, image, sizes, egress, labels } = wanted;
+        let (nat, no_nat) = (egress == ["all"], egress.is_empty());
+        let egress = if nat { Vec::new() } else { egress };
+        Self { name, image, sizes, nat, no_nat, egress, label: labels, ..Self::default() }
     }
 
     /// Returns the same options with this image, if none was given.
@@ -359,6 +352,11 @@ impl VmArgs {
     /// Returns whether the sandbox reaches anything on the internet.
     pub fn has_egress(&self) -> bool {
         self.nat || !(self.egress.is_empty() || self.egress == ["none"])
+    }
+
+    /// Returns whether the sandbox reaches only what a policy lists.
+    pub fn is_restricted(&self) -> bool {
+        self.has_egress() && !self.nat()
     }
 
     fn options(&self) -> Options<'_> {
@@ -497,6 +495,7 @@ mod tests {
         assert_eq!(list.options()["egress"], Variant::from(vec!["git", "a.example", "b.example"]));
         assert!(!list.nat() && list.has_egress() && !list.options().contains_key("nat"));
         assert!(with("--egress all").nat() && !with("--egress none").has_egress());
+        assert!(list.is_restricted() && !with("").is_restricted() && !with("--egress none").is_restricted());
         assert!(parse("--egress git --nat").is_err());
         assert_eq!(with("").timezone.as_deref(), Some("UTC"));
         assert!(!parse("").unwrap().with(&Settings::default()).nat());

@@ -1,5 +1,6 @@
 //! Attaches the caller's input, output, terminal and signals to a command in a sandbox.
 
+pub mod answer_keys;
 mod detach_keys;
 mod input;
 mod raw_mode;
@@ -23,6 +24,7 @@ use tokio::{
     sync::broadcast,
 };
 
+use answer_keys::AnswerKeys;
 pub use input::Input;
 use raw_mode::RawMode;
 pub use session::{Ended, Error, Streams};
@@ -85,6 +87,19 @@ impl Stdin {
 /// terminal.
 pub async fn run(stream: OwnedFd, exec: Exec, stdin: Stdin, listener: &mut Listener) -> Result<u8> {
     let session = Session::new(connect(stream)?, &exec)?;
+    let ended = attach(session, exec.terminal.is_some(), stdin, listener).await;
+    ended.map(Ended::status)
+}
+
+/// Does the same, and looks for answers in what the user types.
+pub async fn run_asking(
+    stream: OwnedFd,
+    exec: Exec,
+    stdin: Stdin,
+    listener: &mut Listener,
+    keys: AnswerKeys,
+) -> Result<u8> {
+    let session = Session::new(connect(stream)?, &exec)?.with_answers(keys);
     let ended = attach(session, exec.terminal.is_some(), stdin, listener).await;
     ended.map(Ended::status)
 }

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::detach_keys::DetachKeys;
+use super::{answer_keys::AnswerKeys, detach_keys::DetachKeys};
 use crate::{
     error::{self, Result},
     ui::signals::{Event, Listener, next_event},
@@ -73,6 +73,7 @@ pub struct Session {
     lifetime: Lifetime,
     part: Part,
     end_of_input: EndOfInput,
+    answers: Option<AnswerKeys>,
 }
 
 /// What a client does with a command.
@@ -146,7 +147,7 @@ impl Session {
         let attachment = if exec.terminal.is_some() { Attachment::Terminal } else { Attachment::Pipes };
         let lifetime = if exec.session.is_some() { Lifetime::Session } else { Lifetime::Client };
         let end_of_input = EndOfInput::Passed;
-        Ok(Self { stream, request, attachment, lifetime, part: Part::Use, end_of_input })
+        Ok(Self { stream, request, attachment, lifetime, part: Part::Use, end_of_input, answers: None })
     }
 
     /// Attaches to a session that has started. A client without input does not end the input of the session.
@@ -157,7 +158,8 @@ impl Session {
             Part::Use => EndOfInput::PassedAfterInput,
             Part::Watch => EndOfInput::Dropped,
         };
-        Self { stream, request, attachment, lifetime: Lifetime::Session, part, end_of_input }
+        let lifetime = Lifetime::Session;
+        Self { stream, request, attachment, lifetime, part, end_of_input, answers: None }
     }
 
     /// Takes the input from a terminal in raw mode. It ends only when the terminal is gone, and a session outlives that.
@@ -166,6 +168,11 @@ impl Session {
             Lifetime::Session => Self { end_of_input: EndOfInput::Dropped, ..self },
             Lifetime::Client => self,
         }
+    }
+
+    /// Looks for answers in what the user types.
+    pub fn with_answers(self, keys: AnswerKeys) -> Self {
+        Self { answers: Some(keys), ..self }
     }
 
     /// Returns whether the command continues without its client.
@@ -210,7 +217,8 @@ impl Session {
         let signals = (!is_session).then(|| outbox.clone());
         let output = Output { output: ends.output, errors: ends.errors, signals };
         let heard = watch::Sender::new(Liveness::Nothing);
-        let keys = (is_session && self.attachment == Attachment::Terminal).then(DetachKeys::default);
+        let detach = (is_session && self.attachment == Attachment::Terminal).then(DetachKeys::default);
+        let keys = Keys { detach, answers: self.answers };
         let passed_on = async {
             match self.part {
                 Part::Use => forward(self.attachment, listener, &outbox, &heard, window_size).await,
@@ -238,6 +246,27 @@ impl Session {
             }
             ended => ended,
         }
+    }
+}
+
+/// What the user types for this client, and not for the command.
+struct Keys {
+    detach: Option<DetachKeys>,
+    answers: Option<AnswerKeys>,
+}
+
+impl Keys {
+    /// Returns what the command gets of the typed bytes, and whether the user wants to leave.
+    fn take(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
+        let (passed, leaves) = match &mut self.detach {
+            Some(keys) => keys.take(typed),
+            None => (typed.to_vec(), false),
+        };
+        let passed = match &mut self.answers {
+            Some(keys) => keys.take(&passed),
+            None => passed,
+        };
+        (passed, leaves)
     }
 }
 
@@ -476,7 +505,7 @@ async fn feed(
     mut input: impl AsyncRead + Unpin,
     outbox: &mpsc::Sender<Frame>,
     credit: &Semaphore,
-    mut keys: Option<DetachKeys>,
+    mut keys: Keys,
     end_of_input: EndOfInput,
 ) {
     let mut buffer = vec![0; MAX_DATA];
@@ -494,10 +523,7 @@ async fn feed(
         };
         // An input that cannot be read has ended.
         let count = input.read(&mut buffer[..allowed]).await.unwrap_or_default();
-        let (typed, leaves) = match &mut keys {
-            Some(keys) => keys.take(&buffer[..count]),
-            None => (buffer[..count].to_vec(), false),
-        };
+        let (typed, leaves) = keys.take(&buffer[..count]);
         credit.add_permits(allowed.saturating_sub(typed.len()));
         passes_end |= count > 0 && end_of_input == EndOfInput::PassedAfterInput;
         let frame = match count {

@@ -201,6 +201,9 @@ pub struct Run {
     /// Whether the sandbox gets internet access. The user's default, which is usually no, if absent.
     #[serde(default)]
     network: Option<bool>,
+    /// The hosts that it may reach beyond this host, as for `create`.
+    #[serde(default)]
+    egress: Option<Vec<String>>,
     /// Variables of the environment.
     #[serde(default)]
     env: BTreeMap<String, String>,
@@ -226,8 +229,8 @@ impl Tool for Run {
     async fn run(self, call: Call) -> Result<Ended> {
         let limits = Limits::new(&call, self.timeout_seconds, self.max_output_bytes)?;
         let exec = request(self.command.argv()?, self.env)?;
-        let Self { image, vcpus, memory, network, stdin, .. } = self;
-        let wishes = Wishes { image, vcpus, memory, network, ..Wishes::default() };
+        let Self { image, vcpus, memory, network, egress, stdin, .. } = self;
+        let wishes = Wishes { image, vcpus, memory, network, egress, ..Wishes::default() };
         let vm = wishes.create(&call, None, BTreeMap::new(), Lifetime::Server).await?;
         let mut deletion = Deletion(Some((call.bus().clone(), vm.clone())));
         let ended = attach(&call, &vm, &exec, stdin, limits).await;

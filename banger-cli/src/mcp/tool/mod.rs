@@ -211,7 +211,7 @@ impl Call {
     /// Looks up a sandbox in which the agent may run something.
     async fn find_for_use(&self, reference: &str) -> Result<Found> {
         let found = self.find(reference).await?;
-        self.policy().check_network(found.object.has_egress())?;
+        self.policy().check_reach(&found.object)?;
         Ok(found)
     }
 

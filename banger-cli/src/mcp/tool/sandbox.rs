@@ -33,7 +33,7 @@ use crate::{
     guest::agent::Guest,
     mcp::failure::invalid,
     ssh::installed,
-    user::user_files,
+    user::{settings::Settings, user_files},
 };
 
 /// The main facts about a sandbox.
@@ -51,6 +51,8 @@ pub struct Sandbox {
     address: String,
     /// Whether it has internet access.
     network: bool,
+    /// What it may reach beyond this host: entries of a policy, or `all`.
+    egress: Vec<String>,
     /// Its labels.
     labels: BTreeMap<String, String>,
 }
@@ -65,6 +67,7 @@ impl Sandbox {
             image: object.text("ImageName").to_owned(),
             address: object.text("Address").to_owned(),
             network: object.has_egress(),
+            egress: object.strings("Egress"),
             labels: labels.unwrap_or_default(),
         }
     }
@@ -79,6 +82,7 @@ pub struct Wishes {
     pub root_size: Option<String>,
     pub disk_size: Option<String>,
     pub network: Option<bool>,
+    pub egress: Option<Vec<String>>,
 }
 
 /// How long a new sandbox exists.
@@ -100,17 +104,15 @@ impl Wishes {
         lives: Lifetime,
     ) -> Result<OwnedObjectPath> {
         let (policy, bus) = (call.policy(), call.bus());
-        policy.check_network(self.network == Some(true))?;
+        let settings = Settings::of_caller()?;
         let wanted = Wanted {
             name,
             image: policy.image(self.image.clone())?,
             sizes: self.sizes()?,
-            network: if policy.network { self.network } else { Some(false) },
+            egress: policy.egress(self.network, self.egress.clone(), &settings)?,
             labels: policy.labels(labels)?,
         };
-        let vm_args = VmArgs::wanted(wanted);
-        let settings = vm_args.settings()?;
-        let vm_args = vm_args.within_policy_of(&settings).with(&settings);
+        let vm_args = VmArgs::wanted(wanted).with(&settings);
         let slot = call.server.reserve().await?;
         let (jobs, progress, mut listener) = (Jobs::of(bus), call.progress(), call.listener());
         let lifetime = match lives {
@@ -173,6 +175,10 @@ pub struct Create {
     /// Whether it gets internet access. The user's default, which is usually no, if absent.
     #[serde(default)]
     network: Option<bool>,
+    /// The hosts that it may reach beyond this host: names, `*.` and a domain, addresses, networks, or presets such as
+    /// `packages`, each with `:PORT` if need be. It can only narrow what the user allows.
+    #[serde(default)]
+    egress: Option<Vec<String>>,
     /// Labels, by which the user can select it.
     #[serde(default)]
     labels: BTreeMap<String, String>,
@@ -189,8 +195,9 @@ impl Tool for Create {
     type Output = Sandbox;
 
     async fn run(self, call: Call) -> Result<Sandbox> {
-        let Self { name, image, vcpus, memory, root_size, disk_size, network, labels, ephemeral } = self;
-        let wishes = Wishes { image, vcpus, memory, root_size, disk_size, network };
+        let Self { name, image, vcpus, memory, root_size, disk_size, network, egress, labels, ephemeral } =
+            self;
+        let wishes = Wishes { image, vcpus, memory, root_size, disk_size, network, egress };
         let lives = if ephemeral { Lifetime::Server } else { Lifetime::Persistent };
         let vm = wishes.create(&call, name, labels, lives).await?;
         Ok(Sandbox::of(&call.bus().properties(&vm, VM_INTERFACE).await?))

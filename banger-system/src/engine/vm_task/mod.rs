@@ -187,6 +187,8 @@ pub(super) enum Command {
         resources: BTreeSet<Resource>,
         process: Option<Started>,
     },
+    /// It is time to set up the network interface again, which failed when the service started.
+    RetryNic,
     /// A look at the use of the guest, which fails without an answer; or the use by a client.
     Used(Option<Option<Use>>),
     /// Probe the guest, because a request to it timed out.
@@ -435,6 +437,7 @@ impl VmTask {
             }
             Command::CallerVanished => return self.client_disconnected().await,
             Command::Found { resources, process } => return self.found(resources, process).await,
+            Command::RetryNic => self.retry_nic().await,
             Command::Used(used) => self.used(used).await,
             Command::Probe => self.suspect(),
             Command::Traced { command, .. } => return Box::pin(self.handle_command(*command)).await,

@@ -12,7 +12,10 @@ use banger_domain::{
 
 use super::{Next, VmTask, suspend::go_on};
 use crate::{
-    engine::error::{Error, one_line},
+    engine::{
+        error::{Error, one_line},
+        problems::Subject,
+    },
     ports::supervisor::{Ended, Started},
 };
 
@@ -205,11 +208,26 @@ impl VmTask {
         }
     }
 
-    /// Reattaches the network interface of a running sandbox. If that fails, the sandbox keeps running without it.
-    pub(super) async fn reattach_nic(&mut self) {
+    /// Reattaches the network interface of a running sandbox. If that fails, the sandbox keeps running with what earlier
+    /// runs left, and it is tried again.
+    async fn reattach_nic(&mut self) {
         if let Err(error) = self.shared.check_ceiling(&self.vm.spec.egress) {
             tracing::warn!(vm = %self.vm.id, %error, "a running sandbox reaches less than its policy says");
         }
+        self.shared.log_missing_presets(self.vm.id, &self.vm.spec.egress);
+        self.set_up_nic_again().await;
+    }
+
+    /// Tries again what has failed when the interface was reattached.
+    pub(super) async fn retry_nic(&mut self) {
+        match self.vm.state.is_up() {
+            true => self.set_up_nic_again().await,
+            false => self.shared.problems.clear(Subject::Interface(self.vm.id)),
+        }
+    }
+
+    async fn set_up_nic_again(&mut self) {
+        let problem = Subject::Interface(self.vm.id);
         let taken = match self.shared.nic(&self.vm).await {
             Ok(nic) => self.shared.ports.network.reattach(&nic).await.map_err(Error::from),
             Err(error) => Err(error),
@@ -220,10 +238,12 @@ impl VmTask {
                     tracing::warn!(vm = %self.vm.id, %port, "something else uses a published port");
                 }
                 self.blocked_ports = taken;
+                self.shared.problems.clear(problem);
                 self.publish();
             }
             Err(error) => {
                 tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot reattach an interface");
+                self.shared.problems.set(problem, &error);
             }
         }
     }

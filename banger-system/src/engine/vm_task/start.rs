@@ -260,6 +260,7 @@ impl VmTask {
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         self.shared.check_ceiling(&self.vm.spec.egress)?;
+        self.shared.log_missing_presets(self.vm.id, &self.vm.spec.egress);
         let nic = self.shared.nic(&self.vm).await?;
         self.end_phase(Phase::Prepare);
         let attach = ports.disks.attach(self.vm.id, self.vm.image);

@@ -5,7 +5,11 @@ use std::{net::IpAddr, sync::Arc};
 
 use banger_domain::{
     dns::RESTRICTED_TTL,
-    egress::{address::is_internal, allow_list::AllowList, host_name::HostName},
+    egress::{
+        address::{Neighbours, is_internal},
+        allow_list::AllowList,
+        host_name::HostName,
+    },
     id::VmId,
 };
 use hickory_server::proto::{
@@ -14,7 +18,7 @@ use hickory_server::proto::{
 };
 
 use super::message::Question;
-use crate::ports::network::Network;
+use crate::ports::network::{Granted, Network};
 
 /// The most addresses of one answer.
 const MAX_ADDRESSES: usize = 64;
@@ -38,10 +42,14 @@ impl Gate {
         if message.metadata.truncation {
             return question.truncated();
         }
-        let addresses = clean(&mut message, &self.allowed);
-        if let Err(error) = self.network.grant(self.vm, &self.name, &addresses).await {
-            tracing::warn!(vm = %self.vm, %error, "cannot let a guest reach an allowed name");
-            return question.with_code(ResponseCode::ServFail);
+        let addresses = clean(&mut message, &self.allowed, &self.network.neighbours());
+        match self.network.grant(self.vm, &self.name, &addresses).await {
+            Ok(Granted::All) => {}
+            Ok(Granted::Nothing) => return question.with_code(ResponseCode::ServFail),
+            Err(error) => {
+                tracing::warn!(vm = %self.vm, %error, "cannot let a guest reach an allowed name");
+                return question.with_code(ResponseCode::ServFail);
+            }
         }
         message.metadata.id = question.id();
         let cleaned = message.to_vec().ok()?;
@@ -53,15 +61,16 @@ impl Gate {
 }
 
 /// Removes what a restricted guest must not get from an answer, and returns the addresses that are left. An internal one
-/// among them is allowed by itself, and the network does not open it for the name.
-fn clean(message: &mut Message, allowed: &AllowList) -> Vec<IpAddr> {
+/// among them, or one of a neighbour, is allowed by itself, and the network does not open it for the name.
+fn clean(message: &mut Message, allowed: &AllowList, neighbours: &Neighbours) -> Vec<IpAddr> {
+    let is_inside = |address| is_internal(address) || neighbours.have(address);
     let names = aliases(message);
     let mut addresses = Vec::new();
     message.answers.retain(|record| match address_of(record) {
         None => true,
         Some(address) => {
             let is_kept = names.contains(&record.name.to_lowercase())
-                && (!is_internal(address) || allowed.names_address(address))
+                && (!is_inside(address) || allowed.names_address(address))
                 && addresses.len() < MAX_ADDRESSES;
             if is_kept {
                 addresses.push(address);
@@ -141,7 +150,9 @@ mod tests {
         message.answers = answers;
         message.additionals = vec![address("ns.example.", "198.51.100.1")];
         message.authorities = vec![record("example.", RData::TXT(TXT::new(vec!["x".to_owned()])))];
-        let found: Vec<String> = clean(&mut message, &allowed).iter().map(ToString::to_string).collect();
+        let neighbours = Neighbours::of([("2001:db8:1::".parse().unwrap(), 64)]);
+        let found: Vec<String> =
+            clean(&mut message, &allowed, &neighbours).iter().map(ToString::to_string).collect();
         assert_eq!((found, message.answers.len()), (expect.iter().map(ToString::to_string).collect(), left));
         assert!(message.additionals.is_empty() && message.authorities.is_empty());
         assert!(message.answers.iter().all(|record| record.ttl == RESTRICTED_TTL));
@@ -172,6 +183,7 @@ mod tests {
             "fd00::1",
             "fe80::1",
             "::ffff:10.0.0.1",
+            "2001:db8:1::5",
         ] {
             check(
                 host,
@@ -181,6 +193,8 @@ mod tests {
             );
         }
         check(&["a.example", "10.0.0.0/8:80"], vec![address("a.example.", "10.0.0.1")], &["10.0.0.1"], 1);
+        let named = &["a.example", "2001:db8:1::/64"];
+        check(named, vec![address("a.example.", "2001:db8:1::5")], &["2001:db8:1::5"], 1);
         let many = (0..200).map(|n| address("a.example.", &format!("203.0.113.{n}"))).collect::<Vec<_>>();
         let expect: Vec<String> = (0..MAX_ADDRESSES).map(|n| format!("203.0.113.{n}")).collect();
         check(host, many, &expect.iter().map(String::as_str).collect::<Vec<_>>(), MAX_ADDRESSES);

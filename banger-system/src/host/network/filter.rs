@@ -5,10 +5,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use banger_domain::{
-    egress::{grants::Grants, nets::check_nets},
+    egress::{address::Neighbours, grants::Grants, nets::check_nets},
     id::VmId,
     net::{
         TABLE,
@@ -46,6 +47,12 @@ pub(super) struct State {
     pub(super) known: BTreeMap<VmId, Nic>,
     /// The destinations of restricted guests.
     pub(super) grants: BTreeMap<VmId, Grants>,
+    /// Guests that have no room for other destinations, and when that is looked at again.
+    pub(super) full: BTreeMap<VmId, Duration>,
+    /// The networks on the links of the host.
+    pub(super) neighbours: Neighbours,
+    /// The beginning of the time of destinations.
+    begun: Option<Instant>,
     /// The links on which this run enabled forwarding for guests alone.
     opened: BTreeSet<String>,
     /// Elements of earlier runs that this run has not taken over; `None` until they are needed.
@@ -131,6 +138,7 @@ impl Filter {
         }
         state.known.remove(&vm);
         state.grants.remove(&vm);
+        state.full.remove(&vm);
         state.forget_left(&tap);
         state.leaving = gone.into_iter().filter(|element| grant_of(element).is_some()).collect();
         state.withdraw_again();
@@ -230,6 +238,11 @@ fn marks(links: &BTreeSet<String>) -> SetElemList {
 }
 
 impl State {
+    /// Returns the time in which destinations are counted.
+    pub(super) fn now(&mut self) -> Duration {
+        self.begun.get_or_insert_with(Instant::now).elapsed()
+    }
+
     fn ipv6(&self) -> Ipv6 {
         self.prepared.map_or(Ipv6::Absent, |(_, ipv6)| ipv6)
     }
@@ -239,6 +252,7 @@ impl State {
         let Some((subnet, ipv6)) = self.prepared else {
             return Err(Error::not_ready("the network for guests is not set up"));
         };
+        self.grants.values_mut().for_each(Grants::note_lost);
         let bounds = Bounds::for_table(max_connections());
         self.bounds = Some(bounds);
         let rules = ruleset(subnet, self.bounds);
@@ -263,6 +277,8 @@ impl State {
         }
         self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))?;
         self.leaving.clear();
+        let now = self.now();
+        self.grants.values_mut().for_each(|grants| grants.note_restored(now));
         Ok(())
     }
 
@@ -368,7 +384,10 @@ impl State {
         self.with(|socket| socket.commit(batch).map(drop))
     }
 
-    fn with<T>(&mut self, talk: impl FnOnce(&mut Socket) -> crabtables::Result<T>) -> crabtables::Result<T> {
+    pub(super) fn with<T>(
+        &mut self,
+        talk: impl FnOnce(&mut Socket) -> crabtables::Result<T>,
+    ) -> crabtables::Result<T> {
         if self.socket.is_none() {
             self.socket = Some(Socket::new()?);
         }

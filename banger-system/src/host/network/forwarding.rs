@@ -121,7 +121,7 @@ impl Links {
         routes.await.map_err(|error| failed("list the routes", error))
     }
 
-    async fn routes6(&self) -> Result<Vec<RouteMessage>> {
+    pub(super) async fn routes6(&self) -> Result<Vec<RouteMessage>> {
         let all = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
         let routes = self.handle.route().get(all).execute().try_collect();
         routes.await.map_err(|error| failed("list the routes of IPv6", error))

@@ -1,29 +1,45 @@
 //! What restricted guests reach: the addresses of allowed names, which the name server adds before it answers, and what
 //! the packet filter has refused.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use banger_domain::{
     egress::{
+        address::Neighbours,
         allow_list::AllowList,
         entry::Ports,
-        grants::{Grant, Grants},
+        grants::{Grant, Grants, MAX_GRANTS, OPEN},
         host_name::HostName,
         log::Destination,
     },
     id::VmId,
     net::{
+        TABLE,
         element::{Element, Set, grant_element, grant_of, named_grant},
         nic::{Nic, TapName},
     },
 };
-use crabtables::{Batch, expr::Expr};
+use crabtables::{Batch, Family, expr::Expr};
 
 use super::{
     filter::{Filter, State},
-    nft::{add_to, failed, remove_from},
+    nft::{add_to, failed, keyed, remove_from},
 };
 use crate::ports::network::Result;
+
+/// Pause before the destinations of a full guest are queried again.
+const STAYS_FULL: Duration = Duration::from_secs(1);
+
+/// What came of a look-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Granting {
+    /// The guest reaches the addresses, if they are of the internet.
+    Done,
+    /// The guest may not reach the name.
+    NotAllowed,
+    /// The guest uses as many destinations as it may have.
+    NoRoom,
+}
 
 /// Denials of one guest that the packet filter has counted.
 pub(super) struct Denied {
@@ -33,20 +49,30 @@ pub(super) struct Denied {
 }
 
 impl Filter {
-    /// Lets a guest send to the addresses of a name for some minutes, if it may reach the name. Returns whether it may.
-    pub(super) fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<bool> {
+    /// Lets a guest send to the addresses of a name for some minutes, if it may reach the name.
+    pub(super) fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<Granting> {
         let mut state = self.lock();
         let Some(nic) = state.known.get(&vm).filter(|nic| nic.is_restricted()).cloned() else {
-            return Ok(false);
+            return Ok(Granting::NotAllowed);
         };
-        let grants = nic.allowed.grants(name, addresses);
+        let grants = nic.allowed.grants(name, addresses, &state.neighbours);
         if grants.is_empty() {
-            return Ok(!nic.allowed.ports_of(name).is_empty());
+            return Ok(match nic.allowed.ports_of(name).is_empty() {
+                true => Granting::NotAllowed,
+                false => Granting::Done,
+            });
+        }
+        let now = state.now();
+        if state.grants.entry(vm).or_default().are_fresh(name, &grants, now) {
+            return Ok(Granting::Done);
         }
         let cannot = |error| failed(format!("let {} reach {name}", nic.tap()), error);
-        state.make_room(&nic, &grants).map_err(cannot)?;
+        if !state.make_room(&nic, &grants, now).map_err(cannot)? {
+            return Ok(Granting::NoRoom);
+        }
+        state.note_use(&nic, &grants, now).map_err(cannot)?;
         // Known before they are added: nothing is in the kernel that is not known.
-        state.grants.entry(vm).or_default().add(name, &grants);
+        state.grants.entry(vm).or_default().add(name, &grants, now);
         let new: Vec<Element> =
             grants.iter().map(|grant| grant_element(&nic.tap(), *grant, Some(name))).collect();
         let mut batch = Batch::new();
@@ -60,7 +86,41 @@ impl Filter {
             granted => granted.map_err(cannot)?,
         }
         state.leaving.clear();
-        Ok(true)
+        // Later than the kernel began their time, so that a packet is told from this.
+        let now = state.now();
+        state.grants.entry(vm).or_default().note_added(&grants, now);
+        Ok(Granting::Done)
+    }
+
+    /// Sets the networks on the links of the host, and withdraws what guests were granted there.
+    pub(super) fn set_neighbours(&self, neighbours: Neighbours) -> Result<()> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.neighbours = neighbours;
+        let mut gone = Vec::new();
+        for (vm, grants) in &state.grants {
+            let allowed = state.known.get(vm).map(|nic| &nic.allowed);
+            let beyond = allowed.map(|allowed| grants.beyond(allowed, &state.neighbours)).unwrap_or_default();
+            gone.extend((!beyond.is_empty()).then_some((*vm, beyond)));
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let elements: Vec<Element> =
+            gone.iter().flat_map(|(vm, beyond)| elements_of(&TapName::of(*vm), beyond)).collect();
+        let mut batch = Batch::new();
+        remove_from(&mut batch, &state.leaving);
+        remove_from(&mut batch, &elements);
+        match state.commit(&batch) {
+            Err(error) if error.is_not_found() => {}
+            removed => removed.map_err(|error| failed("withdraw the addresses of neighbours", error))?,
+        }
+        for (vm, beyond) in gone {
+            state.grants.entry(vm).or_default().forget(&beyond);
+        }
+        state.leaving = elements;
+        state.withdraw_again();
+        Ok(())
     }
 
     /// Removes and returns what the packet filter has refused to guests.
@@ -112,13 +172,27 @@ impl State {
         grants.map(|(grant, name)| grant_element(&tap, grant, Some(name))).collect()
     }
 
-    /// Removes the destinations of a guest that were looked up longest ago, if it has no room for these.
-    fn make_room(&mut self, nic: &Nic, new: &[Grant]) -> crabtables::Result<()> {
-        let surplus = self.grants.entry(nic.vm).or_default().surplus(new);
-        if surplus.is_empty() {
-            return Ok(());
+    /// Removes destinations that a guest does not use, if it has no room for these. Returns whether there is room then.
+    fn make_room(&mut self, nic: &Nic, new: &[Grant], now: Duration) -> crabtables::Result<bool> {
+        let tap = nic.tap();
+        if self.grants.entry(nic.vm).or_default().excess(new) == 0 {
+            return Ok(true);
         }
-        let gone = elements_of(&nic.tap(), &surplus);
+        if self.full.get(&nic.vm).is_some_and(|until| now < *until) {
+            return Ok(false);
+        }
+        // Out of the way while the packet filter is asked.
+        let mut grants = self.grants.remove(&nic.vm).unwrap_or_default();
+        let surplus = grants.surplus(new, now, |grant| self.unused(&tap, *grant));
+        self.grants.insert(nic.vm, grants);
+        let Some(surplus) = surplus? else {
+            if self.full.insert(nic.vm, now + STAYS_FULL).is_none() {
+                tracing::warn!(vm = %nic.vm, most = MAX_GRANTS, "a guest uses all the addresses that it may have at a time");
+            }
+            return Ok(false);
+        };
+        self.full.remove(&nic.vm);
+        let gone = elements_of(&tap, &surplus);
         let mut batch = Batch::new();
         remove_from(&mut batch, &self.leaving);
         remove_from(&mut batch, &gone);
@@ -128,16 +202,39 @@ impl State {
         }
         self.grants.entry(nic.vm).or_default().forget(&surplus);
         self.leaving = gone;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Remembers the use of destinations that are about to be added again.
+    fn note_use(&mut self, nic: &Nic, again: &[Grant], now: Duration) -> crabtables::Result<()> {
+        let tap = nic.tap();
+        let mut grants = self.grants.remove(&nic.vm).unwrap_or_default();
+        let noted = grants.note_use(again, now, |grant| self.unused(&tap, *grant));
+        self.grants.insert(nic.vm, grants);
+        noted
+    }
+
+    /// Returns for how long the packet filter has seen neither a packet to a destination nor a look-up of it; `None` if it
+    /// no longer has it.
+    fn unused(&mut self, tap: &TapName, grant: Grant) -> crabtables::Result<Option<Duration>> {
+        let element = grant_element(tap, grant, None);
+        let name = element.set.name();
+        match self.with(|socket| socket.get_elems(Family::Inet, TABLE, name, &[keyed(&element)])) {
+            Err(error) if error.is_not_found() => Ok(None),
+            found => {
+                let left = found?.first().and_then(|found| found.expiration);
+                Ok(left.map(|left| OPEN.saturating_sub(left)))
+            }
+        }
     }
 
     /// Takes over the destinations that an earlier run has granted to a guest, so that its connections outlive a restart
     /// of the service. Returns what is left of earlier runs and starts besides.
     pub(super) fn inherit(&mut self, nic: &Nic) -> Result<Vec<Element>> {
-        let mut left = self.left_of(&nic.tap())?;
+        let (mut left, now) = (self.left_of(&nic.tap())?, self.now());
         let grants = self.grants.entry(nic.vm).or_default();
         left.retain(|element| {
-            named_grant(element).map(|(grant, name)| grants.add(&name, &[grant])).is_none()
+            named_grant(element).map(|(grant, name)| grants.add(&name, &[grant], now)).is_none()
         });
         left.extend(self.denied_to(&nic.tap()));
         Ok(left)
@@ -150,7 +247,7 @@ impl State {
         let nothing = AllowList::default();
         let allowed = if nic.is_restricted() { &*nic.allowed } else { &nothing };
         match self.grants.get(&nic.vm) {
-            Some(grants) if !is_same => grants.beyond(allowed),
+            Some(grants) if !is_same => grants.beyond(allowed, &self.neighbours),
             _ => Vec::new(),
         }
     }

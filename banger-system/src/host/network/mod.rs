@@ -18,7 +18,7 @@
 //! | plug, at each start | a TAP from the pool gets its name, addresses and elements | [`pool`], [`tap`], [`batch`] |
 //! | change, while it runs | ports are reserved, then elements are swapped in one step | [`ports`], [`filter`] |
 //! | unplug | TAP, elements and reserved ports are removed; what is gone already counts as success | |
-//! | maintain, all the time | flushed rules are made again, forwarding follows the default route | [`watch`], [`forwarding`] |
+//! | maintain, all the time | flushed rules are made again, forwarding follows the default route, and neighbours the links | [`watch`], [`forwarding`] |
 //!
 //! The order matters for security. When access is opened, the restrictions come first and the permissions last; when
 //! it is closed, it is the other way round. A new TAP is not persistent until everything is in place, so a failure in
@@ -41,6 +41,7 @@ mod filter;
 mod forwarding;
 mod grants;
 mod links;
+mod neighbours;
 mod nft;
 mod pool;
 mod ports;
@@ -64,6 +65,7 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     egress::{
+        address::Neighbours,
         host_name::HostName,
         log::{Denial, EgressLog, EgressLogs, Totals},
     },
@@ -83,6 +85,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 use self::{
     denials::{COLLECT, Failing, now},
     filter::Filter,
+    grants::Granting,
     links::{Link, Links},
     pool::{TapPool, WarmTap},
     ports::HeldPorts,
@@ -93,7 +96,7 @@ use super::{blocking::blocking, process::descriptor_store::DescriptorStore};
 use crate::{
     ports::{
         Check, FromHost as _, HostError,
-        network::{Connections, Error, Network, Result},
+        network::{Connections, Error, Granted, Network, Result},
     },
     tasks::Tasks,
 };
@@ -107,6 +110,8 @@ pub struct LinuxNetwork {
     prepared: Mutex<Option<Subnet>>,
     /// Whether forwarding was enabled once; from then on [`LinuxNetwork::maintain`] updates it.
     outside_is_open: AtomicBool,
+    /// The networks on the links of the host.
+    neighbours: Mutex<Arc<Neighbours>>,
     /// What restricted guests were allowed and denied.
     egress_logs: Mutex<EgressLogs>,
     /// Notified when a guest was denied something.
@@ -126,6 +131,7 @@ impl LinuxNetwork {
             ports: HeldPorts::new(store),
             prepared: Mutex::default(),
             outside_is_open: AtomicBool::default(),
+            neighbours: Mutex::default(),
             egress_logs: Mutex::default(),
             denied: Notify::default(),
         })
@@ -158,16 +164,13 @@ impl LinuxNetwork {
         let mut collect = tokio::time::interval(COLLECT);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failing = Failing::default();
+        // They may have changed while nobody watched.
+        self.follow_neighbours().await?;
         loop {
             tokio::select! {
-                changed = watch.way_out_changed() => {
+                changed = watch.changed() => {
                     changed.map_err(|source| Error::os("watch the routes of the host", source))?;
-                    let filter = self.filter.clone();
-                    match blocking("look for guests", move || Ok::<_, Error>(filter.reaches_outside())).await? {
-                        true => self.open_outside().await?,
-                        // The next guest that needs forwarding enables it again.
-                        false => self.outside_is_open.store(false, Ordering::Relaxed),
-                    }
+                    self.follow_links().await?;
                 }
                 // What is not counted now is counted later; nothing else depends on it.
                 _ = collect.tick() => failing.note(self.collect_denials().await),
@@ -193,6 +196,33 @@ impl LinuxNetwork {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Follows the links and the default routes of the host. Neither part waits for the other one to work.
+    async fn follow_links(&self) -> Result<()> {
+        let neighbours = self.follow_neighbours().await;
+        self.follow_way_out().await.and(neighbours)
+    }
+
+    async fn follow_way_out(&self) -> Result<()> {
+        let filter = self.filter.clone();
+        match blocking("look for guests", move || Ok::<_, Error>(filter.reaches_outside())).await? {
+            true => self.open_outside().await?,
+            // The next guest that needs forwarding enables it again.
+            false => self.outside_is_open.store(false, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    /// Looks at the networks on the links of the host.
+    async fn follow_neighbours(&self) -> Result<()> {
+        let neighbours = match forwarding::ipv6() {
+            Ipv6::Absent => Neighbours::default(),
+            Ipv6::Local | Ipv6::Forwarded => self.links.neighbours().await?,
+        };
+        *self.neighbours.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(neighbours.clone());
+        let filter = self.filter.clone();
+        blocking("set the neighbours of the host", move || filter.set_neighbours(neighbours)).await
     }
 
     /// Enables forwarding for the current uplinks, and disables it for earlier ones.
@@ -259,6 +289,8 @@ impl Network for LinuxNetwork {
         let filter = self.filter.clone();
         blocking("make the rules of the packet filter", move || filter.prepare(subnet, ipv6)).await?;
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(subnet);
+        // Before a guest can look anything up.
+        self.follow_neighbours().await?;
         let guests = self.filter.clone();
         match blocking("look for guests", move || Ok::<_, Error>(guests.reaches_outside())).await? {
             true => self.open_outside().await,
@@ -372,14 +404,23 @@ impl Network for LinuxNetwork {
         Ok(())
     }
 
-    async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<()> {
+    async fn grant(&self, vm: VmId, name: &HostName, addresses: &[IpAddr]) -> Result<Granted> {
         let (filter, granted, addresses) = (self.filter.clone(), name.clone(), addresses.to_vec());
-        let is_allowed =
+        let granting =
             blocking("let a guest reach a name", move || filter.grant(vm, &granted, &addresses)).await?;
-        if is_allowed {
-            self.logs().allow(vm, name, now());
+        match granting {
+            Granting::Done => self.logs().allow(vm, name, now()),
+            Granting::NotAllowed => {}
+            Granting::NoRoom => {
+                self.deny_name(vm, name);
+                return Ok(Granted::Nothing);
+            }
         }
-        Ok(())
+        Ok(Granted::All)
+    }
+
+    fn neighbours(&self) -> Arc<Neighbours> {
+        Arc::clone(&self.neighbours.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn deny(&self, vm: VmId, name: &HostName) {

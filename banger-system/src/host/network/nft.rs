@@ -129,7 +129,8 @@ fn encoded(element: &Element) -> SetElem {
     }
 }
 
-fn keyed(element: &Element) -> SetElem {
+/// Returns the element by which the kernel finds another one.
+pub(super) fn keyed(element: &Element) -> SetElem {
     let keyed = SetElem::new(element.key.clone());
     match &element.end {
         Some(end) => keyed.with_key_end(end.clone()),

@@ -1,4 +1,4 @@
-//! Watches the kernel for changes of the host's default routes and forwarding.
+//! Watches the kernel for changes of the host's default routes, of the networks on its links, and of forwarding.
 //!
 //! rtnetlink(7); include/uapi/linux/netconf.h. No crate parses the messages about forwarding.
 
@@ -9,11 +9,14 @@ use rustix::net::{
 };
 use tokio::io::unix::AsyncFd;
 
+use super::neighbours::ON_LINK;
+
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNETCONF: u16 = 80;
 /// Groups 7, 11 and 24: routes of both families, and IPv4 settings.
 const GROUPS: u32 = 1 << 6 | 1 << 10 | 1 << 23;
+const INET6: u8 = 10;
 const NETCONFA_IFINDEX: u16 = 1;
 const ALL_LINKS: i32 = -1;
 /// The kernel sends at most a page or two.
@@ -34,8 +37,8 @@ impl Watch {
         socket.map(Self).map_err(|error| error.into_parts().1)
     }
 
-    /// Waits until a default route changed or somebody switched forwarding for the whole host.
-    pub(super) async fn way_out_changed(&self) -> io::Result<()> {
+    /// Waits until a default route or a network on a link changed, or somebody switched forwarding for the whole host.
+    pub(super) async fn changed(&self) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         loop {
             let mut ready = self.0.readable().await?;
@@ -70,8 +73,12 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 
 fn matters(kind: u16, body: &[u8]) -> bool {
     match kind {
-        // `struct rtmsg`: the length of the destination is its second byte.
-        RTM_NEWROUTE | RTM_DELROUTE => body.get(1) == Some(&0),
+        // `struct rtmsg`: family, length of the destination, two others, table, and protocol.
+        RTM_NEWROUTE | RTM_DELROUTE => match body {
+            [_, 0, ..] => true,
+            [INET6, 1..128, _, _, _, protocol, ..] => ON_LINK.contains(protocol),
+            _ => false,
+        },
         // `struct netconfmsg` of four bytes, and attributes.
         RTM_NEWNETCONF => body.get(4..).is_some_and(|attributes| link_of(attributes) == Some(ALL_LINKS)),
         _ => false,
@@ -116,8 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn default_routes_and_the_global_switch_matter_and_guests_do_not() {
+    fn default_routes_networks_of_links_and_the_global_switch_matter_and_guests_do_not() {
         let (default, guest) = (message(RTM_NEWROUTE, &[2, 0, 0, 0]), message(RTM_NEWROUTE, &[2, 32, 0, 0]));
+        let of_link =
+            |family, length, protocol| message(RTM_DELROUTE, &[family, length, 0, 0, 254, protocol]);
+        assert!(any(&of_link(INET6, 64, 2)) && any(&of_link(INET6, 64, 9)));
+        assert!(!any(&of_link(INET6, 64, 4)) && !any(&of_link(INET6, 128, 2)) && !any(&of_link(2, 24, 2)));
         assert!(any(&default) && any(&netconf(ALL_LINKS)));
         assert!(!any(&guest) && !any(&netconf(7)));
         assert!(any(&[guest, netconf(7), default].concat()));

@@ -12,7 +12,13 @@ get() {
 get internet.test allowed
 get other.test 'not allowed'
 get 203.0.113.3 'a literal address'
+echo "the host reaches the server inside: $(knocks 10.0.0.1 80)"
+told() { in_guest box 'getent ahostsv4 rebind.internet.test' | cut -d ' ' -f 1 | sort -u; }
+echo "a name that leads inside has: $(told)."
 get rebind.internet.test 'a name that leads inside'
+banger vm egress allow box 10.0.0.1:81
+echo "a name that leads to an allowed address has: $(told)."
+get rebind.internet.test 'another port of that address'
 denied() { banger vm egress box | grep "^$1 " | tr -s ' ' | cut -d ' ' -f 1-3; }
 wait_until 180 'the denied address' quietly denied 203.0.113.3
 echo "denied: $(denied other.test)"

@@ -1,7 +1,9 @@
 #!/bin/bash -eu
-# Starts a name server in the network behind the host, and makes the host ask it. `other.test` is a second server.
+# Starts a name server in the network behind the host, and makes the host ask it. `other.test` is a second server, and
+# `rebind.internet.test` one with a private address, which the host reaches.
 
 ip -n internet addr add 203.0.113.3/24 dev up1
+ip -n internet addr add 10.0.0.1/32 dev lo
 systemd-run --quiet --collect --unit=internet-names --property=Type=exec ip netns exec internet \
     /usr/sbin/dnsmasq --keep-in-foreground --no-resolv --no-hosts --conf-file=/dev/null --pid-file= \
     --address=/internet.test/203.0.113.2 --address=/other.test/203.0.113.3 \
