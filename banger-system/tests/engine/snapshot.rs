@@ -13,7 +13,7 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::engine::{
     error::{Error, Kind},
-    request::{CreateVm, ForkVm, Start, Stop, StopMode},
+    request::{Configure, CreateVm, ForkVm, Start, Stop, StopMode},
     view::Outcome,
 };
 
@@ -62,8 +62,10 @@ async fn children_of_a_snapshot_continue_with_its_memory_as_often_as_it_is_forke
     let layers = lab.engine.snapshots(parent)[0].frozen.clone();
     assert_eq!(layers, lab.engine.vm(parent).unwrap().frozen);
 
-    // The original goes on, and is forked itself.
+    // The original goes on, gets other settings, and is forked itself.
     lab.stop(parent).await;
+    let memory = Some(Bytes::gib(2));
+    lab.engine.configure_vm(parent, Configure { memory, ..Configure::default() }).await.unwrap();
     let other = lab.forked(parent, crate::fork::fork(1)).await[0];
     lab.delete(other).await;
     for _ in 0..2 {
@@ -73,7 +75,7 @@ async fn children_of_a_snapshot_continue_with_its_memory_as_often_as_it_is_forke
             let view = lab.engine.vm(*child).unwrap();
             assert_eq!((view.vm.state, &view.frozen), (State::Suspended, &layers));
             assert_eq!((view.vm.snapshot_of, view.vm.owner), (None, ALICE));
-            assert_eq!(view.vm.spec.hostname, view.vm.name);
+            assert_eq!((&view.vm.spec.hostname, view.vm.spec.memory), (&view.vm.name, Bytes::gib(1)));
             lab.start(*child).await;
             assert!(lab.continues(*child));
             let [Some(identity)] = &lab.sim.rejuvenated(*child)[..] else { panic!("it has no identity") };
