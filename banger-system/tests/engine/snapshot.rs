@@ -367,6 +367,36 @@ async fn nothing_else_happens_to_a_sandbox_and_its_snapshots_while_one_is_made_o
 }
 
 #[tokio::test]
+async fn a_resumption_and_a_fork_of_a_snapshot_wait_for_each_other() {
+    let mut lab = EngineLab::new().await;
+    let parent = lab.web().await;
+    lab.snapshot(parent, "clean").await;
+    lab.done(lab.engine.suspend_vm(parent).await.unwrap()).await;
+    lab.sim.block_workers(true);
+    let (_, job) = lab.engine.fork_vm(parent, of_snapshot("clean", 1)).await.unwrap();
+    for refused in [
+        lab.engine.resume_vm(parent, Start::default()).await,
+        lab.engine.start_vm(parent, Start::default()).await,
+    ] {
+        assert!(matches!(refused, Err(Error::BeingForked { .. })), "{refused:?}");
+    }
+    lab.sim.block_workers(false);
+    lab.done(job).await;
+
+    lab.sim.slow_captures(true);
+    let job = lab.engine.resume_vm(parent, Start::default()).await.unwrap();
+    lab.until(parent, |state| state == Some(State::Resuming)).await;
+    let refused = lab.engine.fork_vm(parent, of_snapshot("clean", 1)).await;
+    assert!(matches!(refused, Err(Error::NotReady { .. })), "{refused:?}");
+    lab.engine.cancel_job(job).unwrap();
+    lab.outcome(job).await;
+    lab.sim.slow_captures(false);
+    lab.forked(parent, of_snapshot("clean", 1)).await;
+    lab.delete(parent).await;
+    assert_eq!(lab.vm_names(), ["web-1", "web-2"]);
+}
+
+#[tokio::test]
 async fn an_image_and_a_kernel_stay_for_a_snapshot() {
     let lab = EngineLab::new().await;
     let parent = lab.stopped().await;

@@ -103,7 +103,7 @@ impl VmTask {
     /// Starts to make children. Everything that can be checked is checked before anything is created.
     pub(super) async fn fork(&mut self, request: ForkVm) -> Result<(Vec<VmId>, JobId)> {
         let (parent, source, freezing) = match &request.snapshot {
-            Some(name) => (self.snapshot_to_fork(name)?, Source::Snapshot, Bytes(0)),
+            Some(name) => (self.snapshot_to_fork(name).await?, Source::Snapshot, Bytes(0)),
             None => {
                 let (source, freezing) = self.prepare_fork().await?;
                 (self.vm.clone(), source, freezing)

@@ -83,10 +83,14 @@ impl VmTask {
     }
 
     /// Returns the row of a snapshot that children can be made of.
-    pub(super) fn snapshot_to_fork(&self, name: &Name) -> Result<Vm> {
-        self.require_not_forked()?;
-        if self.vm.state == State::Deleting {
-            return Err(Error::Deleted { name: self.vm.name.to_string() });
+    pub(super) async fn snapshot_to_fork(&mut self, name: &Name) -> Result<Vm> {
+        self.require_unread_disks().await?;
+        let of = || self.vm.name.to_string();
+        match self.vm.state {
+            State::Deleting => return Err(Error::Deleted { name: of() }),
+            // If that fails, all background work ends.
+            State::Suspending | State::Resuming => return Err(Error::NotReady { name: of() }),
+            _ => {}
         }
         Ok(self.snapshots[self.snapshot(name)?].vm.clone())
     }
