@@ -25,7 +25,7 @@ echo "made: $(banger vm snapshot create --quiet base ready)"
 made=$(last base)
 banger vm exec base -- sh -c 'echo now > /etc/mark; echo now > /root/mark; sync'
 counts_to base $((made + 5))
-echo "base goes on and has $(marks base)"
+echo "base runs on and has $(marks base)"
 for name in one two; do
     banger vm fork --quiet --from-snapshot ready --name "$name" base
     banger vm exec "$name" -- kill -0 "$pid" && echo "$name has the process"

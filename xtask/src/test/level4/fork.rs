@@ -63,7 +63,7 @@ fn snapshots(host: &Host) -> Result<()> {
         &said,
         &[
             "made: ready",
-            "base goes on and has now now",
+            "base runs on and has now now",
             "one has the process",
             "one has no gap",
             "one has then then",
