@@ -156,7 +156,7 @@ function confirmDelete(path) {
     if (!vm)
         return;
     doomed = { path, vm };
-    const running = isUp(vm) ? "It is running and will be killed. " : "";
+    const running = isUp(vm) ? "It is running and will be killed, and its snapshots will be deleted with it. " : "";
     at("delete-what").textContent = `Delete ${vm.Name} with its disks? ${running}This cannot be undone.`;
     open(at("delete-dialog"));
 }

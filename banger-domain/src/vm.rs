@@ -25,7 +25,7 @@ use super::{
 pub struct Vm {
     /// Its id.
     pub id: VmId,
-    /// Unique per owner.
+    /// Unique among the sandboxes of its owner, or among the snapshots of its sandbox.
     pub name: Name,
     /// Who created it. Never changes.
     pub owner: Uid,
@@ -57,6 +57,9 @@ pub struct Vm {
     pub boot_id: String,
     /// How the guest began; none while it is down.
     pub booted_from: Option<BootedFrom>,
+    /// The sandbox whose snapshot this is. A snapshot has disks, and the memory of a guest if it is suspended, but it never
+    /// starts, and its slot, token and host key mean nothing.
+    pub snapshot_of: Option<VmId>,
 }
 
 /// How a guest began.

@@ -234,7 +234,7 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Commit", &(name, options)).await
     }
 
-    /// Makes sandboxes with the disks of one that is down. Returns them, and the job.
+    /// Makes sandboxes of another one, or of a snapshot of it. Returns them, and the job.
     pub async fn fork_vm(
         &self,
         vm: &ObjectPath<'_>,
@@ -242,6 +242,21 @@ impl Bus {
         options: &Options<'_>,
     ) -> Result<(Vec<OwnedObjectPath>, OwnedObjectPath)> {
         self.call(vm, VM_INTERFACE, "Fork", &(count, options)).await
+    }
+
+    /// Makes a snapshot of a sandbox. Returns the job.
+    pub async fn create_snapshot(&self, vm: &ObjectPath<'_>, name: &str) -> Result<OwnedObjectPath> {
+        self.call(vm, VM_INTERFACE, "CreateSnapshot", &(name, Options::new())).await
+    }
+
+    /// Lists the snapshots of a sandbox, with the [keys](banger_proto::bus::option::snapshot) of each.
+    pub async fn list_snapshots(&self, vm: &ObjectPath<'_>) -> Result<Vec<Facts>> {
+        self.call(vm, VM_INTERFACE, "ListSnapshots", &()).await
+    }
+
+    /// Deletes a snapshot of a sandbox.
+    pub async fn delete_snapshot(&self, vm: &ObjectPath<'_>, name: &str) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "DeleteSnapshot", &(name,)).await
     }
 
     /// Publishes a port of a sandbox on the host; with 0 the service chooses the host's port. Returns that port.

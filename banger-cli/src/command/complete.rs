@@ -29,6 +29,8 @@ pub const VARIABLE: &str = "BANGER_COMPLETE";
 pub const SHELLS: Shells<'static> = Shells(&[&WholeWords, &Elvish, &Fish, &Powershell, &Zsh]);
 /// The group of verbs that work without it as well.
 const VM: &str = "vm";
+/// The group of verbs about snapshots.
+const SNAPSHOT: &str = "snapshot";
 /// The value name of arguments that are names of this kind, and the group of verbs in which a bare `NAME` is one.
 const KINDS: [(&str, &str, Kind); 3] =
     [("SANDBOX", VM, Kind::Vm), ("IMAGE", "image", Kind::Image), ("KERNEL", "kernel", Kind::Kernel)];
@@ -53,19 +55,23 @@ fn with_completers(cli: Command) -> Command {
     let of_vm = verbs_of_vm(&cli);
     cli.mut_subcommands(|verb| {
         let is_of_vm = of_vm.iter().any(|name| name == verb.get_name());
-        in_group(verb, is_of_vm.then_some(Kind::Vm))
+        in_group(verb, "", is_of_vm.then_some(Kind::Vm))
     })
 }
 
 /// Adds completers to a command and those below it, in the group of verbs for this kind.
-fn in_group(command: Command, group: Option<Kind>) -> Command {
-    let verb = command.get_name().to_owned();
+fn in_group(command: Command, parent: &str, group: Option<Kind>) -> Command {
+    let verb = match (parent, command.get_name()) {
+        // Its verbs are about other things than sandboxes.
+        (SNAPSHOT, name) => format!("{SNAPSHOT} {name}"),
+        (_, name) => name.to_owned(),
+    };
     let group = KINDS.iter().find(|(_, name, _)| *name == verb).map(|(.., kind)| *kind).or(group);
     let add = |arg: Arg| match source(&arg, &verb, group) {
         Some(source) => arg.add(ArgValueCompleter::new(move |typed: &OsStr| source.complete(typed))),
         None => arg,
     };
-    command.mut_args(add).mut_subcommands(move |verb| in_group(verb, group))
+    command.mut_args(add).mut_subcommands(move |below| in_group(below, &verb, group))
 }
 
 /// Returns what is offered for an argument of a verb.
@@ -92,6 +98,7 @@ fn list_of(verb: &str, group: Option<Kind>) -> Option<List> {
     Some(match (verb, group) {
         ("list", Some(Kind::Image)) | ("images", None) => list::IMAGES,
         ("list", Some(Kind::Kernel)) => list::KERNELS,
+        ("snapshot list", _) => vm::snapshot::LIST,
         ("list" | "ps" | "ls", _) => vm::list::LIST,
         ("commands", _) => vm::commands::LIST,
         ("sessions", _) => vm::sessions::LIST,
@@ -157,6 +164,9 @@ mod tests {
             ("vm publish", &["sandbox"]),
             ("vm egress", &["sandbox"]),
             ("vm egress allow", &["sandbox", "hosts"]),
+            ("vm fork", &["sandbox"]),
+            ("vm snapshot create", &["sandbox"]),
+            ("vm snapshot list", &["sandbox", "columns", "sort", "format"]),
             ("vm unpublish", &["sandbox", "ports"]),
             ("vm list", &["filter", "columns", "sort", "format"]),
             ("ps", &["filter", "columns", "sort", "format"]),

@@ -90,6 +90,7 @@ const HINTS: &[(ErrorName, &str)] = &[
          `banger kernel import --name NAME --vmlinuz FILE --modules DIRECTORY` adds one.",
     ),
     (ErrorName::NoSuchJob, "jobs are forgotten a few minutes after they end."),
+    (ErrorName::NoSuchSnapshot, "`banger vm snapshot list NAME` shows its snapshots."),
     (ErrorName::AmbiguousRef, "give the name, or more digits of the id."),
     (ErrorName::NoAddress, "`banger vm list` shows your sandboxes, and `banger vm delete NAME` removes one."),
     (ErrorName::NameTaken, "choose another name, or delete what has this one."),
@@ -103,6 +104,10 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::BadFileDescriptor, ""),
     (ErrorName::QuotaExceeded, "delete what you do not need, or ask an administrator for a higher limit."),
     (ErrorName::TooManyRequests, "wait until some of your requests have finished."),
+    (
+        ErrorName::HasSnapshots,
+        "`banger vm snapshot list NAME` shows them; `banger vm delete --force NAME` deletes all of it.",
+    ),
     (ErrorName::ImageInUse, "first delete the sandboxes that use it."),
     (ErrorName::KernelInUse, "first delete the images and sandboxes that use it."),
     (ErrorName::Paused, "`banger vm unpause NAME` continues it."),
@@ -192,6 +197,8 @@ mod tests {
         for (name, hint) in HINTS {
             let expect: &[&str] = match name {
                 ErrorName::NoSuchVm
+                | ErrorName::NoSuchSnapshot
+                | ErrorName::HasSnapshots
                 | ErrorName::NoAddress
                 | ErrorName::DiskTooSmall
                 | ErrorName::InvalidState

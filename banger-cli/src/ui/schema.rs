@@ -68,6 +68,8 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm restart", Form::Array, of!("outcome")),
     ("vm run", Form::One, of!("run")),
     ("vm sessions", Form::Array, of!("command")),
+    ("vm snapshot create", Form::One, of!("snapshot")),
+    ("vm snapshot list", Form::Array, of!("snapshot")),
     ("vm set", Form::Array, of!("outcome")),
     ("vm show", Form::One, of!("sandbox")),
     ("vm start", Form::Array, of!("outcome")),
@@ -183,6 +185,7 @@ mod tests {
         ("vm egress deny", "nothing"),
         ("vm logs", "what the guest wrote"),
         ("vm shell", "what the shell writes"),
+        ("vm snapshot delete", "nothing"),
         ("vm ssh", "what ssh writes"),
         ("vm unpublish", "nothing"),
     ];

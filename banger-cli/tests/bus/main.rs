@@ -18,6 +18,7 @@ mod sessions;
 mod settings;
 mod share;
 mod shells;
+mod snapshots;
 mod ssh;
 mod sync;
 mod verbs;

@@ -37,9 +37,11 @@ error_names! {
     NoSuchKernel = "dev.banger.Error.NoSuchKernel",
     /// No job has this id, or it was forgotten.
     NoSuchJob = "dev.banger.Error.NoSuchJob",
+    /// The sandbox has no snapshot of this name.
+    NoSuchSnapshot = "dev.banger.Error.NoSuchSnapshot",
     /// The reference matches several objects.
     AmbiguousRef = "dev.banger.Error.AmbiguousRef",
-    /// The caller already has an object of this name.
+    /// The caller already has an object of this name, or the sandbox a snapshot.
     NameTaken = "dev.banger.Error.NameTaken",
     /// The text is not a valid name.
     InvalidName = "dev.banger.Error.InvalidName",
@@ -55,6 +57,8 @@ error_names! {
     QuotaExceeded = "dev.banger.Error.QuotaExceeded",
     /// The caller has too many requests in progress.
     TooManyRequests = "dev.banger.Error.TooManyRequests",
+    /// The sandbox has snapshots, which would be deleted with it.
+    HasSnapshots = "dev.banger.Error.HasSnapshots",
     /// The image is used by sandboxes.
     ImageInUse = "dev.banger.Error.ImageInUse",
     /// The kernel is used by images or sandboxes.

@@ -241,6 +241,20 @@ pub mod commit {
 pub mod fork {
     /// `as`: the names of the new sandboxes, as many as sandboxes; without it, the sandbox's name with numbers.
     pub const NAMES: &str = "names";
+    /// `s`: the snapshot of the sandbox to make them of; without it, they are made of the sandbox as it is.
+    pub const SNAPSHOT: &str = "snapshot";
+}
+
+/// Keys of the snapshots that `VM.ListSnapshots` returns.
+pub mod snapshot {
+    /// `s`: its name, unique among the snapshots of its sandbox.
+    pub const NAME: &str = "name";
+    /// `t`: when it was made, in microseconds since the Unix epoch.
+    pub const CREATED_AT: &str = "created_at";
+    /// `b`: whether it has the memory of the guest, so that its children continue with its programs.
+    pub const MEMORY: &str = "memory";
+    /// `t`: the space of its memory and of its frozen layers in bytes. Others may share it.
+    pub const SIZE: &str = "size";
 }
 
 /// Keys of `OpenLog`.

@@ -69,7 +69,7 @@ const RUN: Access =
 /// An image has all that is on a sandbox's system disk.
 const COMMIT: Access =
     Access::Object { own: Some(action::IMAGE_IMPORT), foreign: action::VM_ACCESS_OTHERS, reads: false };
-/// It makes sandboxes, with all that is on the disks of this one.
+/// It makes sandboxes or a snapshot, with all that is on the disks of this one.
 const FORK: Access =
     Access::Object { own: Some(action::VM_RUN), foreign: action::VM_ACCESS_OTHERS, reads: false };
 const SHARED: Access = change(action::IMAGE_MANAGE_SHARED);
@@ -127,6 +127,9 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "ChangeEgress", MANAGE, Cost::Change),
     (VM, "Commit", COMMIT, Cost::StartJob),
     (VM, "Fork", FORK, Cost::StartJob),
+    (VM, "CreateSnapshot", FORK, Cost::StartJob),
+    (VM, "ListSnapshots", VIEW, Cost::Read),
+    (VM, "DeleteSnapshot", MANAGE, Cost::Change),
     (VM, "PublishPort", MANAGE, Cost::Change),
     (VM, "UnpublishPort", MANAGE, Cost::Change),
     (VM, "OpenAgent", ENTER, Cost::Open),

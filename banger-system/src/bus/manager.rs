@@ -49,7 +49,7 @@ use crate::{
 /// Increased by one with each addition to the interfaces.
 const API_LEVEL: u32 = 8;
 /// Features of this service, for clients that are newer than it.
-const FEATURES: [&str; 10] = [
+const FEATURES: [&str; 11] = [
     "agent",
     "catalog",
     "egress",
@@ -60,6 +60,7 @@ const FEATURES: [&str; 10] = [
     "ssh",
     "vm-commit",
     "vm-fork",
+    "vm-snapshot",
 ];
 /// The kind of the manager.
 #[derive(Clone)]

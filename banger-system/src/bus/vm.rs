@@ -22,12 +22,12 @@ use banger_proto::{
     bus::{
         ErrorName,
         names::{VM_INTERFACE, action, detail},
-        option::{agent, configure, create, delete, lifetime, log, publish, start, stop},
+        option::{agent, configure, create, delete, lifetime, log, publish, snapshot, start, stop},
         record::{ChangeRow, PhaseRow},
     },
     size::Bytes,
 };
-use zbus::{OwnedFd as BusFd, OwnedObjectPath, Variant, interface, message::Header};
+use zbus::{OwnedFd as BusFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
 
 use super::{
     api::{Api, Target},
@@ -37,7 +37,9 @@ use super::{
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
-    request::{read_commit, read_egress, read_fork, read_idle, read_port, read_protocol, read_reach},
+    request::{
+        parse_name, read_commit, read_egress, read_fork, read_idle, read_port, read_protocol, read_reach,
+    },
     subscribers::Watching,
 };
 use crate::{
@@ -46,7 +48,7 @@ use crate::{
         agent::DEFAULT_TIMEOUT,
         request::{Configure, EgressChange, KeepMemory, Start, Stop, StopMode, WaitFor},
         stream::Service,
-        view::VmView,
+        view::{SnapshotView, VmView},
     },
     ports::{
         captures::Stored,
@@ -196,6 +198,20 @@ const PROPERTIES: &[Property<VmView>] = &[
 /// Returns what is known of the memory of a suspended sandbox.
 fn suspended(view: &VmView) -> Option<Stored> {
     view.captured.filter(|_| matches!(view.vm.state, State::Suspended | State::Resuming))
+}
+
+/// Returns a snapshot as a dictionary.
+fn facts(view: &SnapshotView) -> Result<Dict> {
+    let layers = view.frozen.iter().map(|layer| layer.size.0);
+    let memory = view.captured.map_or(0, |captured| captured.size.0);
+    let rows: [(&str, Variant<'static>); 4] = [
+        (snapshot::NAME, view.vm.name.to_string().into()),
+        (snapshot::CREATED_AT, view.vm.created_at.0.into()),
+        (snapshot::MEMORY, view.has_memory().into()),
+        (snapshot::SIZE, layers.fold(memory, u64::saturating_add).into()),
+    ];
+    let owned = |(key, value): (&str, Variant<'static>)| Ok((key.to_owned(), OwnedVariant::try_from(value)?));
+    rows.into_iter().map(owned).collect()
 }
 
 /// Returns the allowed names as rows: name, number of look-ups, and when last.
@@ -390,6 +406,28 @@ impl Methods {
             export(&api, VmKind(*child)).await?;
         }
         Ok((children.into_iter().map(path::vm).collect(), api.return_job(&caller, job).await?))
+    }
+
+    #[zbus(out_args("job"))]
+    async fn create_snapshot(
+        &self,
+        name: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (api, caller) = self.caller(&header).await?;
+        Options::new(options).finish()?;
+        let job = api.engine.create_snapshot(self.id, parse_name(&name)?).await?;
+        api.return_job(&caller, job).await
+    }
+
+    #[zbus(out_args("snapshots"))]
+    async fn list_snapshots(&self) -> Result<Vec<Dict>> {
+        api(&self.api)?.engine.snapshots(self.id).iter().map(|view| facts(view)).collect()
+    }
+
+    async fn delete_snapshot(&self, name: String) -> Result<()> {
+        Ok(api(&self.api)?.engine.delete_snapshot(self.id, parse_name(&name)?).await?)
     }
 
     #[zbus(out_args("actual_port"))]

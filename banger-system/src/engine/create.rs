@@ -77,6 +77,7 @@ impl Engine {
             ready_at: Timestamp::default(),
             boot_id: String::new(),
             booted_from: None,
+            snapshot_of: None,
         };
         require_to_stay(&vm.lifetime, &vm.spec)?;
         let (sender, inbox) = mpsc::channel(INBOX);

@@ -46,6 +46,14 @@ pub enum Error {
         /// The reference.
         reference: String,
     },
+    /// The sandbox has no snapshot of this name.
+    #[error("{name} has no snapshot {snapshot}")]
+    NoSuchSnapshot {
+        /// The sandbox's name.
+        name: String,
+        /// The snapshot's name.
+        snapshot: String,
+    },
     /// No catalog has it.
     #[error("{name} is in no catalog")]
     NotInCatalogs {
@@ -79,6 +87,22 @@ pub enum Error {
         kind: Kind,
         /// The name.
         name: String,
+    },
+    /// The sandbox has a snapshot of this name.
+    #[error("{name} already has a snapshot {snapshot}")]
+    SnapshotExists {
+        /// The sandbox's name.
+        name: String,
+        /// The snapshot's name.
+        snapshot: String,
+    },
+    /// The snapshots of a sandbox are deleted with it, but only if that was asked for.
+    #[error("{name} has {}, which would be deleted with it", counted(*.count, "snapshot"))]
+    HasSnapshots {
+        /// The sandbox's name.
+        name: String,
+        /// How many.
+        count: usize,
     },
     /// The text is not a valid name or reference.
     #[error(transparent)]

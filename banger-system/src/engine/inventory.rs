@@ -4,6 +4,7 @@
 //! quotas, whether an image is in use) are made here, under one short lock that is never held across an `.await`.
 
 mod admission;
+mod snapshots;
 
 use std::{
     collections::HashMap,
@@ -30,7 +31,7 @@ use super::{
     history::{History, Phase},
     library::item::Stored,
     now,
-    view::{Event, ImageView, KernelView, VmView},
+    view::{Event, ImageView, KernelView, SnapshotView, VmView},
     vm_task::Command,
 };
 use crate::ports::clock::Clock;
@@ -47,6 +48,8 @@ pub(super) struct Inventory {
 #[derive(Default)]
 pub(super) struct State {
     vms: HashMap<VmId, Entry>,
+    /// The snapshots of VMs, also those that are being made.
+    snapshots: HashMap<VmId, Arc<SnapshotView>>,
     /// The address slot that was assigned last.
     last_slot: Option<Slot>,
     pub(super) images: HashMap<ImageId, Arc<ImageView>>,
@@ -64,6 +67,12 @@ struct Entry {
 impl State {
     fn usage(&self, owner: Uid) -> Usage {
         let (mut usage, mut layers) = (Usage::default(), HashMap::new());
+        for snapshot in self.snapshots.values().filter(|snapshot| snapshot.vm.owner == owner) {
+            usage.vms += 1;
+            let disk = self.disk_of(snapshot.vm.image, &snapshot.vm.spec);
+            usage.disk = Bytes(usage.disk.0.saturating_add(disk.0));
+            layers.extend(snapshot.frozen.iter().map(|layer| (layer.id, layer.size.0)));
+        }
         for Entry { view, .. } in self.vms.values().filter(|entry| entry.view.vm.owner == owner) {
             usage.vms += 1;
             let disk = self.disk_of(view.vm.image, &view.vm.spec);
@@ -91,14 +100,21 @@ impl State {
         self.images.get(&id).map_or(Bytes(0), |image| image.facts.virtual_size)
     }
 
-    /// Returns the names of the VMs that use an image.
+    /// Returns the names of the VMs and snapshots that use an image.
     pub(super) fn image_users(&self, id: ImageId) -> Vec<String> {
-        let users = self.vms.values().filter(|entry| entry.view.vm.image == id);
-        users.map(|entry| entry.view.vm.name.to_string()).collect()
+        self.users(|vm| vm.image == id)
+    }
+
+    /// Returns the names of the VMs and snapshots that a condition holds for.
+    fn users(&self, is_user: impl Fn(&Vm) -> bool) -> Vec<String> {
+        let vms = self.vms.values().filter(|entry| is_user(&entry.view.vm));
+        let snapshots = self.snapshots.values().filter(|snapshot| is_user(&snapshot.vm));
+        let snapshots = snapshots.map(|snapshot| self.snapshot_user(snapshot));
+        vms.map(|entry| entry.view.vm.name.to_string()).chain(snapshots).collect()
     }
 
     /// Returns the bytes of a user's private images, including pending imports except one, and `more`, and of the
-    /// memory of suspended sandboxes. A file that several of them share counts once.
+    /// memory of suspended sandboxes and of snapshots. A file that several of them share counts once.
     fn private_bytes(
         &self,
         owner: Uid,
@@ -110,8 +126,10 @@ impl State {
         let files: HashMap<ImageId, u64> = stored.map(|facts| (facts.file, facts.disk_usage.0)).collect();
         let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != except);
         let views = self.vms.values().map(|entry| &entry.view).filter(|view| view.vm.owner == owner);
+        let snapshots = self.snapshots.values().filter(|snapshot| snapshot.vm.owner == owner);
         let captured =
-            views.filter_map(|view| view.captured).map(|captured| (captured.file, captured.size.0));
+            views.filter_map(|view| view.captured).chain(snapshots.filter_map(|snapshot| snapshot.captured));
+        let captured = captured.map(|captured| (captured.file, captured.size.0));
         let (shared, own): (Vec<_>, Vec<_>) = captured.partition(|(file, _)| file.is_some());
         let shared: HashMap<Option<u64>, u64> = shared.into_iter().collect();
         let captured = shared.into_values().chain(own.into_iter().map(|(_, size)| size));
@@ -119,12 +137,12 @@ impl State {
         Bytes(sizes.fold(0, u64::saturating_add))
     }
 
-    /// Returns the names of the VMs and images that use a kernel.
+    /// Returns the names of the VMs, snapshots and images that use a kernel.
     pub(super) fn kernel_users(&self, id: KernelId) -> Vec<String> {
-        let vms = self.vms.values().filter(|entry| entry.view.vm.kernel == id);
+        let vms = self.users(|vm| vm.kernel == id);
         let images = self.images.values().filter(|image| image.kernel == Some(id));
         let names = images.map(|image| image.name.to_string());
-        vms.map(|entry| entry.view.vm.name.to_string()).chain(names).collect()
+        vms.into_iter().chain(names).collect()
     }
 
     /// Puts the current names of its image and its kernel into a VM's view.
@@ -277,8 +295,11 @@ impl Inventory {
         self.send(Event::VmChanged { old, new });
     }
 
+    /// Removes a VM or a snapshot.
     pub(super) fn remove_vm(&self, id: VmId) {
-        if let Some(entry) = self.lock().vms.remove(&id) {
+        let mut state = self.lock();
+        state.snapshots.remove(&id);
+        if let Some(entry) = state.vms.remove(&id) {
             self.send(Event::VmRemoved(entry.view));
         }
     }
@@ -415,9 +436,8 @@ impl Inventory {
             return Ok(old);
         }
         if !shared {
-            let others = state.vms.values().map(|entry| &entry.view.vm);
-            let others = others.filter(|vm| vm.image == id && vm.owner != old.owner);
-            check_not_used(Kind::Image, &old.name, others.map(|vm| vm.name.to_string()).collect())?;
+            let others = state.users(|vm| vm.image == id && vm.owner != old.owner);
+            check_not_used(Kind::Image, &old.name, others)?;
             let would_be = state.private_bytes(old.owner, None, Some(&old.facts));
             banger_domain::limits::check_image_disk(would_be, limit)?;
         }

@@ -104,6 +104,7 @@ impl JobKind {
             | JobKind::CachePrune => Admission::Queued,
             JobKind::VmCreate
             | JobKind::VmFork
+            | JobKind::VmSnapshot
             | JobKind::VmStart
             | JobKind::VmSuspend
             | JobKind::VmResume

@@ -69,7 +69,7 @@ use self::{
     problems::Problems,
     request::{CommitVm, ForkVm, Start, Stop, StopMode},
     templates::Making,
-    view::{ImageView, JobView, KernelView, Object, VmView},
+    view::{ImageView, JobView, KernelView, Object, SnapshotView, VmView},
     vm_task::{Command, Reply},
 };
 pub use self::{
@@ -372,9 +372,24 @@ impl Engine {
         self.send(id, |reply| Command::Commit { request: Box::new(request), reply }).await
     }
 
-    /// Starts to make new VMs with the disks of a VM that is down. Returns them, and the job.
+    /// Starts to make new VMs of a VM or one of its snapshots. Returns them, and the job.
     pub async fn fork_vm(&self, id: VmId, request: ForkVm) -> Result<(Vec<VmId>, JobId)> {
         self.send(id, |reply| Command::Fork { request, reply }).await
+    }
+
+    /// Starts to make a snapshot of a VM.
+    pub async fn create_snapshot(&self, id: VmId, name: Name) -> Result<JobId> {
+        self.send(id, |reply| Command::CreateSnapshot { name, reply }).await
+    }
+
+    /// Returns the snapshots of a VM, the oldest first.
+    pub fn snapshots(&self, id: VmId) -> Vec<Arc<SnapshotView>> {
+        self.shared.inventory.snapshots_of(id)
+    }
+
+    /// Deletes a snapshot of a VM.
+    pub async fn delete_snapshot(&self, id: VmId, name: Name) -> Result<()> {
+        self.send(id, |reply| Command::DeleteSnapshot { name, reply }).await
     }
 
     /// Pauses a VM whose guest answers. Does nothing if it is paused.

@@ -34,7 +34,7 @@ use std::{
     time::Duration,
 };
 
-use banger_domain::{id::VmId, resource::Resource};
+use banger_domain::{id::VmId, resource::Resource, vm::Vm};
 use banger_image::record::{Image, Kernel};
 use tokio::sync::mpsc;
 
@@ -45,7 +45,7 @@ use super::{
     library::item::Stored,
     problems::Subject,
     view::{Item, JobKind, VmView},
-    vm_task::{Command, INBOX, VmTask},
+    vm_task::{Command, INBOX, Snapshot, VmTask},
 };
 use crate::ports::{Ports, disks::FrozenLayer, supervisor::Started};
 
@@ -85,6 +85,8 @@ impl Engine {
             tracing::error!(error = %one_line(&error), "cannot set up the network for guests");
         }
 
+        let (snapshots, vms): (Vec<Vm>, Vec<Vm>) = vms.into_iter().partition(|vm| vm.snapshot_of.is_some());
+        let mut snapshots = shared.recover_snapshots(snapshots, &vms, &mut held).await;
         for vm in vms {
             let held = held.remove(&vm.id).unwrap_or_default();
             let process = match &mut processes {
@@ -97,7 +99,8 @@ impl Engine {
             let (sender, inbox) = mpsc::channel(INBOX);
             let view = shared.view(vm.clone(), String::new(), 0);
             shared.inventory.add_recovered(VmView { frozen: frozen.clone(), ..view }, sender);
-            VmTask::reattached(Arc::clone(shared), vm, lease, process, frozen, inbox);
+            let snapshots = snapshots.remove(&vm.id).unwrap_or_default();
+            VmTask::reattached(Arc::clone(shared), vm, lease, process, (frozen, snapshots), inbox);
         }
         for (vm, resources) in held {
             shared.remove_orphan(vm, resources).await;
@@ -148,11 +151,43 @@ impl Shared {
         }
     }
 
+    /// Returns the snapshots of an earlier run, by their VM, and takes what they hold. The row of one whose VM is gone is
+    /// deleted, and what it holds becomes an orphan.
+    async fn recover_snapshots(
+        &self,
+        rows: Vec<Vm>,
+        vms: &[Vm],
+        held: &mut BTreeMap<VmId, BTreeSet<Resource>>,
+    ) -> BTreeMap<VmId, Vec<Snapshot>> {
+        let known: HashSet<VmId> = vms.iter().map(|vm| vm.id).collect();
+        let mut all: BTreeMap<VmId, Vec<Snapshot>> = BTreeMap::new();
+        for row in rows {
+            let id = row.id;
+            let Some(of) = row.snapshot_of.filter(|of| known.contains(of)) else {
+                tracing::warn!(vm = %id, "removing a snapshot without a sandbox");
+                if let Err(error) = self.ports.store.delete_vm(id).await {
+                    tracing::error!(vm = %id, %error, "cannot delete the row of a snapshot");
+                    held.remove(&id);
+                }
+                continue;
+            };
+            let lease = Lease::of(
+                id,
+                held.remove(&id).unwrap_or_default(),
+                self.ports.clone(),
+                self.problems.clone(),
+            );
+            let frozen = self.frozen_layers(id).await;
+            all.entry(of).or_default().push(Snapshot::recovered(self, row, lease, frozen).await);
+        }
+        all
+    }
+
     /// Lets a VM's task decide about resources, or removes those of a VM that is gone. The look at the host came
     /// first, and a VM is known before it has any resource, so nothing is taken from a new one. The VM of a template
-    /// removes its own.
+    /// removes its own, and the task of a VM those of its snapshots.
     async fn release_or_hold(&self, vm: VmId, resources: BTreeSet<Resource>, process: Option<Started>) {
-        if self.makes_template_in(vm) {
+        if self.makes_template_in(vm) || self.inventory.is_snapshot(vm) {
             return;
         }
         match self.inventory.inbox(vm) {

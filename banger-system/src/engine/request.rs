@@ -175,6 +175,8 @@ pub struct ForkVm {
     pub count: u32,
     /// Their names, as many as sandboxes; if there are none, the sandbox's own name with numbers.
     pub names: Vec<Name>,
+    /// The snapshot of the sandbox that they are made of, instead of what the sandbox is now.
+    pub snapshot: Option<Name>,
 }
 
 /// A user's file with an image.

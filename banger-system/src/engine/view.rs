@@ -8,6 +8,7 @@ use banger_domain::{
     egress::log::Destination,
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
     idle::Busy,
+    lifecycle::State,
     name::Name,
     net::{nic::Mac, port::Port},
     vm::Vm,
@@ -60,6 +61,31 @@ impl VmView {
     /// Returns the address as text; empty if there is none.
     pub fn address_text(&self) -> String {
         self.address.map_or_else(String::new, |address| address.to_string())
+    }
+}
+
+/// A snapshot of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotView {
+    /// Its row.
+    pub vm: Vm,
+    /// Its memory on disk, if its sandbox ran. While it is written, this is the most that it can take.
+    pub captured: Option<Stored>,
+    /// The frozen layers of its disks.
+    pub frozen: Vec<FrozenLayer>,
+    /// Whether it is complete, and has a row.
+    pub is_made: bool,
+}
+
+impl SnapshotView {
+    /// Returns whether it is a snapshot of this sandbox.
+    pub fn is_of(&self, vm: VmId) -> bool {
+        self.vm.snapshot_of == Some(vm)
+    }
+
+    /// Returns whether it has the memory of a guest, too.
+    pub fn has_memory(&self) -> bool {
+        self.vm.state == State::Suspended
     }
 }
 
@@ -203,6 +229,8 @@ pub enum JobKind {
     VmDelete,
     /// Makes sandboxes with the disks of another one.
     VmFork,
+    /// Makes a snapshot of a sandbox.
+    VmSnapshot,
     /// Imports an image from a file.
     ImageImport,
     /// Pulls an image.
@@ -233,6 +261,7 @@ impl JobKind {
             JobKind::VmRestart => "vm-restart",
             JobKind::VmDelete => "vm-delete",
             JobKind::VmFork => "vm-fork",
+            JobKind::VmSnapshot => "vm-snapshot",
             JobKind::ImageImport => "image-import",
             JobKind::ImagePull => "image-pull",
             JobKind::ImageCommit => "image-commit",

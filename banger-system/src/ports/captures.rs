@@ -27,8 +27,9 @@ pub trait Captures: Send + Sync {
     /// Writes a capture into a pipe, and verifies it on the way. Fails with [`Error::Damaged`] after the last byte. If
     /// the other side closes the pipe, or does not read for a minute, the rest is verified only.
     async fn send(&self, vm: VmId, to: OwnedFd) -> Result<()>;
-    /// Gives a VM the capture of another one, which can be loaded for it where these facts hold. The memory is shared.
-    /// Replaces an earlier capture, so a repeat is safe. Fails with [`Error::Damaged`] if there is nothing to share.
+    /// Gives a VM the capture of another one. It can be loaded where the facts of that capture hold, with these in place of
+    /// those of the same name. The memory is shared. Replaces an earlier capture, so a repeat is safe. Fails with
+    /// [`Error::Damaged`] if there is nothing to share.
     async fn share(&self, of: VmId, with: VmId, facts: &HostFacts) -> Result<Stored>;
     /// Returns whose guest a capture is, if it is a copy of another VM's that has never run.
     async fn origin(&self, vm: VmId) -> Result<Option<Origin>>;

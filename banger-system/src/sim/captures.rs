@@ -186,11 +186,12 @@ impl Captures for Sim {
     async fn share(&self, of: VmId, with: VmId, facts: &HostFacts) -> Result<Stored> {
         let mut state = self.step("share the memory of a guest")?;
         let shared = state.captures.all.get(&of);
-        let complete = shared.and_then(|shared| Some((shared, shared.complete.as_ref()?.1)));
-        let (shared, stored) =
+        let complete = shared.and_then(|shared| Some((shared, shared.complete.clone()?)));
+        let (shared, (mut all, stored)) =
             complete.ok_or_else(|| Error::Damaged { message: "its memory is missing".to_owned() })?;
+        all.extend(facts.clone());
         let (guest, origin) = (shared.guest.clone(), shared.origin.clone());
-        let captured = Captured { guest, complete: Some((facts.clone(), stored)), origin };
+        let captured = Captured { guest, complete: Some((all, stored)), origin };
         state.captures.all.insert(with, captured);
         Ok(stored)
     }

@@ -143,6 +143,9 @@ impl Disks for Sim {
             tokio::time::sleep(LOOK).await;
         }
         let mut state = self.step("fork disks")?;
+        if !state.disks.contains(&of) {
+            return Err(HostError::not_ready("there are no disks to fork").into());
+        }
         let (size, layers) = (state.disk_sizes.get(&of).copied(), state.frozen_layers.get(&of).cloned());
         state.disk_sizes.insert(vm, size.unwrap_or_default());
         state.frozen_layers.insert(vm, layers.unwrap_or_default());

@@ -118,15 +118,17 @@ impl Lab {
         let said = self.host.said(PARENT);
         vmm.go_on(PARENT).await.unwrap();
 
-        let facts_of = async |vm| -> HostFacts {
+        let fork = async |vm, of, parent| -> HostFacts {
             self.disks.create_directory(vm).await.unwrap();
-            self.disks.create_child(vm, PARENT, Parent::Up, Arc::new(NoProgress)).await.unwrap();
-            facts.clone().into_iter().chain(self.disks.identity(vm).await.unwrap()).collect()
+            self.disks.create_child(vm, of, parent, Arc::new(NoProgress)).await.unwrap();
+            self.disks.identity(vm).await.unwrap()
         };
         let origin = Origin { token: Token::random(), mac: Mac::of_guest(PARENT) };
-        let first = facts_of(CHILDREN[0]).await;
+        let first = fork(CHILDREN[0], PARENT, Parent::Up).await;
+        let first = facts.into_iter().chain(first).collect();
         let stored = received.unwrap().finish(&first, Timestamp(1), Some(origin.clone())).await.unwrap();
-        let second = facts_of(CHILDREN[1]).await;
+        // One that was never started is as good a parent as the one that ran, as often as wanted.
+        let second = fork(CHILDREN[1], CHILDREN[0], Parent::Down).await;
         assert_eq!(self.captures.share(CHILDREN[0], CHILDREN[1], &second).await.unwrap(), stored);
         for child in CHILDREN {
             assert_eq!(self.captures.origin(child).await.unwrap(), Some(origin.clone()));

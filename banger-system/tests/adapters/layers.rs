@@ -90,6 +90,33 @@ fn options(drive: &Drive) -> String {
 }
 
 #[tokio::test]
+async fn a_child_that_was_never_started_is_forked_as_often_as_wanted_and_stays_as_it_is() {
+    require!(has_program("qemu-io"), "qemu-io");
+    let host = Host::new(OverlayBy::Vmm).await;
+    if !host.has_layers() {
+        return skip::skipped("this test needs a file system that cannot share blocks");
+    }
+    host.io(PARENT, 0, &["write -P 7 32M 64k"]).await;
+    host.fork(CHILD).await;
+    host.io(PARENT, 0, &["write -P 8 32M 64k"]).await;
+    let (disks, layers) = (&host.disks, host.disks.frozen(CHILD).await.unwrap());
+    for round in 0..2 {
+        disks.create_directory(LATER).await.unwrap();
+        disks.create_child(LATER, CHILD, Parent::Down, Arc::new(NoProgress)).await.unwrap();
+        assert_eq!(disks.frozen(LATER).await.unwrap(), layers);
+        assert_ne!(disks.identity(LATER).await.unwrap(), disks.identity(CHILD).await.unwrap());
+        host.io(LATER, 0, &["read -P 7 32M 64k", "write -P 9 32M 64k"]).await;
+        // The last one keeps what it shares.
+        if round == 0 {
+            disks.remove_directory(LATER).await.unwrap();
+        }
+    }
+    assert_eq!(disks.freezable(CHILD, Parent::Down).await.unwrap(), Bytes(0));
+    disks.remove_directory(CHILD).await.unwrap();
+    host.io(LATER, 0, &["read -P 9 32M 64k", "read -P 0xa5 0 1M"]).await;
+}
+
+#[tokio::test]
 async fn a_child_has_what_its_parent_had_and_neither_sees_what_the_other_writes() {
     require!(has_program("qemu-io"), "qemu-io");
     let host = Host::new(OverlayBy::Vmm).await;

@@ -117,6 +117,7 @@ pub fn vm() -> Vm {
         ready_at: Timestamp(3),
         boot_id: "boot".into(),
         booted_from: Some(BootedFrom::Suspension),
+        snapshot_of: None,
         host_key: HOST_KEY.get_or_init(|| HostKey::random().unwrap()).clone(),
     }
 }
@@ -131,6 +132,15 @@ async fn the_subnet_is_kept_and_no_two_vms_share_a_slot() {
     assert_eq!(store.subnet().await.unwrap(), Some(subnet));
     let second = Vm { id: VmId::from_bits(3), ..vm() };
     assert!(store.put_vm(&second).await.is_err());
+    // Snapshots have none, and so they share one with anybody.
+    let snapshots = [4, 5].map(|id| Vm { id: VmId::from_bits(id), snapshot_of: Some(vm().id), ..vm() });
+    for snapshot in &snapshots {
+        store.put_vm(snapshot).await.unwrap();
+    }
+    let mut stored = store.vms().await.unwrap();
+    stored.retain(|vm| vm.snapshot_of.is_some());
+    stored.sort_by_key(|vm| vm.id);
+    assert_eq!(stored, snapshots);
 }
 
 /// Returns a store with the kernel, the image and the sandbox.

@@ -20,17 +20,17 @@ use banger_system::{
 use crate::engine_lab::{ALICE, EngineLab, request};
 
 pub fn fork(count: u32) -> ForkVm {
-    ForkVm { count, names: Vec::new() }
+    ForkVm { count, names: Vec::new(), snapshot: None }
 }
 
 fn named(names: &[&str]) -> ForkVm {
     let names: Vec<_> = names.iter().map(|name| name.parse().unwrap()).collect();
-    ForkVm { count: names.len() as u32, names }
+    ForkVm { count: names.len() as u32, names, snapshot: None }
 }
 
 impl EngineLab {
     /// Creates a sandbox named `web` that has written to its disks.
-    async fn stopped(&self) -> VmId {
+    pub async fn stopped(&self) -> VmId {
         let name = Some("web".parse().unwrap());
         let (vm, job) = self.engine.create_vm(CreateVm { name, ..request() }).await.unwrap();
         self.done(job).await;

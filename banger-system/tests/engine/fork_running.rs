@@ -24,7 +24,7 @@ const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 
 impl EngineLab {
     /// Creates a sandbox named `web` that runs.
-    async fn web(&self) -> VmId {
+    pub async fn web(&self) -> VmId {
         let name = Some("web".parse().unwrap());
         let (vm, job) = self.engine.create_vm(CreateVm { name, ..request() }).await.unwrap();
         self.done(job).await;
@@ -32,7 +32,7 @@ impl EngineLab {
     }
 
     /// Returns whether the guest of a running sandbox runs, too, and answers to its token.
-    fn continues(&self, vm: VmId) -> bool {
+    pub fn continues(&self, vm: VmId) -> bool {
         let token = self.engine.vm(vm).unwrap().vm.token.clone();
         self.state(vm) == State::Running
             && !self.sim.stands_still(vm)
@@ -40,7 +40,7 @@ impl EngineLab {
             && self.sim.configured(vm).is_some_and(|config| config.token == token.as_str())
     }
 
-    async fn until_continues(&self, vm: VmId, what: &str) {
+    pub async fn until_continues(&self, vm: VmId, what: &str) {
         let continued = async {
             while !self.continues(vm) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -61,7 +61,7 @@ impl EngineLab {
         tokio::time::timeout(TIMEOUT, forked).await.unwrap();
     }
 
-    async fn delete(&self, vm: VmId) {
+    pub async fn delete(&self, vm: VmId) {
         self.done(self.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
     }
 }

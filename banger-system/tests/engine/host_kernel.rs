@@ -9,7 +9,7 @@ use banger_domain::{
 use banger_image::record::Kernel;
 use banger_system::{
     engine::{
-        request::{CreateVm, KeepMemory, Start, Stop, StopMode},
+        request::{CreateVm, ForkVm, KeepMemory, Start, Stop, StopMode},
         view::Outcome,
     },
     ports::Status,
@@ -97,6 +97,27 @@ async fn two_users_at_the_same_time_import_once() {
     }
     assert_eq!(lab.sim.host_imports(), 1);
     assert_eq!(imports(&lab), [("host".to_owned(), OLD.to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_kernel_stays_for_a_snapshot_and_goes_with_it() {
+    let lab = lab().await;
+    let vm = lab.running().await;
+    let (old, ready) = (lab.engine.vm(vm).unwrap().vm.kernel, || "ready".parse().unwrap());
+    lab.done(lab.engine.create_snapshot(vm, ready()).await.unwrap()).await;
+    lab.sim.install_kernel(Some(NEW));
+    stop(&lab, vm).await;
+    start(&lab, vm).await;
+    assert_eq!((release_of(&lab, vm), imports(&lab).len()), (NEW.to_owned(), 2));
+    let fork = ForkVm { count: 1, names: Vec::new(), snapshot: Some(ready()) };
+    let (children, job) = lab.engine.fork_vm(vm, fork).await.unwrap();
+    lab.done(job).await;
+    start(&lab, children[0]).await;
+    assert_eq!(lab.engine.vm(children[0]).unwrap().vm.kernel, old);
+    lab.done(lab.engine.delete_vm(children[0], StopMode::Forced).await.unwrap()).await;
+    assert_eq!(imports(&lab).len(), 2);
+    lab.engine.delete_snapshot(vm, ready()).await.unwrap();
+    assert_eq!(imports(&lab), [("host".to_owned(), NEW.to_owned())]);
 }
 
 #[tokio::test(start_paused = true)]

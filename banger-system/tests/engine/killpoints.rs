@@ -57,6 +57,11 @@ enum Operation {
     Suspend,
     Resume,
     Fork,
+    CreateSnapshot,
+    SnapshotRunning,
+    DeleteSnapshot,
+    ForkSnapshot,
+    DeleteWithSnapshot,
     Commit,
     PullImage,
     PullKernel,
@@ -74,7 +79,9 @@ impl Operation {
             | Self::ImportImage
             | Self::ImportKernel
             | Self::DeleteImage => Before::None,
-            Self::Start | Self::Delete | Self::Resize | Self::Fork | Self::Commit => Before::Down,
+            Self::Start | Self::Delete | Self::Resize | Self::Fork | Self::CreateSnapshot | Self::Commit => {
+                Before::Down
+            }
             Self::Resume => Before::Suspended,
             _ => Before::Up,
         }
@@ -116,7 +123,13 @@ impl Operation {
             Self::Pause => return engine.pause_vm(id).await,
             Self::Suspend => engine.suspend_vm(id).await?,
             Self::Resume => engine.resume_vm(id, Start::default()).await?,
-            Self::Fork => engine.fork_vm(id, ForkVm { count: 2, names: Vec::new() }).await?.1,
+            Self::Fork => engine.fork_vm(id, fork(None)).await?.1,
+            Self::CreateSnapshot | Self::SnapshotRunning => {
+                engine.create_snapshot(id, "clean".parse().unwrap()).await?
+            }
+            Self::DeleteSnapshot => return engine.delete_snapshot(id, "clean".parse().unwrap()).await,
+            Self::ForkSnapshot => engine.fork_vm(id, fork(Some("clean"))).await?.1,
+            Self::DeleteWithSnapshot => engine.delete_vm(id, StopMode::Forced).await?,
             Self::Commit => engine.commit_vm(id, commit()).await?,
             Self::PullImage => engine.pull_image(pull_image())?,
             Self::PullKernel => engine.pull_kernel(pull_kernel())?,
@@ -129,6 +142,10 @@ impl Operation {
         };
         engine.wait_job(job, None).await.map(drop)
     }
+}
+
+fn fork(snapshot: Option<&str>) -> ForkVm {
+    ForkVm { count: 2, names: Vec::new(), snapshot: snapshot.map(|name| name.parse().unwrap()) }
 }
 
 fn commit() -> CommitVm {
@@ -180,6 +197,12 @@ impl EngineLab {
         self.done(job).await;
         if before == Before::Suspended {
             self.done(self.engine.suspend_vm(vm).await.unwrap()).await;
+        }
+        if matches!(
+            operation,
+            Operation::DeleteSnapshot | Operation::ForkSnapshot | Operation::DeleteWithSnapshot
+        ) {
+            self.done(self.engine.create_snapshot(vm, "clean".parse().unwrap()).await.unwrap()).await;
         }
         if matches!(operation, Operation::Unpublish) {
             let port = "loopback/tcp/9090/90".parse().unwrap();
@@ -280,6 +303,11 @@ operations! {
     a_suspend_recovers_at_every_point: Suspend,
     a_resume_recovers_at_every_point: Resume,
     a_fork_recovers_at_every_point: Fork,
+    a_snapshot_recovers_at_every_point: CreateSnapshot,
+    a_snapshot_of_a_running_sandbox_recovers_at_every_point: SnapshotRunning,
+    a_deletion_of_a_snapshot_recovers_at_every_point: DeleteSnapshot,
+    a_fork_of_a_snapshot_recovers_at_every_point: ForkSnapshot,
+    a_deletion_with_snapshots_recovers_at_every_point: DeleteWithSnapshot,
     a_commit_recovers_at_every_point: Commit,
     an_image_pull_recovers_at_every_point: PullImage,
     a_kernel_pull_recovers_at_every_point: PullKernel,

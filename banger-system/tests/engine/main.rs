@@ -26,6 +26,7 @@ mod reboot;
 mod recovery;
 mod restart;
 mod sharing;
+mod snapshot;
 mod steps;
 mod streams;
 mod suspend;

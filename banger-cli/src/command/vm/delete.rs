@@ -8,6 +8,8 @@ use super::change::{self, ChangeArgs};
 use crate::error::Result;
 
 /// Delete sandboxes and their disks
+///
+/// A sandbox with snapshots is deleted with them, but only with --force.
 #[derive(Debug, Args)]
 #[command(
     visible_alias = "rm",
@@ -22,7 +24,7 @@ pub struct Delete {
     /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// First kill sandboxes that are running
+    /// First kill sandboxes that are running, and delete their snapshots
     #[arg(short, long)]
     force: bool,
     #[command(flatten)]

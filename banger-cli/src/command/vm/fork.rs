@@ -30,6 +30,7 @@ Examples:
   banger vm fork web                            makes and starts web-1
   banger vm fork web -n 3                       the next three free numbers
   banger vm fork web --name left --name right
+  banger vm fork --from-snapshot clean web      from its snapshot clean
 
 Next: `banger vm exec web-1` opens a shell in one of them.")]
 pub struct Fork {
@@ -42,6 +43,9 @@ pub struct Fork {
     /// Name for a new sandbox [default: the original's name with a number]
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
+    /// Make them of this snapshot of the sandbox, instead of the sandbox as it is
+    #[arg(long, value_name = "SNAPSHOT")]
+    from_snapshot: Option<String>,
     /// Make the sandboxes without starting them
     #[arg(long)]
     no_start: bool,
@@ -67,10 +71,13 @@ impl Fork {
     async fn fork(&self, bus: &Bus, progress: &Progress) -> Result<Vec<Found>> {
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let count = self.count.unwrap_or_else(|| u32::try_from(self.names.len()).unwrap_or(u32::MAX).max(1));
-        let options = match self.names.is_empty() {
-            true => Options::new(),
-            false => Options::from([(option::NAMES, Variant::from(self.names.clone()))]),
-        };
+        let mut options = Options::new();
+        if !self.names.is_empty() {
+            options.insert(option::NAMES, Variant::from(self.names.clone()));
+        }
+        if let Some(snapshot) = &self.from_snapshot {
+            options.insert(option::SNAPSHOT, Variant::from(snapshot.clone()));
+        }
         let jobs = Jobs::of(bus);
         let mut listener = Signals::catch()?.listen();
         // A signal from here on cancels the job.

@@ -40,6 +40,7 @@ mod set;
 mod shell;
 mod show;
 pub mod size_args;
+pub mod snapshot;
 mod ssh;
 mod start;
 pub mod stats;
@@ -89,6 +90,19 @@ pub enum VmCommand {
     Logs(logs::Logs),
     Commit(commit::Commit),
     Fork(fork::Fork),
+    /// Create, list and delete snapshots of sandboxes
+    ///
+    /// A snapshot keeps a sandbox as it was: its files, and its programs if it ran. `banger vm fork --from-snapshot` makes
+    /// sandboxes of it, as often as you like.
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger vm snapshot create web clean        keep web as it is now
+  banger vm fork --from-snapshot clean web   make web-1 as web was then
+  banger vm snapshot delete web clean"
+    )]
+    Snapshot(snapshot::SnapshotCommand),
     /// Rename a sandbox
     ///
     /// The host uses the new name at once. The host name in the guest changes at its next boot.
@@ -147,6 +161,7 @@ impl VmCommand {
             VmCommand::Rename(rename) => rename.run(Kind::Vm).await,
             VmCommand::Commit(commit) => commit.run().await,
             VmCommand::Fork(fork) => fork.run().await,
+            VmCommand::Snapshot(snapshot) => snapshot.run().await,
             VmCommand::Wait(wait) => wait.run().await,
             VmCommand::Prune(prune) => prune.run().await,
             VmCommand::Ports(ports) => ports.run().await,

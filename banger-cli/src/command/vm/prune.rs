@@ -11,7 +11,8 @@ const INACTIVE_STATES: [&str; 3] = ["created", "stopped", "failed"];
 
 /// Delete all your sandboxes that are not running
 ///
-/// Asks first, unless you give --force. Running sandboxes are never deleted.
+/// Asks first, unless you give --force. Running sandboxes are never deleted, and sandboxes with snapshots
+/// are refused.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -305,7 +305,7 @@ impl Tool for Stop {
 pub struct Delete {
     /// Name, id or id prefix of the sandbox.
     sandbox: String,
-    /// Whether to kill it first if it is running.
+    /// Whether to kill it first if it is running, and to delete its snapshots.
     #[serde(default)]
     force: bool,
 }

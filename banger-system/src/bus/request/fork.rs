@@ -9,7 +9,9 @@ use crate::engine::request::ForkVm;
 pub(in crate::bus) fn read_fork(count: u32, options: Dict) -> Result<ForkVm> {
     let mut options = Options::new(options);
     let names = options.list(option::NAMES)?;
+    let snapshot = options.string(option::SNAPSHOT)?;
     options.finish()?;
     let names = names.iter().map(|name| parse_name(name)).collect::<Result<_>>()?;
-    Ok(ForkVm { count, names })
+    let snapshot = snapshot.map(|name| parse_name(&name)).transpose()?;
+    Ok(ForkVm { count, names, snapshot })
 }

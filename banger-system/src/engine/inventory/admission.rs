@@ -1,4 +1,4 @@
-//! Gives new VMs a name and an address.
+//! Gives new VMs a name and an address, if the quota of their owner allows it.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -6,6 +6,7 @@ use banger_domain::{
     limits::{Limits, check_image_disk},
     name::Name,
     net::subnet::{Slot, Subnet},
+    vm::Vm,
 };
 use banger_proto::size::Bytes;
 use tokio::sync::mpsc;
@@ -26,6 +27,16 @@ pub(in crate::engine) struct Admission {
     pub(in crate::engine) names: Arc<[Name]>,
     /// The channel to its task.
     pub(in crate::engine) inbox: mpsc::Sender<Command>,
+}
+
+/// What a fork is about to make.
+pub(super) struct Fork<'a> {
+    /// The new VMs, or the snapshot.
+    pub(super) vms: &'a [&'a Vm],
+    /// The most that the memory which they share can take on disk.
+    pub(super) memory: Option<Bytes>,
+    /// What they are made of, with what is going to be frozen.
+    pub(super) parent: &'a VmView,
 }
 
 impl Inventory {
@@ -54,17 +65,9 @@ impl Inventory {
         limits: &Limits,
     ) -> Result<Vec<Arc<VmView>>> {
         let mut state = self.lock();
-        let owner = parent.vm.owner;
-        let disks =
-            admissions.iter().map(|Admission { view, .. }| state.disk_of(view.vm.image, &view.vm.spec));
-        let disk = Bytes(disks.fold(parent.freezing.0, |sum, disk| sum.saturating_add(disk.0)));
-        limits.check_create_many(state.usage(owner), admissions.len() as u32, disk)?;
-        let captured = admissions.iter().filter_map(|Admission { view, .. }| view.captured);
-        let memory = captured.fold(0u64, |sum, captured| sum.saturating_add(captured.size.0));
-        if memory > 0 {
-            let would_be = state.private_bytes(owner, None, None).0.saturating_add(memory);
-            check_image_disk(Bytes(would_be), limits.image_disk)?;
-        }
+        let vms: Vec<&Vm> = admissions.iter().map(|Admission { view, .. }| &view.vm).collect();
+        let memory = admissions.iter().find_map(|Admission { view, .. }| view.captured).map(|all| all.size);
+        state.check_fork(Fork { vms: &vms, memory, parent: &parent }, limits)?;
         let mut added: Vec<Arc<VmView>> = Vec::new();
         for admission in admissions {
             match state.place(admission, subnet) {
@@ -82,6 +85,20 @@ impl Inventory {
 }
 
 impl State {
+    /// Checks that the owner's quota allows a fork.
+    pub(super) fn check_fork(&self, fork: Fork<'_>, limits: &Limits) -> Result<()> {
+        let Fork { vms, memory, parent } = fork;
+        let owner = parent.vm.owner;
+        let disks = vms.iter().map(|vm| self.disk_of(vm.image, &vm.spec));
+        let disk = Bytes(disks.fold(parent.freezing.0, |sum, disk| sum.saturating_add(disk.0)));
+        limits.check_create_many(self.usage(owner), vms.len() as u32, disk)?;
+        if let Some(memory) = memory {
+            let would_be = self.private_bytes(owner, None, None).0.saturating_add(memory.0);
+            check_image_disk(Bytes(would_be), limits.image_disk)?;
+        }
+        Ok(())
+    }
+
     /// Adds a VM under the first free name, with a free address.
     fn place(&mut self, admission: Admission, subnet: Option<&Subnet>) -> Result<Arc<VmView>> {
         let Admission { mut view, names, inbox } = admission;

@@ -1,4 +1,7 @@
-//! Makes new sandboxes with the disks of another one.
+//! Makes new sandboxes with the disks of another one, or a snapshot of it.
+//!
+//! A snapshot is a child without a task, which is in no list (`snapshot.rs`). Its own children share its layers and its
+//! memory, and the sandbox is left alone.
 //!
 //! What the parent has written is frozen first, and the children share it ([`Disks`](crate::ports::disks::Disks)). Then
 //! each child gets a directory of its own, by way of its own lease. The rows come last: after a crash before that, the
@@ -51,27 +54,38 @@ use crate::{
 const FORK: Stages = &["disk"];
 const FORK_RUNNING: Stages = &["save", "disk"];
 
-/// A sandbox that has a name and an address, and no task yet.
+/// A sandbox that has a name and an address, and no task yet; or a snapshot.
 pub(super) struct Child {
     pub(super) vm: Vm,
     pub(super) lease: Lease,
-    inbox: mpsc::Receiver<Command>,
+    /// The end of the channel for its task. A snapshot has none.
+    pub(super) inbox: Option<mpsc::Receiver<Command>>,
     /// Its memory on disk, if its parent ran.
     pub(super) captured: Option<Stored>,
 }
 
 /// The parent of a fork.
-enum Source {
+pub(super) enum Source {
     Down,
     /// It runs, and its state depends on these facts.
     Running(HostFacts),
+    /// It is a snapshot, which nothing writes to.
+    Snapshot,
 }
 
 impl Source {
     fn parent(&self) -> Parent {
         match self {
-            Source::Down => Parent::Down,
+            Source::Down | Source::Snapshot => Parent::Down,
             Source::Running(_) => Parent::Up,
+        }
+    }
+
+    /// Returns the most that the memory of its children can take.
+    pub(super) fn memory(&self, vm: &Vm) -> Option<Bytes> {
+        match self {
+            Source::Down | Source::Snapshot => None,
+            Source::Running(_) => Some(most_of(vm.spec.memory)),
         }
     }
 }
@@ -81,11 +95,28 @@ pub(super) struct Forked {
     made: Result<()>,
     /// The frozen layers of the parent; none if they are as before.
     layers: Option<Vec<FrozenLayer>>,
+    /// The snapshot that was made.
+    snapshot: Option<Child>,
 }
 
 impl VmTask {
     /// Starts to make children. Everything that can be checked is checked before anything is created.
     pub(super) async fn fork(&mut self, request: ForkVm) -> Result<(Vec<VmId>, JobId)> {
+        let (parent, source, freezing) = match &request.snapshot {
+            Some(name) => (self.snapshot_to_fork(name).await?, Source::Snapshot, Bytes(0)),
+            None => {
+                let (source, freezing) = self.prepare_fork().await?;
+                (self.vm.clone(), source, freezing)
+            }
+        };
+        let children = self.admit_children(&parent, request, freezing, source.memory(&self.vm))?;
+        let ids: Vec<VmId> = children.iter().map(|child| child.vm.id).collect();
+        let job = self.begin_fork(JobKind::VmFork, parent, children, source, freezing)?;
+        Ok((ids, job))
+    }
+
+    /// Checks that the VM can be forked as it is. Returns what its children are made of, and what would be frozen.
+    pub(super) async fn prepare_fork(&mut self) -> Result<(Source, Bytes)> {
         self.require_unread_disks().await?;
         let source = self.source().await?;
         let freezable = self.shared.ports.disks.freezable(self.vm.id, source.parent()).await;
@@ -94,31 +125,39 @@ impl VmTask {
             Err(disks::Error::NotLayered) => Err(Error::StillWriting { name: self.vm.name.to_string() }),
             freezable => freezable.map_err(Error::from),
         }?;
-        let memory = match &source {
-            Source::Down => None,
-            Source::Running(_) => Some(most_of(self.vm.spec.memory)),
-        };
-        let children = self.admit_children(request, freezing, memory)?;
-        let ids: Vec<VmId> = children.iter().map(|child| child.vm.id).collect();
-        let objects = [self.vm.id].iter().chain(&ids).copied().map(Object::Vm).collect();
-        let stages = if memory.is_some() { FORK_RUNNING } else { FORK };
-        let job = match self.shared.jobs.begin(JobKind::VmFork, self.vm.owner, objects, stages) {
+        Ok((source, freezing))
+    }
+
+    /// Starts the job that makes children, which are admitted, of the VM or of a snapshot of it.
+    pub(super) fn begin_fork(
+        &mut self,
+        kind: JobKind,
+        parent: Vm,
+        children: Vec<Child>,
+        source: Source,
+        freezing: Bytes,
+    ) -> Result<JobId> {
+        // A snapshot is no object of its own.
+        let vms = children.iter().filter(|child| child.inbox.is_some()).map(|child| child.vm.id);
+        let objects = [self.vm.id].into_iter().chain(vms).map(Object::Vm).collect();
+        let stages = if matches!(source, Source::Running(_)) { FORK_RUNNING } else { FORK };
+        let job = match self.shared.jobs.begin(kind, self.vm.owner, objects, stages) {
             Ok(job) => job,
             Err(error) => {
-                ids.iter().for_each(|id| self.shared.inventory.remove_vm(*id));
+                children.iter().for_each(|child| self.shared.inventory.remove_vm(child.vm.id));
                 self.publish();
                 return Err(error);
             }
         };
         let id = job.id();
         (self.forking, self.freezing) = (Some(id), freezing);
-        let (shared, parent) = (Arc::clone(&self.shared), self.vm.clone());
+        let shared = Arc::clone(&self.shared);
         self.background.spawn(async move {
             let span = job.span();
             let forked = make(&shared, &job, &parent, children, source).instrument(span).await;
             TaskEvent::ForkEnded(job, Box::new(forked))
         });
-        Ok((ids, id))
+        Ok(id)
     }
 
     /// Checks that the VM can be forked in its state.
@@ -158,6 +197,9 @@ impl VmTask {
         if let Some(layers) = forked.layers {
             self.frozen = layers;
         }
+        if let Some(snapshot) = forked.snapshot {
+            self.add_snapshot(snapshot);
+        }
         self.publish();
         let is_stuck = matches!(forked.made, Err(Error::DoesNotContinue { .. }));
         job.finish(forked.made);
@@ -175,14 +217,20 @@ impl VmTask {
 
     /// Gives every child a name and an address, if the owner's quota allows all of them, what freezing adds, and the memory
     /// that they share.
-    fn admit_children(&self, request: ForkVm, freezing: Bytes, memory: Option<Bytes>) -> Result<Vec<Child>> {
+    fn admit_children(
+        &self,
+        parent: &Vm,
+        request: ForkVm,
+        freezing: Bytes,
+        memory: Option<Bytes>,
+    ) -> Result<Vec<Child>> {
         let limits = &self.shared.settings.limits;
         let owned = self.shared.inventory.usage(self.vm.owner).vms;
         let names = candidates(&self.vm.name, request, owned)?;
         let (mut admissions, mut inboxes) = (Vec::new(), Vec::new());
         for names in names {
             let (sender, inbox) = mpsc::channel(INBOX);
-            let mut view = self.shared.view(self.child(names[0].clone())?, String::new(), 0);
+            let mut view = self.shared.view(self.child(parent, names[0].clone())?, String::new(), 0);
             if admissions.is_empty() {
                 view.captured = memory.map(|size| Stored { size, at: view.vm.created_at, file: None });
             }
@@ -196,21 +244,21 @@ impl VmTask {
             let mut vm = view.vm.clone();
             vm.spec.hostname = vm.name.clone();
             let lease = Lease::new(vm.id, self.shared.ports.clone(), self.shared.problems.clone());
-            Child { vm, lease, inbox, captured: None }
+            Child { vm, lease, inbox: Some(inbox), captured: None }
         };
         Ok(admitted.into_iter().zip(inboxes).map(child).collect())
     }
 
     /// Returns the row of a child, which has nothing by which the parent is known. Ports of the host can only be
     /// published once.
-    fn child(&self, name: Name) -> Result<Vm> {
+    pub(super) fn child(&self, parent: &Vm, name: Name) -> Result<Vm> {
         let host_key = HostKey::random().map_err(|error| HostError::other("make a host key", error))?;
         let spec = VmSpec {
             ports: BTreeSet::new(),
             hostname: name.clone(),
             restart: RestartPolicy::No,
             autostart: false,
-            ..self.vm.spec.clone()
+            ..parent.spec.clone()
         };
         Ok(Vm {
             id: VmId::random(),
@@ -227,15 +275,16 @@ impl VmTask {
             started_at: Default::default(),
             ready_at: Default::default(),
             boot_id: String::new(),
-            ..self.vm.clone()
+            booted_from: None,
+            snapshot_of: None,
+            ..parent.clone()
         })
     }
 
     /// Starts the task of a child whose disks and row exist.
-    fn forked(shared: &Arc<Shared>, child: Child, layers: Vec<FrozenLayer>) {
-        let Child { vm, lease, inbox, captured } = child;
-        let mut task = Self::new(Arc::clone(shared), vm, lease, inbox);
-        (task.frozen, task.captured) = (layers, captured);
+    fn forked(shared: &Arc<Shared>, child: Child, inbox: mpsc::Receiver<Command>, layers: Vec<FrozenLayer>) {
+        let mut task = Self::new(Arc::clone(shared), child.vm, child.lease, inbox);
+        (task.frozen, task.captured) = (layers, child.captured);
         // Its layers count from now on, and its host name is final.
         task.publish();
         let (vm, span) = (task.vm.id, task.span());
@@ -251,15 +300,17 @@ async fn make(
     mut children: Vec<Child>,
     source: Source,
 ) -> Forked {
-    let mut layers = None;
+    let (mut layers, mut snapshot) = (None, None);
+    let is_changed = !matches!(source, Source::Snapshot);
     let made = make_all(shared, job, parent, &mut children, source, &mut layers).await;
-    for child in children {
-        match &made {
-            Ok(()) => VmTask::forked(shared, child, layers.clone().unwrap_or_default()),
-            Err(_) => undo(shared, child).await,
+    for mut child in children {
+        match (&made, child.inbox.take()) {
+            (Ok(()), Some(inbox)) => VmTask::forked(shared, child, inbox, layers.clone().unwrap_or_default()),
+            (Ok(()), None) => snapshot = Some(child),
+            (Err(_), _) => undo(shared, child).await,
         }
     }
-    Forked { made, layers }
+    Forked { made, layers: layers.filter(|_| is_changed), snapshot }
 }
 
 async fn make_all(
@@ -272,10 +323,12 @@ async fn make_all(
 ) -> Result<()> {
     let disks = &shared.ports.disks;
     let state = source.parent();
+    let is_snapshot = matches!(source, Source::Snapshot);
     let frozen = match (source, children.first_mut()) {
         (Source::Running(facts), Some(first)) => {
             fork_memory::capture(shared, job, parent, facts, first).await.map(Some)
         }
+        (Source::Snapshot, _) => Ok(None),
         _ => disks.freeze(parent.id).await.map(|()| None).map_err(Error::from),
     };
     // A fork that fails later has frozen them, too.
@@ -290,6 +343,8 @@ async fn make_all(
     drop(worker);
     if let Some(captured) = captured {
         fork_memory::give(shared, captured, parent, children).await?;
+    } else if is_snapshot && parent.state == State::Suspended {
+        fork_memory::share(shared, parent.id, children).await?;
     }
     for child in children {
         shared.ports.store.put_vm(&child.vm).await?;
@@ -336,7 +391,7 @@ async fn undo(shared: &Shared, mut child: Child) {
 /// Returns the acceptable names of each child: the requested one, else the parent's with a number. The owner has this many
 /// sandboxes.
 fn candidates(parent: &Name, request: ForkVm, owned: u32) -> Result<Vec<Arc<[Name]>>> {
-    let ForkVm { count, names } = request;
+    let ForkVm { count, names, snapshot: _ } = request;
     check_fork(count)?;
     if names.is_empty() {
         let numbered = |number| format!("{parent}-{number}").parse::<Name>();
@@ -363,7 +418,8 @@ mod tests {
     fn children_are_numbered_or_have_the_names_of_the_request() {
         let first = |count, names: &[&str]| {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
-            let children = candidates(&"web".parse().unwrap(), ForkVm { count, names }, 3)?;
+            let request = ForkVm { count, names, snapshot: None };
+            let children = candidates(&"web".parse().unwrap(), request, 3)?;
             Ok::<_, Error>(children.iter().map(|names| names[0].to_string()).collect::<Vec<_>>())
         };
         assert_eq!(first(2, &[]).unwrap(), ["web-1", "web-1"]);
@@ -372,12 +428,13 @@ mod tests {
             assert!(first(count, names).is_err(), "{count} {names:?}");
         }
         let many = |parent: String, count| {
-            let request = ForkVm { count, names: Vec::new() };
+            let request = ForkVm { count, names: Vec::new(), snapshot: None };
             candidates(&parent.parse().unwrap(), request, 9).map(|children| children[0].len())
         };
         assert_eq!(many("web".to_owned(), 2).unwrap(), 11);
         assert_eq!(many("x".repeat(61), 2).unwrap(), 9, "a name with two digits is too long");
         let long: Name = "x".repeat(62).parse().unwrap();
-        assert!(matches!(candidates(&long, ForkVm { count: 1, names: Vec::new() }, 3), Err(Error::Name(_))));
+        let request = ForkVm { count: 1, names: Vec::new(), snapshot: None };
+        assert!(matches!(candidates(&long, request, 3), Err(Error::Name(_))));
     }
 }

@@ -19,6 +19,7 @@ use std::{
 };
 
 use banger_domain::{
+    id::VmId,
     lifecycle::{Reason, State},
     net::nic::Mac,
     resource::Resource,
@@ -41,7 +42,7 @@ use crate::{
     },
     ports::{
         HostError, Ports,
-        captures::{HostFacts, Origin, Unfinished},
+        captures::{HostFacts, Origin, Stored, Unfinished},
         guest_link, vmm,
     },
 };
@@ -181,22 +182,32 @@ pub(super) async fn give(
 ) -> Result<()> {
     let ports = &shared.ports;
     let Captured { memory, facts } = captured;
-    let mut memory = Some(memory);
+    let Some((first, others)) = children.split_first_mut() else { return Ok(()) };
+    let mut facts = facts;
+    facts.extend(ports.disks.identity(first.vm.id).await?);
     let origin = Origin { token: parent.token.clone(), mac: Mac::of_guest(parent.id) };
-    let first = children.first().map(|child| child.vm.id).unwrap_or(parent.id);
-    let at = now(&*ports.clock);
+    let stored = memory.finish(&facts, now(&*ports.clock), Some(origin)).await?;
+    first.suspend(stored);
+    share(shared, first.vm.id, others).await
+}
+
+/// Gives each VM the capture of another one, by a hard link. Their disks exist.
+pub(super) async fn share(shared: &Shared, of: VmId, children: &mut [Child]) -> Result<()> {
+    let ports = &shared.ports;
     for child in children {
         let id = child.vm.id;
-        let mut facts = facts.clone();
-        facts.extend(ports.disks.identity(id).await?);
-        let stored = match memory.take() {
-            Some(memory) => memory.finish(&facts, at, Some(origin.clone())).await?,
-            None => child.lease.hold(Resource::Capture, ports.captures.share(first, id, &facts)).await?,
-        };
-        (child.vm.state, child.vm.reason) = (State::Suspended, Reason::UserRequest);
-        child.captured = Some(stored);
+        let disks = ports.disks.identity(id).await?;
+        let stored = child.lease.hold(Resource::Capture, ports.captures.share(of, id, &disks)).await?;
+        child.suspend(stored);
     }
     Ok(())
+}
+
+impl Child {
+    fn suspend(&mut self, stored: Stored) {
+        (self.vm.state, self.vm.reason) = (State::Suspended, Reason::UserRequest);
+        self.captured = Some(stored);
+    }
 }
 
 /// Makes a guest continue, with its processes.

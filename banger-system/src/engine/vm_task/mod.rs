@@ -40,7 +40,7 @@
 //! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
 //! the resources of the boot are released, and the next waiting start begins, or the one that the restart policy plans
 //! (`restart.rs`). `commit.rs` makes an image of a VM that is down, `fork.rs` makes others with its disks, and those of one
-//! that runs continue with its memory (`fork_memory.rs`, `copy.rs`). `remove.rs` deletes it. `suspend.rs` writes the memory
+//! that runs continue with its memory (`fork_memory.rs`, `copy.rs`). `snapshot.rs` keeps such a child instead. `remove.rs` deletes it. `suspend.rs` writes the memory
 //! of a VM to disk before it ends the VMM, and `resume.rs` starts another one that continues with it. `idle.rs` does that
 //! to a VM that nobody uses.
 
@@ -59,6 +59,7 @@ mod reboot;
 mod remove;
 mod restart;
 mod resume;
+mod snapshot;
 mod start;
 mod stop;
 mod suspend;
@@ -113,6 +114,8 @@ use crate::{
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
+
+pub(super) use self::snapshot::Snapshot;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -180,6 +183,14 @@ pub(super) enum Command {
         request: ForkVm,
         reply: Reply<(Vec<VmId>, JobId)>,
     },
+    CreateSnapshot {
+        name: Name,
+        reply: Reply<JobId>,
+    },
+    DeleteSnapshot {
+        name: Name,
+        reply: Reply<()>,
+    },
     CallerVanished,
     /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
     /// released. `process` is its process, if it has one.
@@ -243,6 +254,7 @@ pub(super) struct VmTask {
     is_thawing: bool,
     /// The frozen layers of its disks.
     frozen: Vec<FrozenLayer>,
+    snapshots: Vec<Snapshot>,
     /// The template to make once the guest is ready. None if it exists already.
     missing_template: Option<(TemplateKey, LaunchSpec)>,
     /// The template that this boot continues from, until its guest is ready.
@@ -295,11 +307,11 @@ impl VmTask {
         vm: Vm,
         lease: Lease,
         process: Option<Started>,
-        frozen: Vec<FrozenLayer>,
+        (frozen, snapshots): (Vec<FrozenLayer>, Vec<Snapshot>),
         inbox: mpsc::Receiver<Command>,
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
-        task.frozen = frozen;
+        (task.frozen, task.snapshots) = (frozen, snapshots);
         let (tasks, span, vm) = (task.shared.tasks.clone(), task.span(), task.vm.id);
         let life = async move {
             if task.reattach(process).await == Next::Continue {
@@ -330,6 +342,7 @@ impl VmTask {
             ended: None,
             is_thawing: false,
             frozen: Vec::new(),
+            snapshots: Vec::new(),
             missing_template: None,
             template_in_use: None,
             captured: None,
@@ -433,6 +446,14 @@ impl VmTask {
             }
             Command::Fork { request, reply } => {
                 let result = self.fork(request).await;
+                answer(reply, result);
+            }
+            Command::CreateSnapshot { name, reply } => {
+                let result = self.create_snapshot(name).await;
+                answer(reply, result);
+            }
+            Command::DeleteSnapshot { name, reply } => {
+                let result = self.delete_snapshot(&name).await;
                 answer(reply, result);
             }
             Command::CallerVanished => return self.client_disconnected().await,

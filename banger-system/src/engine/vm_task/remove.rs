@@ -25,7 +25,15 @@ impl VmTask {
             answer(reply, Err(Refused { state: self.vm.state, event: Event::Delete }.into()));
             return Next::Continue;
         }
-        if let Err(error) = self.require_unread_disks().await {
+        let allowed = match mode {
+            StopMode::Graceful => self.require_no_snapshots(),
+            StopMode::Forced => Ok(()),
+        };
+        let allowed = match allowed {
+            Ok(()) => self.require_unread_disks().await,
+            refused => refused,
+        };
+        if let Err(error) = allowed {
             answer(reply, Err(error));
             return Next::Continue;
         }
@@ -53,7 +61,7 @@ impl VmTask {
         next
     }
 
-    /// Deletes the VM with everything that it holds. On failure the ledger keeps what is left and the VM stays
+    /// Deletes the VM with its snapshots and everything that it holds. On failure the ledger keeps what is left and the VM stays
     /// `deleting`, so that the deletion can be repeated.
     pub(super) async fn remove(&mut self) -> (Option<Error>, Next) {
         let entered = match self.enter(Event::Delete) {
@@ -62,6 +70,9 @@ impl VmTask {
             Err(refused) => Err(refused.into()),
         };
         if let Err(error) = entered {
+            return (Some(error), Next::Continue);
+        }
+        if let Err(error) = self.remove_snapshots().await {
             return (Some(error), Next::Continue);
         }
         if let Some(error) = not_released(self.vm.name.as_str(), self.lease.release_all().await) {

@@ -64,6 +64,8 @@ impl VmTask {
         if step(self.vm.state, Event::Resume)? == Transition::Unchanged {
             return Box::pin(self.start(start)).await;
         }
+        // A resumption that fails ends all background work, and the job of a fork must not end without a result.
+        self.require_not_forked()?;
         let job = self.begin_job(JobKind::VmResume, RESUME)?;
         let id = job.id();
         match self.begin_to_load(&job, start).await {

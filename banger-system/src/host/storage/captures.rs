@@ -6,7 +6,7 @@
 //!   captures/.staging-ID          unfinished
 //! ```
 //!
-//! The children of a fork each have a directory with a hard link to the same file.
+//! The children of a fork each have a directory with a hard link to the same file, and so have those of a snapshot.
 //!
 //! Only root reads them. The file is read once for each resumption: it is verified while the VMM loads it, and the guest
 //! does not run before its last byte was verified. A damaged one stays where it is, so that its owner decides about it.
@@ -206,8 +206,8 @@ impl Captures for LocalCaptures {
     }
 
     async fn share(&self, of: VmId, with: VmId, facts: &HostFacts) -> Result<Stored> {
-        let manifest = self.manifest(of).await?.ok_or_else(|| damaged("its memory is missing"))?;
-        let manifest = Manifest { facts: facts.clone(), ..manifest };
+        let mut manifest = self.manifest(of).await?.ok_or_else(|| damaged("its memory is missing"))?;
+        manifest.facts.extend(facts.clone());
         let (directory, name, state) = (self.directory.clone(), with.to_string(), self.path(of).join(STATE));
         let share = move || {
             staging::remove(&directory, &name)?;

@@ -80,7 +80,7 @@ impl Store for SqliteStore {
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
                     vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size, booted_from,
-                    idle_action, idle_after, restart, autostart, egress
+                    idle_action, idle_after, restart, autostart, egress, snapshot_of
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -110,6 +110,7 @@ impl Store for SqliteStore {
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
+        let snapshot_of = vm.snapshot_of.map(|vm| vm.to_string());
         let booted_from = vm.booted_from.map(BootedFrom::as_str).unwrap_or_default();
         let (idle_action, idle_after) = match vm.spec.idle {
             Some(idle) => {
@@ -122,9 +123,9 @@ impl Store for SqliteStore {
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
                               ready_at, boot_id, vmm, slot, nat, ports, host_key,
                               authorized_keys, timezone, root_size, booted_from, idle_action, idle_after,
-                              restart, autostart, egress)
+                              restart, autostart, egress, snapshot_of)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
-                     ?, ?, ?)
+                     ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -138,7 +139,8 @@ impl Store for SqliteStore {
                  authorized_keys = excluded.authorized_keys, timezone = excluded.timezone,
                  root_size = excluded.root_size, booted_from = excluded.booted_from,
                  idle_action = excluded.idle_action, idle_after = excluded.idle_after,
-                 restart = excluded.restart, autostart = excluded.autostart, egress = excluded.egress",
+                 restart = excluded.restart, autostart = excluded.autostart, egress = excluded.egress,
+                 snapshot_of = excluded.snapshot_of",
             id,
             name,
             owner,
@@ -174,6 +176,7 @@ impl Store for SqliteStore {
             restart,
             vm.spec.autostart,
             egress,
+            snapshot_of,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await

@@ -62,6 +62,7 @@ pub(super) struct VmRow {
     pub idle_after: i64,
     pub restart: String,
     pub autostart: i64,
+    pub snapshot_of: Option<String>,
 }
 
 impl TryFrom<VmRow> for Vm {
@@ -133,6 +134,7 @@ impl TryFrom<VmRow> for Vm {
                 "" => None,
                 word => Some(read.known("booted_from", BootedFrom::parse(word))?),
             },
+            snapshot_of: row.snapshot_of.as_deref().map(|id| read.text("snapshot_of", id)).transpose()?,
         })
     }
 }

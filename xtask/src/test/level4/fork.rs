@@ -1,4 +1,4 @@
-//! Checks of forks: new sandboxes with the disks of another one, and with its memory if it runs.
+//! Checks of forks: new sandboxes with the disks of another one, and with its memory if it runs; and of snapshots.
 
 use anyhow::{Result, ensure};
 
@@ -10,6 +10,7 @@ pub(super) const CHECKS: &[(&str, Check)] =
 pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
     ("forks of a stopped sandbox have its files and share no identity", children),
     ("forks of a running sandbox continue its processes and share no identity", running),
+    ("snapshots are forked as often as wanted, and go with their sandbox", snapshots),
 ];
 
 fn children(host: &Host) -> Result<()> {
@@ -53,6 +54,32 @@ fn running(host: &Host) -> Result<()> {
         ensure!(said.lines().any(|line| line == expect), "no {expect:?} in {said}");
     }
     Ok(())
+}
+
+fn snapshots(host: &Host) -> Result<()> {
+    let said = run_as(host, "alice", &script!("level4/fork/snapshots.sh"))?;
+    ensure!(!said.contains("does not count"), "{said}");
+    expect_lines(
+        &said,
+        &[
+            "made: ready",
+            "base runs on and has now now",
+            "one has the process",
+            "one has no gap",
+            "one has then then",
+            "two has the process",
+            "two has no gap",
+            "two has then then",
+            "facts: 15, different: 15",
+            "refused: the name is taken",
+            "base ready yes",
+            "base off no",
+            "no snapshot is a sandbox",
+            "three has now now",
+            "refused: it has snapshots",
+            "three still has now now",
+        ],
+    )
 }
 
 fn layers(host: &Host) -> Result<()> {
