@@ -175,7 +175,7 @@ mod tests {
                 format: Some(form_of_one(format).unwrap()),
             };
             let view = args.view(Kind::Vm).unwrap().unwrap();
-            assert_eq!(view.text(&[object.clone()], None, 0), expect, "{format}");
+            assert_eq!(view.text(std::slice::from_ref(&object), None, 0), expect, "{format}");
         }
         for table in ["table", "table {{.Name}}"] {
             assert!(form_of_one(table).is_err(), "{table}");

@@ -123,7 +123,12 @@ fn configuration(socket: &Path) -> String {
     <allow user="*"/>
     <allow own="*"/>
     <allow send_destination="*"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
     <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
     <allow receive_type="signal"/>
   </policy>
   <include>{ours}</include>
