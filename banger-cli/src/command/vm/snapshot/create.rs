@@ -56,7 +56,9 @@ impl Create {
                 let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
                 let all = bus.list_snapshots(&vm).await?.into_iter().map(Object::new);
                 let made = all.into_iter().find(|snapshot| snapshot.text(key::NAME) == self.name);
-                output::json(&row(sandbox.name(), &made.unwrap_or_default()))?;
+                let message = format!("the snapshot {} was deleted meanwhile", self.name);
+                let missing = Error::Service { name: ErrorName::NoSuchSnapshot, message };
+                output::json(&row(sandbox.name(), &made.ok_or(missing)?))?;
             }
             false => output::text(&format!("{}\n", self.name))?,
         }

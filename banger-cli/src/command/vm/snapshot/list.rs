@@ -1,7 +1,8 @@
 //! `banger vm snapshot list`.
 
-use banger_proto::bus::names::VM_INTERFACE;
+use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
 use clap::Args;
+use serde_json::Value;
 
 use super::row;
 use crate::{
@@ -46,16 +47,25 @@ pub const LIST: List = List {
     ],
 };
 
+/// Returns the rows of a sandbox.
+async fn rows_of(bus: &Bus, reference: &str) -> Result<Vec<Value>> {
+    let vm = bus.find(Kind::Vm, reference).await.map_err(|error| error.about(reference))?;
+    let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
+    let snapshots = bus.list_snapshots(&vm).await?.into_iter().map(Object::new);
+    Ok(snapshots.map(|snapshot| row(sandbox.name(), &snapshot)).collect())
+}
+
 impl ListSnapshots {
     pub async fn run(&self) -> Result<u8> {
         let view = self.table.view(LIST)?;
         let bus = Bus::connect().await?;
         let mut rows = Vec::new();
         for reference in self.sandboxes(&bus).await? {
-            let vm = bus.find(Kind::Vm, &reference).await.map_err(|error| error.about(&reference))?;
-            let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
-            let snapshots = bus.list_snapshots(&vm).await?.into_iter().map(Object::new);
-            rows.extend(snapshots.map(|snapshot| row(sandbox.name(), &snapshot)));
+            match rows_of(&bus, &reference).await {
+                // It was deleted after its name was read.
+                Err(error) if self.sandbox.is_none() && error.name() == Some(ErrorName::NoSuchVm) => {}
+                of_one => rows.extend(of_one?),
+            }
         }
         view.print(rows, self.json)?;
         Ok(0)
