@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags, open},
     process::{Pid, Signal, kill_process},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -277,6 +278,9 @@ fn next_line(from: &mut impl BufRead) -> String {
     line.trim_end().to_owned()
 }
 
+/// How often a terminal looks whether its command has ended.
+const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
 /// A terminal in which the command runs.
 pub struct Terminal {
     controller: File,
@@ -299,6 +303,13 @@ impl Terminal {
     pub fn wait_for(&mut self, text: &str) -> &str {
         let mut bytes = [0; 1024];
         while !self.seen.contains(text) {
+            // What it printed at its end is still read.
+            let has_ended = self.child.as_mut().unwrap().try_wait().unwrap().is_some();
+            let mut ready = [PollFd::new(&self.controller, PollFlags::IN)];
+            if poll(&mut ready, Some(&POLL)).unwrap() == 0 {
+                assert!(!has_ended, "it ended without {text:?}: {:?}", self.seen);
+                continue;
+            }
             let count = self.controller.read(&mut bytes).unwrap();
             self.seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
         }

@@ -57,10 +57,10 @@ fn copies_show_their_bytes_on_a_terminal_and_a_line_in_a_pipe() {
     assert_eq!(host.banger(&["vm", "create", "-q", "--name", "box", "--image", "debian"]).status, 0);
     let file = host.path("file");
     // Real data, because holes are not sent, and so much that a fast host shows progress, too.
-    fs::write(&file, vec![1; 128 << 20]).unwrap();
+    fs::write(&file, vec![1; 256 << 20]).unwrap();
     let (file, there) = (file.to_str().unwrap(), format!("box:{}", host.path("there").display()));
     let mut terminal = host.start_in_terminal(&["vm", "cp", file, &there]);
-    terminal.wait_for("of 128 MiB");
+    terminal.wait_for("of 256 MiB");
     assert!(terminal.end().0.success());
     let said = format!("copy: {file} to {there}\n");
     assert!(host.banger(&["vm", "cp", file, &there]).errors.starts_with(&said));
@@ -69,5 +69,5 @@ fn copies_show_their_bytes_on_a_terminal_and_a_line_in_a_pipe() {
     let mut terminal = host.start_in_terminal(&["vm", "cp", &there, back.to_str().unwrap()]);
     terminal.wait_for(" MiB");
     assert!(terminal.end().0.success());
-    assert_eq!(fs::metadata(back).unwrap().len(), 128 << 20);
+    assert_eq!(fs::metadata(back).unwrap().len(), 256 << 20);
 }
