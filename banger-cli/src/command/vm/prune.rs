@@ -7,7 +7,7 @@ use super::change::{self, ChangeArgs};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::prune::PruneArgs,
-    error::Result,
+    error::{Error, Result},
     ui::progress::Progress,
 };
 
@@ -41,6 +41,8 @@ async fn has_snapshots(bus: &Bus, id: &str) -> Result<bool> {
     match look.await {
         Ok(snapshots) => Ok(!snapshots.is_empty()),
         Err(error) if error.name() == Some(ErrorName::NoSuchVm) => Ok(false),
+        // It is too old for snapshots.
+        Err(Error::OtherVersion { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }
