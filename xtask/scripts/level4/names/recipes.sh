@@ -28,7 +28,9 @@ ask hosts "$address" | grep -q 'asked.alice.vm$' && echo dnsmasq knows the addre
 kill $dnsmasq
 printf 'nameserver %s\nnameserver 127.0.0.53\n' "$gateway" > resolv.conf
 ask ahostsv4 asked.vm | grep -q "^$address " && echo resolv.conf knows the name
-# The first server refuses the question, so the second one is asked.
+# The first server refuses the question, so the second one is asked. systemd-resolved reads the file again after a while.
 echo '192.0.2.7 elsewhere.test' >> /etc/hosts
+knows_another() { quietly ask ahostsv4 elsewhere.test; }
+wait_until 180 'the line in the file' knows_another
 ask ahostsv4 elsewhere.test | grep -q '^192.0.2.7 ' && echo resolv.conf goes on
 sed -i '/elsewhere.test/d' /etc/hosts
