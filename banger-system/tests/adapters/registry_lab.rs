@@ -354,6 +354,9 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, port: u16, state: Ar
     };
 }
 
+/// What is sent at a time within a limit. A client that is gone takes two of them, and then the connection fails.
+pub const PIECE: usize = 8 << 10;
+
 /// Sends no more of the body than the limit allows.
 async fn speak_within(
     limit: watch::Sender<u64>,
@@ -367,7 +370,7 @@ async fn speak_within(
         let _ = allowed.wait_for(|bytes| *bytes > 0).await;
         let mut count = 0;
         limit.send_modify(|bytes| {
-            count = rest.len().min(usize::try_from(*bytes).unwrap_or(usize::MAX));
+            count = rest.len().min(PIECE).min(usize::try_from(*bytes).unwrap_or(usize::MAX));
             *bytes -= count as u64;
         });
         let piece;
