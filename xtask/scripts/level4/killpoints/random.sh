@@ -23,6 +23,16 @@ work() {
     esac
 }
 
+# Prints what the service does instead.
+tell() {
+    {
+        alice 'timeout 60 banger ls' || true
+        systemctl status --no-pager --lines 0 banger-system.service || true
+        journalctl --unit banger-system.service --lines 60 --no-pager
+    } >&2
+    exit 1
+}
+
 alice 'banger create -q --no-start --vcpu 1 --name kill-base'
 kills=0
 for run in $(seq "$runs"); do
@@ -34,7 +44,7 @@ for run in $(seq "$runs"); do
     if [ "$pid" != 0 ] && kill -KILL "$pid"; then
         kills=$((kills + 1))
     fi
-    wait_until 180 "the service after kill $run of seed $seed" answers
+    wait_until 180 "the service after kill $run of seed $seed" answers || tell
     wait $! || true
 done
 alice 'banger ls -q | xargs -r banger rm -q --force'
