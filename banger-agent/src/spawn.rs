@@ -112,7 +112,7 @@ pub fn spawn(exec: &Exec) -> Result<Running, Error> {
 fn start_user_manager(uid: u32) {
     static ASKING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
     let asking = || ASKING.lock().unwrap_or_else(PoisonError::into_inner);
-    // One question for each user at a time: a systemd that stands still answers none.
+    // One request at a time for each user, so that threads do not pile up if systemd hangs.
     if !asking().insert(uid) {
         return;
     }

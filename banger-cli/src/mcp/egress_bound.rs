@@ -25,7 +25,7 @@ pub enum WrongBound {
 pub enum EgressBound {
     /// There is no bound.
     Everything,
-    /// These entries, as the service prints them; nothing if there are none.
+    /// At most these entries, in the form that the service prints. An empty list allows nothing.
     Only(Vec<String>),
 }
 

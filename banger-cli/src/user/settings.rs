@@ -80,8 +80,8 @@ impl Settings {
         Self::resolve(read(&path)?, &path, profile, defaults::of_caller)
     }
 
-    /// Returns the words of the policy for what new sandboxes reach beyond the host, which are none for nothing; `None` if the
-    /// user has said nothing of it but that `nat` is off.
+    /// Returns the entries of the egress policy for new sandboxes; an empty list allows nothing. `None` if the settings
+    /// have no policy, except that they may turn `nat` off.
     pub fn egress(&self) -> Option<Vec<String>> {
         match (self.defaults.switch(Key::Nat), self.defaults.text(Key::Egress)) {
             (Some(true), _) => Some(vec!["all".to_owned()]),

@@ -161,7 +161,7 @@ impl Callers {
             .map_err(|_| Error::new(ErrorName::TooManyRequests, format!("you have {bound} {}", kind.noun())))
     }
 
-    /// Returns the requests of each user that are under way, by kind, without those of which there are none.
+    /// Returns how many requests of each kind a user has open. Kinds without any are left out.
     pub fn under_way(&self) -> Vec<(Uid, RequestKind, usize)> {
         let permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
         let used = permits.iter().map(|((uid, kind), semaphore)| {

@@ -76,7 +76,7 @@ impl LogControl {
         self.require_root(header).await?;
         let own = self.log.target().as_str();
         match target.as_str() {
-            // Which stands for the one that fits best.
+            // `auto` means the best target, which is the only one.
             "auto" => Ok(()),
             target if target == own => Ok(()),
             _ => Err(fdo::Error::NotSupported(format!("the log goes to {own} until the service ends"))),

@@ -30,7 +30,7 @@ use crate::engine::{
 
 /// What the name of each figure begins with.
 const PREFIX: &str = "banger";
-/// The pause after a client has written what nobody reads.
+/// The pause between two reads of what a client writes, which is thrown away.
 const UNWANTED: Duration = Duration::from_millis(200);
 
 impl Api {
@@ -83,8 +83,8 @@ pub fn send(text: String, place: OwnedSemaphorePermit) -> Result<OwnedFd> {
         let _ = ours.write_all(text.as_bytes()).await;
         drop(text);
         let _ = ours.shutdown().await;
-        // The rest of the text is in the socket until the client closes it. A client may write, but nobody needs that: it is
-        // read so slowly that it costs nothing.
+        // The socket holds the rest of the text until the client closes it. What a client writes is thrown away, and read so
+        // slowly that it costs nothing.
         let mut unwanted = [0; 4096];
         while ours.read(&mut unwanted).await.is_ok_and(|count| count > 0) {
             tokio::time::sleep(UNWANTED).await;

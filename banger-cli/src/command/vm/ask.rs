@@ -1,7 +1,7 @@
 //! Asks on the terminal of a command whether its sandbox may reach what it was denied.
 //!
-//! The guest chooses the names, and writes on the same terminal. So a question is answered by keys that nobody types for a
-//! command, one question waits at a time, and what was allowed is printed after the answer.
+//! The guest chooses the names, and writes to the same terminal. So the keys of an answer are ones that commands do not use, one
+//! question waits at a time, and what was allowed is printed after the answer.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -30,7 +30,7 @@ const MAX_ASKED: usize = 256;
 struct Questions {
     /// The entries to ask about, the current one first.
     waiting: VecDeque<String>,
-    /// What was asked about; nobody is asked twice.
+    /// What the user was asked about already.
     asked: BTreeSet<String>,
 }
 

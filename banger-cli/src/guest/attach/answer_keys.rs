@@ -59,7 +59,7 @@ impl AnswerKeys {
                     _ => None,
                 };
                 if let Some(answer) = answer {
-                    // One that nobody waits for any more is dropped.
+                    // An answer to a question that was given up is dropped.
                     let _ = self.answers.try_send(answer);
                     continue;
                 }
