@@ -254,6 +254,11 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "ListSnapshots", &()).await
     }
 
+    /// Puts a sandbox back to a snapshot of it. Returns the job.
+    pub async fn restore_snapshot(&self, vm: &ObjectPath<'_>, name: &str) -> Result<OwnedObjectPath> {
+        self.call(vm, VM_INTERFACE, "RestoreSnapshot", &(name, Options::new())).await
+    }
+
     /// Deletes a snapshot of a sandbox.
     pub async fn delete_snapshot(&self, vm: &ObjectPath<'_>, name: &str) -> Result<()> {
         self.call(vm, VM_INTERFACE, "DeleteSnapshot", &(name,)).await

@@ -166,6 +166,7 @@ mod tests {
             ("vm egress allow", &["sandbox", "hosts"]),
             ("vm fork", &["sandbox"]),
             ("vm snapshot create", &["sandbox"]),
+            ("vm snapshot restore", &["sandbox"]),
             ("vm snapshot list", &["sandbox", "columns", "sort", "format"]),
             ("vm unpublish", &["sandbox", "ports"]),
             ("vm list", &["filter", "columns", "sort", "format"]),

@@ -387,6 +387,11 @@ impl Engine {
         self.shared.inventory.snapshots_of(id)
     }
 
+    /// Starts to put a VM that is down back to a snapshot of it.
+    pub async fn restore_snapshot(&self, id: VmId, name: Name) -> Result<JobId> {
+        self.send(id, |reply| Command::RestoreSnapshot { name, reply }).await
+    }
+
     /// Deletes a snapshot of a VM.
     pub async fn delete_snapshot(&self, id: VmId, name: Name) -> Result<()> {
         self.send(id, |reply| Command::DeleteSnapshot { name, reply }).await

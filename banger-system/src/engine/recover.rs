@@ -198,7 +198,7 @@ impl Shared {
     }
 
     /// Returns the frozen layers of a VM, which only count against a quota. A failure is logged.
-    async fn frozen_layers(&self, vm: VmId) -> Vec<FrozenLayer> {
+    pub(super) async fn frozen_layers(&self, vm: VmId) -> Vec<FrozenLayer> {
         self.ports.disks.frozen(vm).await.unwrap_or_else(|error| {
             tracing::error!(%vm, error = %one_line(&error), "cannot look for the layers of a disk");
             Vec::new()

@@ -131,6 +131,7 @@ const ROWS: &[Row] = &[
     row(VM, "Fork", "", OWNED, |_| vec![1u32.into(), wrong()]),
     row(VM, "CreateSnapshot", "", OWNED, |_| vec![new_name(), wrong()]),
     row(VM, "ListSnapshots", "", OWNED, |_| vec![]),
+    row(VM, "RestoreSnapshot", "", OWNED, |_| vec![no_name(), none()]),
     row(VM, "DeleteSnapshot", "", OWNED, |_| vec![no_name()]),
     row(VM, "PublishPort", "", OWNED, |_| vec!["tcp".into(), 80u16.into(), 8080u16.into(), wrong()]),
     row(VM, "PublishPort", "port 80", OWNED, |_| vec!["tcp".into(), 80u16.into(), 80u16.into(), none()]),

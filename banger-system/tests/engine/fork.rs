@@ -6,6 +6,7 @@ use banger_domain::{
     id::{JobId, VmId},
     lifecycle::State,
     net::port::Port,
+    vm::Lifetime,
 };
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -20,12 +21,12 @@ use banger_system::{
 use crate::engine_lab::{ALICE, EngineLab, request};
 
 pub fn fork(count: u32) -> ForkVm {
-    ForkVm { count, names: Vec::new(), snapshot: None }
+    ForkVm { count, names: Vec::new(), snapshot: None, lifetime: Lifetime::Persistent }
 }
 
 fn named(names: &[&str]) -> ForkVm {
     let names: Vec<_> = names.iter().map(|name| name.parse().unwrap()).collect();
-    ForkVm { count: names.len() as u32, names, snapshot: None }
+    ForkVm { count: names.len() as u32, names, snapshot: None, lifetime: Lifetime::Persistent }
 }
 
 impl EngineLab {

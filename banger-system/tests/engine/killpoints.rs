@@ -4,7 +4,7 @@
 
 use std::{fs::File, time::Duration};
 
-use banger_domain::{egress::Egress, id::VmId};
+use banger_domain::{egress::Egress, id::VmId, vm::Lifetime};
 use banger_image::oci::{config::ConfigChange, credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -59,6 +59,8 @@ enum Operation {
     Fork,
     CreateSnapshot,
     SnapshotRunning,
+    RestoreSnapshot,
+    RestoreMemory,
     DeleteSnapshot,
     ForkSnapshot,
     DeleteWithSnapshot,
@@ -79,9 +81,13 @@ impl Operation {
             | Self::ImportImage
             | Self::ImportKernel
             | Self::DeleteImage => Before::None,
-            Self::Start | Self::Delete | Self::Resize | Self::Fork | Self::CreateSnapshot | Self::Commit => {
-                Before::Down
-            }
+            Self::Start
+            | Self::Delete
+            | Self::Resize
+            | Self::Fork
+            | Self::CreateSnapshot
+            | Self::RestoreSnapshot
+            | Self::Commit => Before::Down,
             Self::Resume => Before::Suspended,
             _ => Before::Up,
         }
@@ -127,6 +133,9 @@ impl Operation {
             Self::CreateSnapshot | Self::SnapshotRunning => {
                 engine.create_snapshot(id, "clean".parse().unwrap()).await?
             }
+            Self::RestoreSnapshot | Self::RestoreMemory => {
+                engine.restore_snapshot(id, "clean".parse().unwrap()).await?
+            }
             Self::DeleteSnapshot => return engine.delete_snapshot(id, "clean".parse().unwrap()).await,
             Self::ForkSnapshot => engine.fork_vm(id, fork(Some("clean"))).await?.1,
             Self::DeleteWithSnapshot => engine.delete_vm(id, StopMode::Forced).await?,
@@ -145,7 +154,12 @@ impl Operation {
 }
 
 fn fork(snapshot: Option<&str>) -> ForkVm {
-    ForkVm { count: 2, names: Vec::new(), snapshot: snapshot.map(|name| name.parse().unwrap()) }
+    ForkVm {
+        count: 2,
+        names: Vec::new(),
+        snapshot: snapshot.map(|name| name.parse().unwrap()),
+        lifetime: Lifetime::Persistent,
+    }
 }
 
 fn commit() -> CommitVm {
@@ -200,9 +214,16 @@ impl EngineLab {
         }
         if matches!(
             operation,
-            Operation::DeleteSnapshot | Operation::ForkSnapshot | Operation::DeleteWithSnapshot
+            Operation::DeleteSnapshot
+                | Operation::ForkSnapshot
+                | Operation::DeleteWithSnapshot
+                | Operation::RestoreSnapshot
+                | Operation::RestoreMemory
         ) {
             self.done(self.engine.create_snapshot(vm, "clean".parse().unwrap()).await.unwrap()).await;
+        }
+        if matches!(operation, Operation::RestoreMemory) {
+            self.done(self.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
         }
         if matches!(operation, Operation::Unpublish) {
             let port = "loopback/tcp/9090/90".parse().unwrap();
@@ -305,6 +326,8 @@ operations! {
     a_fork_recovers_at_every_point: Fork,
     a_snapshot_recovers_at_every_point: CreateSnapshot,
     a_snapshot_of_a_running_sandbox_recovers_at_every_point: SnapshotRunning,
+    a_restored_snapshot_recovers_at_every_point: RestoreSnapshot,
+    a_restored_snapshot_with_memory_recovers_at_every_point: RestoreMemory,
     a_deletion_of_a_snapshot_recovers_at_every_point: DeleteSnapshot,
     a_fork_of_a_snapshot_recovers_at_every_point: ForkSnapshot,
     a_deletion_with_snapshots_recovers_at_every_point: DeleteWithSnapshot,

@@ -24,7 +24,7 @@ fn clean() -> Name {
 }
 
 fn of_snapshot(name: &str, count: u32) -> ForkVm {
-    ForkVm { count, names: Vec::new(), snapshot: Some(name.parse().unwrap()) }
+    ForkVm { count, names: Vec::new(), snapshot: Some(name.parse().unwrap()), lifetime: Lifetime::Persistent }
 }
 
 impl EngineLab {
@@ -122,6 +122,95 @@ async fn a_snapshot_of_a_stopped_sandbox_has_its_disks() {
     lab.engine.pause_vm(parent).await.unwrap();
     lab.forked(parent, of_snapshot("clean", 1)).await;
     assert_eq!(lab.state(parent), State::Paused);
+}
+
+#[tokio::test]
+async fn a_sandbox_is_put_back_to_its_snapshots_as_often_as_wanted() {
+    let lab = EngineLab::new().await;
+    let vm = lab.stopped().await;
+    let restore = async |name: &str| {
+        lab.done(lab.engine.restore_snapshot(vm, name.parse().unwrap()).await.unwrap()).await;
+    };
+    lab.snapshot(vm, "clean").await;
+    let sizes = lab.sim.disk_sizes(vm);
+    lab.start(vm).await;
+    lab.snapshot(vm, "ready").await;
+    lab.stop(vm).await;
+    let (disk_size, memory) = (Some(Bytes::gib(20)), Some(Bytes::gib(2)));
+    lab.engine.configure_vm(vm, Configure { disk_size, memory, ..Configure::default() }).await.unwrap();
+    lab.engine.rename_vm(vm, "site".parse().unwrap()).await.unwrap();
+    let before = lab.sim.alive();
+    let layers_of = |name: &str| {
+        let all = lab.engine.snapshots(vm);
+        all.iter().find(|snapshot| snapshot.vm.name.as_str() == name).unwrap().frozen.clone()
+    };
+
+    // Without memory: the sizes of its disks are those of then.
+    restore("clean").await;
+    let view = lab.engine.vm(vm).unwrap();
+    assert_eq!(
+        (view.vm.state, view.frozen.clone(), lab.sim.disk_sizes(vm)),
+        (State::Stopped, layers_of("clean"), sizes)
+    );
+    assert_eq!((view.vm.spec.disk_size, view.vm.spec.memory), (Bytes::gib(8), Bytes::gib(2)));
+    assert_eq!((lab.sim.alive(), lab.engine.usage(ALICE).vms), (before, 3));
+    lab.start(vm).await;
+    assert!(lab.sim.rejuvenated(vm).is_empty());
+    lab.stop(vm).await;
+
+    // With memory: it continues with the identity that it has now.
+    for _ in 0..2 {
+        restore("ready").await;
+        let view = lab.engine.vm(vm).unwrap();
+        assert_eq!((view.vm.state, &view.frozen), (State::Suspended, &layers_of("ready")));
+        assert_eq!(view.vm.spec.memory, Bytes::gib(1));
+        lab.start(vm).await;
+        assert!(lab.continues(vm));
+        let [Some(identity)] = &lab.sim.rejuvenated(vm)[..] else { panic!("it has no identity") };
+        assert_eq!(identity.hostname, "site");
+        assert_eq!(identity.network.as_ref().unwrap().replaces, Mac::of_guest(vm).0);
+        lab.stop(vm).await;
+    }
+    assert_eq!(lab.snapshots(vm), ["clean", "ready+"]);
+    restore("ready").await;
+    let lab = lab.restart().await;
+    lab.start(vm).await;
+    assert!(lab.continues(vm), "a restart of the service loses nothing");
+}
+
+#[tokio::test]
+async fn what_cannot_be_put_back_stays_as_it_is() {
+    let lab = EngineLab::new().await;
+    let vm = lab.web().await;
+    lab.snapshot(vm, "clean").await;
+    let refused = async |expect: &str| {
+        let error = lab.engine.restore_snapshot(vm, clean()).await.unwrap_err();
+        assert_eq!(error.to_string(), expect);
+    };
+    refused("a sandbox that is running cannot be restored").await;
+    lab.engine.pause_vm(vm).await.unwrap();
+    refused("a sandbox that is paused cannot be restored").await;
+    lab.engine.unpause_vm(vm).await.unwrap();
+    lab.done(lab.engine.suspend_vm(vm).await.unwrap()).await;
+    refused("web is suspended").await;
+    lab.start(vm).await;
+    lab.stop(vm).await;
+    let missing = lab.engine.restore_snapshot(vm, "nope".parse().unwrap()).await.unwrap_err();
+    assert_eq!(missing.to_string(), "web has no snapshot nope");
+
+    // While it is put back, nothing else happens to it; a cancellation changes nothing.
+    let (before, view) = (lab.sim.alive(), lab.engine.vm(vm).unwrap());
+    lab.sim.block_workers(true);
+    let job = lab.engine.restore_snapshot(vm, clean()).await.unwrap();
+    assert_eq!((lab.engine.vm_jobs(vm), lab.snapshots(vm)), (vec![job], vec!["clean+".to_owned()]));
+    let busy = |error: Error| assert!(matches!(error, Error::BeingForked { .. }), "{error}");
+    busy(lab.engine.start_vm(vm, Start::default()).await.unwrap_err());
+    busy(lab.engine.restore_snapshot(vm, clean()).await.unwrap_err());
+    busy(lab.engine.delete_snapshot(vm, clean()).await.unwrap_err());
+    lab.engine.cancel_job(job).unwrap();
+    assert!(matches!(lab.outcome(job).await, Outcome::Canceled));
+    let after = lab.engine.vm(vm).unwrap();
+    assert_eq!((lab.sim.alive(), after.vm.state, &after.frozen), (before, view.vm.state, &view.frozen));
 }
 
 #[tokio::test]

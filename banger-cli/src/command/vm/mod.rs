@@ -15,6 +15,7 @@ pub mod exec;
 mod exec_args;
 mod fork;
 mod forward;
+mod from_snapshot;
 mod health;
 mod history;
 pub mod idle_policy;

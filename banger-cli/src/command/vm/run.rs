@@ -23,6 +23,7 @@ use super::{
     created::{about, explain, print, reminder},
     exec_args::ExecArgs,
     forward,
+    from_snapshot::SnapshotName,
     lookups::Lookups,
     loopback,
     proxy::{self, ProxyRelays},
@@ -76,6 +77,8 @@ Examples:
   banger vm workspace export web      the changes made there, as a patch
   echo hello | banger vm run --rm -- cat
   banger vm run -d --name db          a sandbox in the background
+  banger vm run --rm --from-snapshot web/clean -- make
+                                      a command in a sandbox of the snapshot clean of web
   banger vm run -d --rm . -- make     a command in the background; the sandbox is deleted at its end
 
 Exit status:
@@ -93,6 +96,9 @@ pub struct Run {
     /// Command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
+    /// Make the sandbox of this snapshot, instead of an image
+    #[arg(long, value_name = "SANDBOX/SNAPSHOT")]
+    from_snapshot: Option<SnapshotName>,
     /// Delete the sandbox at the end, even if banger is killed; with --detach, when its command ends or it stops
     #[arg(long, conflicts_with_all = ["restart", "autostart"])]
     rm: bool,
@@ -141,7 +147,8 @@ impl Run {
 
     /// Returns whether commands in the sandbox can reach the internet, directly or through the user's proxy.
     fn has_internet(&self) -> bool {
-        self.vm_args.has_egress() || self.exec.proxy()
+        // Whether a snapshot's sandbox had it is not known here.
+        self.vm_args.has_egress() || self.exec.proxy() || self.from_snapshot.is_some()
     }
 
     /// Refuses --ask if there is nobody to ask, or nothing to ask about.
@@ -150,7 +157,7 @@ impl Run {
             let stdin_is_terminal = self.exec.stdin() == attach::Stdin::Ours && io::stdin().is_terminal();
             stdin_is_terminal && io::stderr().is_terminal() && self.exec.exec(&[]).terminal.is_some()
         };
-        match (self.ask, self.vm_args.is_restricted()) {
+        match (self.ask, self.vm_args.is_restricted() || self.from_snapshot.is_some()) {
             (false, _) => Ok(()),
             (true, false) => Err(Error::Usage("--ask needs an egress policy".to_owned()).with_hint(
                 "`--egress packages` allows the package registries, and `--ask` asks about the rest.",
@@ -171,14 +178,15 @@ impl Run {
 
     /// Reads the repository's devcontainer.json, and notes what is not applied.
     fn read_devcontainer(&self, plan: &Plan, progress: &Progress) -> Result<Devcontainer> {
+        let given_image = self.vm_args.image().or(self.from_snapshot.as_ref().map(SnapshotName::sandbox));
         let wishes = Wishes {
             file: self.devcontainer.as_deref(),
-            image: self.vm_args.image(),
+            image: given_image,
             guest_path: self.workspace.given_path(),
             passed: self.exec.variables(),
         };
         let container = Devcontainer::of(plan, wishes)?;
-        container.notes(self.vm_args.image().is_some()).iter().for_each(|note| progress.note(note));
+        container.notes(given_image.is_some()).iter().for_each(|note| progress.note(note));
         Ok(container)
     }
 
@@ -193,7 +201,11 @@ impl Run {
         let bootstrap = settings.defaults.switch(Key::Bootstrap).unwrap_or(true);
         Self {
             no_bootstrap: self.no_bootstrap || !(self.bootstrap || bootstrap),
-            vm_args: self.vm_args.with(settings),
+            // A snapshot has what its sandbox had.
+            vm_args: match self.from_snapshot {
+                Some(_) => self.vm_args.clone(),
+                None => self.vm_args.with(settings),
+            },
             exec: self.exec.with(settings),
             ..self.clone()
         }
@@ -207,6 +219,9 @@ impl Run {
             return Err(share::not_detached("--detach"));
         }
         self.check_ask()?;
+        if self.from_snapshot.is_some() {
+            self.vm_args.changes()?;
+        }
         share::check(self.exec.shares()).await?;
         if self.exec.proxy() {
             // Reported before a sandbox is created.
@@ -242,13 +257,20 @@ impl Run {
         let jobs = Jobs::of(&bus);
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
         let mut listener = Signals::catch()?.listen();
-        let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
-        let vm_args = self.vm_args.or_image(container.image.as_deref());
-        let vm_args = match container.sizes() {
-            Some(sizes) => vm_args.or_sizes(sizes),
-            None => vm_args,
+        let (vm, job) = match &self.from_snapshot {
+            Some(snapshot) => {
+                snapshot.start(&self.vm_args, (&bus, &jobs), &progress, &mut listener, lifetime).await?
+            }
+            None => {
+                let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
+                let vm_args = self.vm_args.or_image(container.image.as_deref());
+                let vm_args = match container.sizes() {
+                    Some(sizes) => vm_args.or_sizes(sizes),
+                    None => vm_args,
+                };
+                vm_args.create(&bus, &jobs, &progress, &mut listener, lifetime).await?
+            }
         };
-        let (vm, job) = vm_args.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
         if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             return Err(explain(&bus, &vm, error).await);
         }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use banger_proto::bus::{
     ErrorName,
     names::VM_INTERFACE,
-    option::{create, lifetime, publish::scope, vmm},
+    option::{configure, create, lifetime, publish::scope, vmm},
     proxy::Options,
 };
 use clap::{Args, ValueEnum};
@@ -359,6 +359,36 @@ impl VmArgs {
         self.has_egress() && !self.nat()
     }
 
+    /// Returns the name that was given.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Returns how long the guest may take to become ready, in microseconds, if that was given.
+    pub fn ready_timeout(&self) -> Option<u64> {
+        let timeout = Duration::from_secs(u64::from(self.ready_timeout?)).as_micros();
+        Some(u64::try_from(timeout).unwrap_or(u64::MAX))
+    }
+
+    /// Returns what the options change in a sandbox that exists. Fails if they include what is chosen only once, for a
+    /// sandbox that boots.
+    pub fn changes(&self) -> Result<Options<'_>> {
+        let mut changes = self.options();
+        changes.remove(create::READY_TIMEOUT);
+        if self.no_nat {
+            changes.insert(configure::NAT, Variant::from(false));
+        }
+        let can_change = [configure::NAT, configure::EGRESS, configure::LABELS];
+        let is_whole = self.publish.is_empty() && self.pull.is_none() && self.timezone.is_none();
+        match is_whole && changes.keys().all(|key| can_change.contains(key)) {
+            true => Ok(changes),
+            false => Err(Error::Usage(
+                "--from-snapshot makes the sandbox as it was; only its name, labels and internet access can differ"
+                    .to_owned(),
+            )),
+        }
+    }
+
     fn options(&self) -> Options<'_> {
         let mut options: Options<'_> = self.sizes.options();
         if let Some(image) = &self.image {
@@ -385,9 +415,8 @@ impl VmArgs {
         if let Some(policy) = self.idle {
             options.extend(policy.options());
         }
-        if let Some(seconds) = self.ready_timeout {
-            let timeout = Duration::from_secs(u64::from(seconds)).as_micros();
-            options.insert(create::READY_TIMEOUT, Variant::from(u64::try_from(timeout).unwrap_or(u64::MAX)));
+        if let Some(timeout) = self.ready_timeout() {
+            options.insert(create::READY_TIMEOUT, Variant::from(timeout));
         }
         options
     }
@@ -452,6 +481,27 @@ mod tests {
         assert_eq!(vm.options(), expect);
         assert_eq!(parse("").unwrap().options(), Options::new());
         assert_eq!(parse("--disk 20G").unwrap().options(), parse("--root-size 20G").unwrap().options());
+    }
+
+    #[test]
+    fn what_a_sandbox_of_a_snapshot_can_change() {
+        let keys = |line: &str| {
+            let vm = parse(line).unwrap();
+            let mut keys: Option<Vec<_>> =
+                vm.changes().ok().map(|changes| changes.into_keys().map(str::to_owned).collect());
+            keys.iter_mut().for_each(|keys| keys.sort());
+            keys
+        };
+        let some = |keys: &[&str]| Some(keys.iter().map(ToString::to_string).collect());
+        assert_eq!(keys("--name web --ready-timeout 90"), some(&[]));
+        assert_eq!(keys("-l a=b --egress packages"), some(&["egress", "labels"]));
+        assert_eq!((keys("--nat"), keys("--no-nat")), (some(&["nat"]), some(&["nat"])));
+        for line in
+            ["--image x", "--kernel x", "--vcpu 2", "--memory 1G", "-p 80", "--pull always", "--vmm qemu"]
+        {
+            assert_eq!(keys(line), None, "{line}");
+        }
+        assert_eq!((keys("--timezone UTC"), keys("--idle off"), keys("--autostart")), (None, None, None));
     }
 
     #[test]

@@ -58,6 +58,7 @@ mod reattach;
 mod reboot;
 mod remove;
 mod restart;
+mod restore;
 mod resume;
 mod snapshot;
 mod start;
@@ -184,6 +185,10 @@ pub(super) enum Command {
         reply: Reply<(Vec<VmId>, JobId)>,
     },
     CreateSnapshot {
+        name: Name,
+        reply: Reply<JobId>,
+    },
+    RestoreSnapshot {
         name: Name,
         reply: Reply<JobId>,
     },
@@ -450,6 +455,10 @@ impl VmTask {
             }
             Command::CreateSnapshot { name, reply } => {
                 let result = self.create_snapshot(name).await;
+                answer(reply, result);
+            }
+            Command::RestoreSnapshot { name, reply } => {
+                let result = self.restore(&name).await;
                 answer(reply, result);
             }
             Command::DeleteSnapshot { name, reply } => {
