@@ -405,10 +405,10 @@ impl Methods {
         let lifetime = api.lifetime(&caller, lifetime.as_deref()).await?;
         let request = ForkVm { lifetime: lifetime.clone(), ..request };
         let (children, job) = api.engine.fork_vm(self.id, request).await?;
+        api.bind(&caller, &lifetime).await;
         for child in &children {
             export(&api, VmKind(*child)).await?;
         }
-        api.bind(&caller, &lifetime).await;
         Ok((children.into_iter().map(path::vm).collect(), api.return_job(&caller, job).await?))
     }
 

@@ -56,7 +56,7 @@ use banger_domain::{
 };
 use banger_image::record::{DefaultImage, Image, Kernel};
 use banger_proto::size::Bytes;
-use tokio::sync::{Mutex, OnceCell, oneshot};
+use tokio::sync::{Mutex, OnceCell, mpsc::error::TrySendError, oneshot};
 
 use self::{
     agent::StreamQueues,
@@ -458,8 +458,14 @@ impl Engine {
         };
         for view in self.vms().iter().filter(|view| bound(view)) {
             if let Ok(inbox) = self.shared.inventory.inbox(view.vm.id) {
-                // If the task has ended, the VM is deleted already.
-                let _ = inbox.send(Command::CallerVanished).await;
+                // If the task has ended, the VM is deleted already. One that is not there yet may have a full inbox, for
+                // which other callers do not wait.
+                match inbox.try_send(Command::CallerVanished) {
+                    Err(TrySendError::Full(command)) => {
+                        tokio::spawn(async move { drop(inbox.send(command).await) });
+                    }
+                    Ok(()) | Err(TrySendError::Closed(_)) => {}
+                }
             }
         }
     }

@@ -164,7 +164,7 @@ async fn nothing_uses_the_disks_of_a_sandbox_while_it_is_forked() {
     lab.sim.block_workers(true);
     let (_, job) = lab.engine.fork_vm(parent, fork(3)).await.unwrap();
     assert_eq!(lab.engine.vm_jobs(parent), [job]);
-    let busy = |error: Error| assert!(matches!(error, Error::BeingForked { .. }), "{error}");
+    let busy = |error: Error| assert!(matches!(error, Error::DisksBusy { .. }), "{error}");
     busy(lab.engine.start_vm(parent, Start::default()).await.unwrap_err());
     busy(lab.engine.delete_vm(parent, StopMode::Forced).await.unwrap_err());
     busy(lab.engine.fork_vm(parent, fork(1)).await.unwrap_err());

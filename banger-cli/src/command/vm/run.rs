@@ -147,8 +147,9 @@ impl Run {
 
     /// Returns whether commands in the sandbox can reach the internet, directly or through the user's proxy.
     fn has_internet(&self) -> bool {
-        // Whether a snapshot's sandbox had it is not known here.
-        self.vm_args.has_egress() || self.exec.proxy() || self.from_snapshot.is_some()
+        // What the sandbox of a snapshot had is not known here.
+        let may_have = self.from_snapshot.is_some() && !self.vm_args.chooses_egress();
+        self.vm_args.has_egress() || self.exec.proxy() || may_have
     }
 
     /// Refuses --ask if there is nobody to ask, or nothing to ask about.
@@ -157,7 +158,8 @@ impl Run {
             let stdin_is_terminal = self.exec.stdin() == attach::Stdin::Ours && io::stdin().is_terminal();
             stdin_is_terminal && io::stderr().is_terminal() && self.exec.exec(&[]).terminal.is_some()
         };
-        match (self.ask, self.vm_args.is_restricted() || self.from_snapshot.is_some()) {
+        let may_be_restricted = self.from_snapshot.is_some() && !self.vm_args.chooses_egress();
+        match (self.ask, self.vm_args.is_restricted() || may_be_restricted) {
             (false, _) => Ok(()),
             (true, false) => Err(Error::Usage("--ask needs an egress policy".to_owned()).with_hint(
                 "`--egress packages` allows the package registries, and `--ask` asks about the rest.",
@@ -257,9 +259,9 @@ impl Run {
         let jobs = Jobs::of(&bus);
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
         let mut listener = Signals::catch()?.listen();
-        let (vm, job) = match &self.from_snapshot {
+        let vm = match &self.from_snapshot {
             Some(snapshot) => {
-                snapshot.start(&self.vm_args, (&bus, &jobs), &progress, &mut listener, lifetime).await?
+                snapshot.start(&self.vm_args, &bus, &jobs, &progress, &mut listener, self.rm).await?
             }
             None => {
                 let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
@@ -268,12 +270,13 @@ impl Run {
                     Some(sizes) => vm_args.or_sizes(sizes),
                     None => vm_args,
                 };
-                vm_args.create(&bus, &jobs, &progress, &mut listener, lifetime).await?
+                let (vm, job) = vm_args.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
+                if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
+                    return Err(explain(&bus, &vm, error).await);
+                }
+                vm
             }
         };
-        if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
-            return Err(explain(&bus, &vm, error).await);
-        }
         let proxies = ProxyRelays::default();
         let mut sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress, proxies };
         if let Err(error) = sandbox.equip(self, settings, &mut listener).await {

@@ -354,6 +354,11 @@ impl VmArgs {
         self.nat || !(self.egress.is_empty() || self.egress == ["none"])
     }
 
+    /// Returns whether the options say what the sandbox reaches beyond the host.
+    pub fn chooses_egress(&self) -> bool {
+        self.nat || self.no_nat || !self.egress.is_empty()
+    }
+
     /// Returns whether the sandbox reaches only what a policy lists.
     pub fn is_restricted(&self) -> bool {
         self.has_egress() && !self.nat()
@@ -379,7 +384,10 @@ impl VmArgs {
             changes.insert(configure::NAT, Variant::from(false));
         }
         let can_change = [configure::NAT, configure::EGRESS, configure::LABELS];
-        let is_whole = self.publish.is_empty() && self.pull.is_none() && self.timezone.is_none();
+        let is_whole = self.publish.is_empty()
+            && self.pull.is_none()
+            && self.timezone.is_none()
+            && self.profile.is_none();
         match is_whole && changes.keys().all(|key| can_change.contains(key)) {
             true => Ok(changes),
             false => Err(Error::Usage(
@@ -501,6 +509,7 @@ mod tests {
         {
             assert_eq!(keys(line), None, "{line}");
         }
+        assert_eq!(keys("--profile work"), None);
         assert_eq!((keys("--timezone UTC"), keys("--idle off"), keys("--autostart")), (None, None, None));
     }
 

@@ -39,6 +39,7 @@ use crate::{
         job::{JobHandle, Stages},
         lease::{Lease, not_released},
         now,
+        queue::Ticket,
         request::ForkVm,
         view::{JobKind, Object, VmView},
     },
@@ -182,7 +183,7 @@ impl VmTask {
     /// Refuses what would end or stop a guest that is being captured, or change disks that are being forked.
     pub(super) fn require_not_forked(&self) -> Result<()> {
         match self.forking {
-            Some(_) => Err(Error::BeingForked { name: self.vm.name.to_string() }),
+            Some(_) => Err(Error::DisksBusy { name: self.vm.name.to_string() }),
             None => Ok(()),
         }
     }
@@ -336,11 +337,7 @@ async fn make_all(
     // A fork that fails later has frozen them, too.
     *layers = Some(disks.frozen(parent.id).await?);
     let captured = frozen?;
-    // Whole disks are copied.
-    let worker = match layers.as_ref().is_none_or(Vec::is_empty) {
-        true => Some(job.acquire_worker().await?),
-        false => None,
-    };
+    let worker = worker_for_copies(job, layers.as_deref().unwrap_or_default()).await?;
     make_disks(shared, job, parent, children, state).await?;
     drop(worker);
     if let Some(captured) = captured {
@@ -354,7 +351,16 @@ async fn make_all(
     Ok(())
 }
 
-async fn make_disks(
+/// Waits for a worker, if disks with these layers are copied: whole ones are.
+pub(super) async fn worker_for_copies(job: &JobHandle, layers: &[FrozenLayer]) -> Result<Option<Ticket>> {
+    match layers.is_empty() {
+        true => job.acquire_worker().await.map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Gives each child disks of its own, made of those of the parent. Fails with [`Error::Canceled`] once the job is cancelled.
+pub(super) async fn make_disks(
     shared: &Shared,
     job: &JobHandle,
     parent: &Vm,

@@ -36,7 +36,10 @@ use std::{
 use banger_domain::{id::VmId, limits::Disk, resource::Paths};
 use banger_image::qcow2;
 use banger_proto::size::Bytes;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 use super::{partial::Partial, sparse};
 use crate::ports::{
@@ -262,10 +265,22 @@ pub(super) fn exchange(paths: &Paths, vm: VmId, with: VmId) -> Result<()> {
     }
     sync(&paths.vm_dir(with))?;
     let (one, other) = (paths.vm_dir(vm), paths.vm_dir(with));
-    let swapped = renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE);
-    swapped
-        .map_err(|error| Error::os(format!("exchange {} and {}", one.display(), other.display()), error))?;
-    sync(&paths.vms())
+    match renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE) {
+        Ok(()) => {}
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            let message =
+                format!("the file system of {} cannot exchange two directories", paths.vms().display());
+            return Err(Error::Unsupported { message });
+        }
+        Err(error) => {
+            return Err(Error::os(format!("exchange {} and {}", one.display(), other.display()), error));
+        }
+    }
+    // They are exchanged. Storage that cannot be written to fails with what is written next.
+    if let Err(error) = sync(&paths.vms()) {
+        tracing::error!(%vm, %error, "exchanged disks are not on the storage yet");
+    }
+    Ok(())
 }
 
 /// Empties the layers that a child writes to. Their headers stay valid at each step, and the files the same ones.

@@ -1,15 +1,11 @@
 //! `banger vm snapshot restore`.
 
-use banger_proto::bus::{
-    ErrorName,
-    option::{snapshot as key, stop},
-    proxy::Options,
-};
+use banger_proto::bus::{ErrorName, option::stop, proxy::Options};
 use clap::Args;
-use zbus::{ObjectPath, Variant};
+use zbus::Variant;
 
 use crate::{
-    client::{bus::Bus, job::Jobs, object::Object, service::Kind},
+    client::{bus::Bus, job::Jobs, service::Kind},
     error::{Error, Result},
     ui::{
         progress::{Progress, ProgressArgs},
@@ -20,8 +16,8 @@ use crate::{
 /// Put a sandbox back to a snapshot
 ///
 /// The sandbox gets the disks of the snapshot. What it has written since is lost, unless you create another snapshot
-/// first. If the snapshot has memory, the next start continues its programs. The sandbox keeps its name, its addresses and
-/// its other settings, and its snapshots stay.
+/// first. If the snapshot has memory, the next start continues its programs. The sandbox keeps its name, addresses, disk
+/// sizes and other settings, and its snapshots stay.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -51,27 +47,26 @@ impl Restore {
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(about)?;
         let jobs = Jobs::of(&bus);
         let mut listener = Signals::catch()?.listen();
-        if self.force {
-            // A sandbox must not be ended for a snapshot that it does not have.
-            self.require_snapshot(&bus, &vm).await?;
-            let options = Options::from([(stop::FORCE, Variant::from(true))]);
-            let job = bus.change_vm(&vm, "Stop", &options).await.map_err(about)?;
-            jobs.finish(&bus, &job, progress.track(None), &mut listener).await.map_err(about)?;
-        }
         // A signal from here on cancels the job.
-        let job = bus.restore_snapshot(&vm, &self.snapshot).await.map_err(about)?;
+        let job = match bus.restore_snapshot(&vm, &self.snapshot).await {
+            // The service looks at the state last: nothing else is in the way.
+            Err(error) if self.force && is_up(&error) => {
+                let options = Options::from([(stop::FORCE, Variant::from(true))]);
+                let job = bus.change_vm(&vm, "Stop", &options).await.map_err(about)?;
+                jobs.finish(&bus, &job, progress.track(None), &mut listener).await.map_err(about)?;
+                bus.restore_snapshot(&vm, &self.snapshot).await
+            }
+            job => job,
+        };
+        let job = job.map_err(about)?;
         jobs.finish(&bus, &job, progress.track(None), &mut listener).await.map_err(about)?;
         Ok(0)
     }
+}
 
-    async fn require_snapshot(&self, bus: &Bus, vm: &ObjectPath<'_>) -> Result<()> {
-        let mut all = bus.list_snapshots(vm).await?.into_iter().map(Object::new);
-        if all.any(|snapshot| snapshot.text(key::NAME) == self.snapshot) {
-            return Ok(());
-        }
-        let message = format!("{} has no snapshot {}", self.sandbox, self.snapshot);
-        Err(hint(Error::Service { name: ErrorName::NoSuchSnapshot, message }).about(&self.sandbox))
-    }
+/// Returns whether a sandbox cannot be restored only because it runs or is suspended.
+fn is_up(error: &Error) -> bool {
+    matches!(error.name(), Some(ErrorName::InvalidState | ErrorName::Suspended | ErrorName::Paused))
 }
 
 /// Adds a hint for a sandbox that is not down.
