@@ -29,6 +29,7 @@ mod recipe;
 mod refusals;
 mod registry;
 mod restart;
+mod sdk;
 mod sessions;
 mod settings;
 mod ssh;
@@ -89,6 +90,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     refusals::CHECKS,
     registry::CHECKS,
     restart::CHECKS,
+    sdk::CHECKS,
     sessions::CHECKS,
     settings::CHECKS,
     ssh::CHECKS,
