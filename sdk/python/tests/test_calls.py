@@ -18,6 +18,7 @@ from typing import Any
 import banger
 from banger import AsyncBanger, AsyncSandbox, Banger, Sandbox
 from banger import _async_client, _client
+from banger._codes import BY_CODE
 from banger._async_process import AsyncInput
 from banger._process import Input, check_version
 
@@ -186,6 +187,11 @@ class Arguments(Case):
 
 
 class Errors(Case):
+    def test_all_classes_are_in_the_package(self) -> None:
+        expect = {kind.__name__ for kind in BY_CODE.values()}
+        self.assertLess(expect, set(banger.__all__))
+        self.assertTrue(all(issubclass(getattr(banger, name), banger.BangerError) for name in expect))
+
     def test_each_code_has_a_class(self) -> None:
         for code, kind in [
             ("dev.banger.Error.NoSuchVM", banger.NoSuchVMError),

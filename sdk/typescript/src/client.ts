@@ -108,6 +108,9 @@ export class Banger {
   }
 }
 
+/** The client of sandboxes without one of their own. */
+const DEFAULT = new Banger();
+
 /** A sandbox. With `await using`, it is deleted at the end of the block. */
 export class Sandbox {
   /** What banger printed last about it; `show` reads it again. */
@@ -134,7 +137,7 @@ export class Sandbox {
   static create(
     options: CreateOptions & CallOptions & { workspace?: string; client?: Banger } = {},
   ): Promise<Sandbox> {
-    return (options.client ?? new Banger()).create(options);
+    return (options.client ?? DEFAULT).create(options);
   }
 
   /** Creates a sandbox, passes it to a function, and deletes it when that has ended. */
@@ -152,7 +155,7 @@ export class Sandbox {
 
   /** Returns the sandbox with this name, id or id prefix. */
   static get(reference: string, options: CallOptions & { client?: Banger } = {}): Promise<Sandbox> {
-    return (options.client ?? new Banger()).get(reference, options);
+    return (options.client ?? DEFAULT).get(reference, options);
   }
 
   /** Returns the sandboxes that match, running or not. */
@@ -163,7 +166,7 @@ export class Sandbox {
       labels?: Readonly<Record<string, string>>;
     } = {},
   ): Promise<Sandbox[]> {
-    return (options.client ?? new Banger()).list(options);
+    return (options.client ?? DEFAULT).list(options);
   }
 
   /** Its id, which never changes. */

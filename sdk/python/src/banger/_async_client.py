@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 
 from . import _calls as calls
@@ -124,6 +124,10 @@ class AsyncBanger:
         return AsyncEventStream(self._runner, calls.events(all_users), None)
 
 
+#: The client of sandboxes without one of their own.
+DEFAULT = AsyncBanger()
+
+
 class AsyncSandbox:
     """A sandbox. As a context manager, it is deleted at the end."""
 
@@ -165,7 +169,7 @@ class AsyncSandbox:
         workspace: HostPath | None = None,
     ) -> AsyncSandbox:
         """Creates a sandbox and starts it: see ``AsyncBanger.create``."""
-        return await (client or AsyncBanger()).create(
+        return await (client or DEFAULT).create(
             name=name,
             image=image,
             pull=pull,
@@ -193,14 +197,14 @@ class AsyncSandbox:
     @staticmethod
     async def get(reference: str, *, client: AsyncBanger | None = None) -> AsyncSandbox:
         """Returns the sandbox with this name, id or id prefix."""
-        return await (client or AsyncBanger()).get(reference)
+        return await (client or DEFAULT).get(reference)
 
     @staticmethod
     async def list(
         *, client: AsyncBanger | None = None, filters: Sequence[str] = (), labels: Mapping[str, str] | None = None
     ) -> builtins.list[AsyncSandbox]:
         """Returns the sandboxes that match, running or not."""
-        return await (client or AsyncBanger()).list(filters=filters, labels=labels)
+        return await (client or DEFAULT).list(filters=filters, labels=labels)
 
     @property
     def id(self) -> str:

@@ -125,6 +125,10 @@ class Banger:
         return EventStream(self._runner, calls.events(all_users), None)
 
 
+#: The client of sandboxes without one of their own.
+DEFAULT = Banger()
+
+
 class Sandbox:
     """A sandbox. As a context manager, it is deleted at the end."""
 
@@ -166,7 +170,7 @@ class Sandbox:
         workspace: HostPath | None = None,
     ) -> Sandbox:
         """Creates a sandbox and starts it: see ``Banger.create``."""
-        return (client or Banger()).create(
+        return (client or DEFAULT).create(
             name=name,
             image=image,
             pull=pull,
@@ -194,14 +198,14 @@ class Sandbox:
     @staticmethod
     def get(reference: str, *, client: Banger | None = None) -> Sandbox:
         """Returns the sandbox with this name, id or id prefix."""
-        return (client or Banger()).get(reference)
+        return (client or DEFAULT).get(reference)
 
     @staticmethod
     def list(
         *, client: Banger | None = None, filters: Sequence[str] = (), labels: Mapping[str, str] | None = None
     ) -> builtins.list[Sandbox]:
         """Returns the sandboxes that match, running or not."""
-        return (client or Banger()).list(filters=filters, labels=labels)
+        return (client or DEFAULT).list(filters=filters, labels=labels)
 
     @property
     def id(self) -> str:
