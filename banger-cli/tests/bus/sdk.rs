@@ -208,11 +208,15 @@ fn the_typescript_of_the_page_about_sdks_runs() {
     let (host, real) = (Host::new(), host_with_image());
     let options =
         ["--module", "NodeNext", "--target", "ES2022", "--strict", "--types", "node", "--lib", "ES2022"];
-    for (number, block) in documented("typescript").into_iter().enumerate() {
-        let name = format!("block{number}.mts");
-        fs::write(compiled.user().join(&name), &block).unwrap();
-        passes(&compiled.tsc(&compiled.user(), &[&options[..], &[&name]].concat()));
-        let host = if is_for_real_service(&block) { real.as_ref() } else { Some(&host) };
+    let blocks = documented("typescript");
+    let names: Vec<String> = (0..blocks.len()).map(|number| format!("block{number}.mts")).collect();
+    for (name, block) in names.iter().zip(&blocks) {
+        fs::write(compiled.user().join(name), block).unwrap();
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    passes(&compiled.tsc(&compiled.user(), &[&options[..], &names].concat()));
+    for (number, block) in blocks.iter().enumerate() {
+        let host = if is_for_real_service(block) { real.as_ref() } else { Some(&host) };
         let Some(host) = host else { continue };
         let mut program = Command::new("node");
         program.arg(compiled.user().join(format!("block{number}.mjs")));

@@ -14,7 +14,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-pub use self::pack::pack;
+pub use self::pack::{check_tools, pack};
 use crate::run::{repository, say};
 
 /// The first line of each file, after the characters of a comment.

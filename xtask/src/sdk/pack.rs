@@ -18,11 +18,17 @@ use crate::{
 /// Files of the repository that each package has.
 const LICENSES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 
+/// Checks that the tools for packing could be installed.
+pub fn check_tools(tools: &Path) -> Result<()> {
+    for tool in ["bin/hatchling", "node_modules/typescript"] {
+        ensure!(tools.join(tool).exists(), "there is no {tool}: PyPI or npm cannot be reached");
+    }
+    Ok(())
+}
+
 /// Packs both SDKs with these tools into a directory, and returns the files.
 pub fn pack(tools: &Path, directory: &Path) -> Result<Vec<PathBuf>> {
-    for tool in ["bin/hatchling", "node_modules/typescript"] {
-        ensure!(tools.join(tool).exists(), "there is no {}: PyPI or npm cannot be reached", tool);
-    }
+    check_tools(tools)?;
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     python(tools, directory)?;
     typescript(tools, directory)?;
