@@ -49,4 +49,10 @@ while (!(await Sandbox.list()).some((one) => one.name === "cancelled")) {
   await new Promise((resolve) => setTimeout(resolve, 100));
 }
 controller.abort();
-await creation.catch(async (error) => console.log(error.name === "AbortError" ? "cancelled" : String(error), (await Sandbox.list()).length));
+await creation.catch(async (error) => {
+  // The service deletes it by itself.
+  while ((await Sandbox.list()).length > 0) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  console.log(error.name === "AbortError" ? "cancelled, nothing left" : String(error));
+});

@@ -56,7 +56,10 @@ async def cancelled():
     try:
         await task
     except asyncio.CancelledError:
-        print("cancelled", len(await AsyncSandbox.list()))
+        # The service deletes it by itself.
+        while await AsyncSandbox.list():
+            await asyncio.sleep(0.1)
+        print("cancelled, nothing left")
 
 
 asyncio.run(cancelled())

@@ -34,7 +34,7 @@ const EXPECTED: [&str; 13] = [
     "suspended resumed",
     "fork kept True",
     "gone dev.banger.Error.NoSuchVM",
-    "cancelled 0",
+    "cancelled, nothing left",
 ];
 
 fn python(host: &Host) -> Result<()> {
