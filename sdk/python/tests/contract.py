@@ -198,7 +198,8 @@ def follow(client: Banger, web: Sandbox) -> None:
     def change() -> None:
         # The first signal may be missed before the subscription is active.
         while not is_seen.is_set():
-            web.rename("site" if web.name == "web" else "web")
+            web.pause()
+            web.unpause()
 
     changes = threading.Thread(target=change)
     changes.start()
@@ -206,6 +207,8 @@ def follow(client: Banger, web: Sandbox) -> None:
         event = next(iter(events))
         is_seen.set()
         assert event["interface"] and event["path"].startswith("/"), event
+    web.rename("site")
+    assert web.name == web.show()["name"] == "site"
     changes.join()
 
 

@@ -149,8 +149,9 @@ async function withService() {
     // The first signal may be missed before the subscription is active.
     let isSeen = false;
     const changes = (async () => {
-      for (let times = 0; !isSeen; times += 1) {
-        await web.rename(times % 2 === 0 ? "site" : "web");
+      while (!isSeen) {
+        await web.pause();
+        await web.unpause();
       }
     })();
     for await (const event of client.events()) {
@@ -159,6 +160,8 @@ async function withService() {
       break;
     }
     await changes;
+    await web.rename("site");
+    assert.equal((await web.show()).name, "site");
     await Promise.all(forks.map((fork) => fork.delete()));
     await web.deleteSnapshot("clean");
     await fails(banger.NoSuchSnapshotError, web.deleteSnapshot("clean"));
