@@ -1,12 +1,19 @@
 //! The command line.
 
-use std::{env, ffi::OsString, process};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    process,
+};
 
 use clap::{Command as Parser, CommandFactory, FromArgMatches};
 
 use crate::{
     command::{Command, habits},
-    error::FAILURE,
+    error::{Error, FAILURE, Result},
+    error_file,
 };
 
 /// Sandboxes with a kernel of their own, in one command
@@ -33,6 +40,9 @@ Exit status:
   `run` and `exec` exit with the status of the command; see their help."
 )]
 pub struct Cli {
+    /// Also write errors to this file, a JSON object on each line; the first option on the command line
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    error_file: Option<PathBuf>,
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
@@ -103,7 +113,31 @@ pub fn try_parse(line: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::
 
 /// Parses the command line of this process. Ends the process if it is invalid, or if it asks for help.
 pub fn parse() -> Cli {
+    if let Err(error) = open_error_file(env::args_os().skip(1)) {
+        error.print(None);
+        process::exit(FAILURE.into())
+    }
     try_parse(env::args_os()).unwrap_or_else(|wrong| end(&wrong))
+}
+
+/// Opens the file of `--error-file`, before anything else can be wrong with the command line.
+fn open_error_file(mut words: impl Iterator<Item = OsString>) -> Result<()> {
+    match error_file(&mut words) {
+        Some(path) => error_file::open(&path),
+        None => Ok(()),
+    }
+}
+
+/// Returns the file of `--error-file`.
+fn error_file(words: &mut impl Iterator<Item = OsString>) -> Option<PathBuf> {
+    let first = words.next()?;
+    match first.to_str() {
+        Some("--error-file") => words.next().map(PathBuf::from),
+        _ => {
+            let path = first.as_bytes().strip_prefix(b"--error-file=")?;
+            Some(OsStr::from_bytes(path).into())
+        }
+    }
 }
 
 /// Returns the command line of this process, as text for messages.
@@ -118,7 +152,14 @@ fn end(wrong: &clap::Error) -> ! {
             error.print(None);
             process::exit(error.status(FAILURE).into())
         }
-        None => wrong.exit(),
+        None => {
+            if wrong.use_stderr() {
+                let text = wrong.to_string();
+                let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                error_file::add(&Error::Arguments(what.to_owned()), None);
+            }
+            wrong.exit()
+        }
     }
 }
 
@@ -155,6 +196,21 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn the_file_of_errors_is_known_before_the_rest_is_parsed() {
+        for (line, expect) in [
+            (&["--error-file", "/f", "--wrong"][..], Some("/f")),
+            (&["--error-file=/f", "ps"], Some("/f")),
+            (&["--error-file"], None),
+            (&["ps", "--error-file", "/f"], None),
+            (&["exec", "web", "--", "x", "--error-file=/f"], None),
+            (&[], None),
+        ] {
+            let found = error_file(&mut line.iter().map(OsString::from));
+            assert_eq!(found.as_deref(), expect.map(std::path::Path::new), "{line:?}");
+        }
     }
 
     /// Returns the names of the verbs that people see.

@@ -2,10 +2,15 @@
 
 use std::{error::Error as _, io};
 
-use banger_proto::{bus::ErrorName, causes::without_codes, guest::Failure};
+use banger_proto::{
+    bus::ErrorName,
+    causes::without_codes,
+    guest::{Failure, FailureKind},
+};
 use zbus::{DBusError, fdo};
 
 use crate::{
+    error_file,
     guest::attach,
     ui::{hint, sanitize},
 };
@@ -78,7 +83,7 @@ pub enum Error {
     /// It is not possible in the current state.
     #[error("{0}")]
     Refused(String),
-    /// The arguments of a call of a coding agent are invalid.
+    /// The arguments are invalid: those of a call of a coding agent, or those that the parser refuses.
     #[error("{0}")]
     Arguments(String),
     /// The options of this process forbid it.
@@ -179,6 +184,24 @@ impl Error {
         }
     }
 
+    /// Returns the code of the error for programs: its name on the bus, or one of the client.
+    pub fn code(&self) -> &str {
+        match self.bare() {
+            Self::Service { name, .. } => name.as_str(),
+            Self::Foreign { name, .. } => name,
+            Self::Guest(failure) => code_of_guest(failure.kind),
+            Self::NoBus(_) | Self::NoService { .. } | Self::Bus(_) => "service-unavailable",
+            Self::ServiceEnded => "service-ended",
+            Self::OtherVersion { .. } => "other-version",
+            Self::Attach(_) => "connection-lost",
+            Self::Io { .. } => "io",
+            Self::Refused(_) | Self::WithHint { .. } => "refused",
+            Self::NotAllowed(_) => "not-allowed",
+            Self::Arguments(_) | Self::Usage(_) => "invalid-arguments",
+            Self::Interrupted { .. } | Self::Detached { .. } => "cancelled",
+        }
+    }
+
     /// Returns the exit status; `own` unless the error has one of its own.
     pub fn status(&self, own: u8) -> u8 {
         match self {
@@ -235,6 +258,7 @@ impl Error {
         if self.is_broken_pipe() {
             return;
         }
+        error_file::add(self, about);
         // If standard error fails, there is nowhere to report it.
         let _ = io::Write::write_all(&mut io::stderr(), self.text(about).as_bytes());
     }
@@ -303,6 +327,19 @@ impl From<zbus::Error> for Error {
     }
 }
 
+fn code_of_guest(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::NotFound => "guest.not-found",
+        FailureKind::NotPermitted => "guest.not-permitted",
+        FailureKind::BadRequest => "guest.bad-request",
+        FailureKind::Reset => "guest.reset",
+        FailureKind::AlreadyExists => "guest.already-exists",
+        FailureKind::NoDirectory => "guest.no-directory",
+        FailureKind::NoSpace => "guest.no-space",
+        FailureKind::Other => "guest.other",
+    }
+}
+
 /// Returns one line that ends with a full stop. Parts of it may come from a guest.
 fn sentence(text: &str) -> String {
     let line = sanitize::line(text);
@@ -313,8 +350,6 @@ fn sentence(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use banger_proto::guest::FailureKind;
-
     use super::*;
 
     fn check(name: &str, message: &str, expect: &str) {

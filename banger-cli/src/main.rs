@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod command;
 mod error;
+mod error_file;
 mod guest;
 mod mcp;
 mod share;

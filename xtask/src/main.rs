@@ -16,6 +16,7 @@ mod killpoints;
 mod packages;
 mod picture;
 mod run;
+mod sdk;
 mod test;
 mod testhost;
 mod tidy;
@@ -57,6 +58,8 @@ enum Task {
     Killpoints(killpoints::Arguments),
     /// Fuzz the parsers with hostile bytes
     Fuzz(test::fuzz::Arguments),
+    /// Write the types and errors of the SDKs from the schemas
+    Sdk,
     /// Record the types of all SQL queries in .sqlx
     Sqlx(build::sqlx::Args),
     /// Check the links and the commands in documents
@@ -117,6 +120,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Docs(arguments) => docs::check(&arguments)?,
         Task::Fuzz(arguments) => test::fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => build::sqlx::run(&arguments)?,
+        Task::Sdk => sdk::run()?,
         Task::Tidy => tidy::run()?,
         Task::Picture(arguments) => picture::run(&arguments)?,
     }

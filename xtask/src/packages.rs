@@ -67,6 +67,12 @@ const DESKTOP: &[&str] = &["gjs", "python3-dbus-fast", "cockpit-ws", "cockpit-sy
 /// The official client of MCP for Python, and its version.
 const MCP_CLIENT: &str = "mcp==2.3.0";
 
+/// What checks and compiles the SDKs: from PyPI, and from npm.
+const SDK_PYTHON: &[&str] = &["mypy==2.4.1", "build==1.6.1", "hatchling==1.33.0"];
+const SDK_NODE: &[&str] = &["typescript@5.9.3", "@types/node@18.19.130"];
+/// The oldest Node.js that runs the SDK.
+const NODE: u32 = 18;
+
 /// What reads the scripts of this repository in `cargo xtask tidy`.
 const LINTERS: &[&str] = &["shellcheck", "pyflakes3"];
 
@@ -102,6 +108,36 @@ pub fn mcp_client() -> Result<Option<PathBuf>> {
         let _ = run(Command::new(&python).args(["-m", "pip", "install", "--quiet", MCP_CLIENT]));
     }
     Ok(has_client().then_some(python))
+}
+
+/// Installs what checks and compiles the SDKs. Returns its directory; what cannot be installed is missing there, which the
+/// tests that need it then report.
+pub fn sdk_tools() -> Result<PathBuf> {
+    if !has_node() {
+        install(&["nodejs", "npm"])?;
+    }
+    let tools = cache().join(format!("sdk-{}", [SDK_PYTHON, SDK_NODE].concat().join("-").replace('/', "-")));
+    let python = tools.join("bin/python");
+    if !tools.join("bin/mypy").exists() {
+        say("installing mypy and hatchling");
+        run(Command::new("python3").args(["-m", "venv"]).arg(&tools))?;
+        // Without a network, only its tests are skipped.
+        let _ = run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(SDK_PYTHON));
+    }
+    if !tools.join("node_modules/typescript").exists() {
+        say("installing TypeScript");
+        let options =
+            ["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"];
+        let _ = run(Command::new("npm").args(options).arg("--prefix").arg(&tools).args(SDK_NODE));
+    }
+    Ok(tools)
+}
+
+/// Returns whether there is a Node.js that is new enough.
+fn has_node() -> bool {
+    let version = output(&mut command("node", ["--version"])).unwrap_or_default();
+    let major = version.trim_start_matches('v').split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.is_some_and(|major| major >= NODE) && command("npm", ["--version"]).output().is_ok()
 }
 
 /// Installs the linters that are missing.

@@ -6,5 +6,6 @@
 
 pub mod agent;
 pub mod attach;
+pub mod files;
 pub mod relay;
 pub mod terminfo;

@@ -1,13 +1,8 @@
 //! Errors as an agent gets them: a code, what happened and why, and what to do about it.
 
-use banger_proto::guest::FailureKind;
 use rmcp::model::CallToolResult;
-use serde_json::json;
 
 use crate::error::Error;
-
-/// Code of an error about invalid arguments.
-const INVALID_ARGUMENTS: &str = "invalid-arguments";
 
 /// Returns the error for something that the options of the server forbid.
 pub fn not_allowed(what: impl Into<String>) -> Error {
@@ -21,43 +16,7 @@ pub fn invalid(what: impl Into<String>) -> Error {
 
 /// Returns the result of a call that failed.
 pub fn result(error: &Error) -> CallToolResult {
-    CallToolResult::structured_error(json!({
-        "code": code(error),
-        "message": error.sentence(),
-        "causes": error.causes(),
-        "remedy": error.hint(),
-    }))
-}
-
-/// Returns the code of an error: its name on the bus, or one of the client.
-pub fn code(error: &Error) -> &str {
-    match error.bare() {
-        Error::Service { name, .. } => name.as_str(),
-        Error::Foreign { name, .. } => name,
-        Error::Guest(failure) => of_guest(failure.kind),
-        Error::NoBus(_) | Error::NoService { .. } | Error::Bus(_) => "service-unavailable",
-        Error::ServiceEnded => "service-ended",
-        Error::OtherVersion { .. } => "other-version",
-        Error::Attach(_) => "connection-lost",
-        Error::Io { .. } => "io",
-        Error::Refused(_) | Error::WithHint { .. } => "refused",
-        Error::NotAllowed(_) => "not-allowed",
-        Error::Arguments(_) | Error::Usage { .. } => INVALID_ARGUMENTS,
-        Error::Interrupted { .. } | Error::Detached { .. } => "cancelled",
-    }
-}
-
-fn of_guest(kind: FailureKind) -> &'static str {
-    match kind {
-        FailureKind::NotFound => "guest.not-found",
-        FailureKind::NotPermitted => "guest.not-permitted",
-        FailureKind::BadRequest => "guest.bad-request",
-        FailureKind::Reset => "guest.reset",
-        FailureKind::AlreadyExists => "guest.already-exists",
-        FailureKind::NoDirectory => "guest.no-directory",
-        FailureKind::NoSpace => "guest.no-space",
-        FailureKind::Other => "guest.other",
-    }
+    CallToolResult::structured_error(error.json())
 }
 
 #[cfg(test)]
@@ -65,7 +24,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::io;
 
-    use banger_proto::guest::Failure;
+    use banger_proto::guest::{Failure, FailureKind};
+    use serde_json::json;
 
     use super::*;
 
@@ -103,8 +63,8 @@ mod tests {
             crate::guest::agent::protocol_error(),
         ];
         for error in of_guest.iter().chain(&others) {
-            assert!(page.contains(&format!("`{}`", code(error))), "{}", code(error));
+            assert!(page.contains(&format!("`{}`", error.code())), "{}", error.code());
         }
-        assert_eq!(code(&Error::named("com.example.Odd", "x")), "com.example.Odd");
+        assert_eq!(Error::named("com.example.Odd", "x").code(), "com.example.Odd");
     }
 }

@@ -51,6 +51,7 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm delete", Form::Array, of!("outcome")),
     ("vm egress", Form::One, of!("egress")),
     ("vm exec", Form::One, of!("detached")),
+    ("vm files", Form::Array, of!("file")),
     ("vm fork", Form::Array, of!("outcome")),
     ("vm forward", Form::Array, of!("forward")),
     ("vm health", Form::Array, of!("health")),

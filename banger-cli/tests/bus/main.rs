@@ -13,6 +13,7 @@ mod interrupts;
 mod mcp;
 mod real;
 mod schemas;
+mod sdk;
 mod service;
 mod sessions;
 mod settings;

@@ -175,6 +175,7 @@ fn of_the_sandbox(checked: &mut Checked) {
         ("vm workspace fetch", &["-q", "box"]),
         ("vm workspace sync", &["-q", "box"]),
         ("vm ports", &["box", "nope"]),
+        ("vm files", &["--recursive", "box", guest]),
         ("vm health", &["box", "nope"]),
         ("vm ping", &["-c", "2", "box"]),
         ("vm stats", &["box"]),

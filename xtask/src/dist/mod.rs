@@ -27,7 +27,9 @@ use self::contents::Common;
 pub use self::contents::VERSION;
 use crate::{
     build::{self, Programs},
+    packages,
     run::{cache, command, output, repository, say},
+    sdk,
 };
 
 /// Who maintains the packages. The project has no mail address.
@@ -60,6 +62,8 @@ enum What {
     Rpm,
     /// Both, with the bill of materials
     All,
+    /// The SDKs: a wheel and an archive of sources for Python, and a package for npm
+    Sdk,
 }
 
 /// How the content of packages is compressed.
@@ -73,6 +77,9 @@ pub enum Compression {
 
 /// Builds the packages, and prints their paths.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.what == What::Sdk {
+        return pack_sdks(arguments.check);
+    }
     let programs = match &arguments.programs {
         Some(directory) => Programs { directory: directory.clone(), agent: directory.join("banger-agent") },
         None => build::release()?,
@@ -96,11 +103,36 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Packs the SDKs, and prints the paths of the packages.
+fn pack_sdks(check: bool) -> Result<()> {
+    let tools = packages::sdk_tools()?;
+    let pack = |name: &str| {
+        let directory = cache().join(name);
+        clear(&directory)?;
+        sdk::pack(&tools, &directory)
+    };
+    let packed = pack("dist-sdk")?;
+    if check {
+        check::are_the_same(&packed, &pack("dist-sdk-again")?)?;
+        clear(&cache().join("dist-sdk-again"))?;
+    }
+    packed.iter().for_each(|package| println!("{}", package.display()));
+    Ok(())
+}
+
+/// Removes a directory, if there is one.
+fn clear(directory: &Path) -> Result<()> {
+    match directory.exists() {
+        true => {
+            fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        false => Ok(()),
+    }
+}
+
 /// Packs the programs into a directory that has nothing else afterwards, and returns the files.
 fn pack(programs: &Programs, directory: &Path, what: What, compression: Compression) -> Result<Vec<PathBuf>> {
-    if directory.exists() {
-        fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))?;
-    }
+    clear(directory)?;
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let common = Common::collect()?;
     let mut files = Vec::new();

@@ -58,6 +58,9 @@ const SKIPS: &str = "BANGER_TEST_SKIPS";
 /// Names a Python interpreter with the client of MCP.
 const MCP_PYTHON: &str = "BANGER_TEST_MCP_PYTHON";
 
+/// Environment variable with the directory of what checks and compiles the SDKs.
+const SDK_TOOLS: &str = "BANGER_TEST_SDK_TOOLS";
+
 /// Environment variable with the unpacked kernel package that tests may read.
 const KERNELS: &str = "BANGER_TEST_KERNELS";
 
@@ -138,6 +141,7 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     if let Some(python) = packages::mcp_client()? {
         nextest.env(MCP_PYTHON, python);
     }
+    nextest.env(SDK_TOOLS, packages::sdk_tools()?);
     nextest.current_dir(repository());
     let output = nextest.output().context("cannot run cargo nextest")?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

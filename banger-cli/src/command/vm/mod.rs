@@ -13,6 +13,7 @@ mod delete;
 mod egress;
 pub mod exec;
 mod exec_args;
+pub mod files;
 mod fork;
 mod forward;
 mod from_snapshot;
@@ -120,6 +121,7 @@ Example:
     Health(health::Health),
     Ping(health::Ping),
     Cp(cp::Cp),
+    Files(files::Files),
     Shell(shell::Shell),
     Exec(exec::ExecCommand),
     Commands(commands::Commands),
@@ -172,6 +174,7 @@ impl VmCommand {
             VmCommand::Health(health) => health.run().await,
             VmCommand::Ping(ping) => ping.run().await,
             VmCommand::Cp(cp) => cp.run().await,
+            VmCommand::Files(files) => files.run().await,
             VmCommand::Shell(shell) => shell.run().await,
             VmCommand::Exec(exec) => exec.run().await,
             VmCommand::Commands(commands) => commands.run().await,

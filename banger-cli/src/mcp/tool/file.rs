@@ -6,7 +6,7 @@ use banger_copy::{Ownership, Packer};
 use banger_proto::guest::{
     Request,
     frame::MAX_DATA,
-    listing::{self, Kind, Reader},
+    listing,
     message::{CopyIn, CopyOut, CopyOwner},
 };
 use schemars::JsonSchema;
@@ -20,7 +20,10 @@ use crate::{
         workspace_args::guest_path,
     },
     error::{Error, Result},
-    guest::agent::{Guest, from_copy, from_io, protocol_error},
+    guest::{
+        agent::{Guest, from_copy, from_io, protocol_error},
+        files::{Listing, kind_name, mode_text},
+    },
     mcp::failure::invalid,
     workspace::bounded::BoundedArchive,
 };
@@ -281,14 +284,8 @@ pub struct File {
 
 impl From<listing::Entry> for File {
     fn from(entry: listing::Entry) -> Self {
-        let kind = match entry.kind {
-            Kind::File => "file",
-            Kind::Directory => "directory",
-            Kind::Symlink => "symlink",
-            Kind::Other => "other",
-        };
         let name = String::from_utf8_lossy(&entry.name).into_owned();
-        Self { name, kind, size: entry.size, mode: format!("{:04o}", entry.mode & 0o7777) }
+        Self { name, kind: kind_name(entry.kind), size: entry.size, mode: mode_text(entry.mode) }
     }
 }
 
@@ -309,46 +306,10 @@ impl Tool for ListFiles {
             path => guest_path(path).map_err(|error| invalid(format!("cannot list {path}: {error}")))?,
         };
         let found = call.find_for_use(&self.sandbox).await?;
-        let recursive = self.recursive;
         let mut guest = call.guest(&found);
-        let listing = guest.call(Request::List { directory }, move |call| {
-            let (mut reader, mut listed) = (Reader::default(), Listing::new(recursive, limit));
-            while let Some(bytes) = call.output()? {
-                let entries = reader.push(&bytes).map_err(|_| protocol_error())?;
-                // What follows is not read: dropping the call ends it.
-                if !entries.into_iter().all(|entry| listed.take(entry)) {
-                    break;
-                }
-            }
-            Ok(Listed { entries: listed.entries, truncated: listed.truncated })
-        });
-        listing.await.map_err(|error| found.about(error))
-    }
-}
-
-/// The entries to return. The agent sends those of the directory itself first.
-struct Listing {
-    recursive: bool,
-    limit: usize,
-    entries: Vec<File>,
-    truncated: bool,
-}
-
-impl Listing {
-    fn new(recursive: bool, limit: usize) -> Self {
-        Self { recursive, limit, entries: Vec::new(), truncated: false }
-    }
-
-    /// Adds an entry. Returns false if no more are wanted.
-    fn take(&mut self, entry: listing::Entry) -> bool {
-        if !self.recursive && entry.name.contains(&b'/') {
-            return false;
-        }
-        self.truncated = self.entries.len() >= self.limit;
-        if !self.truncated {
-            self.entries.push(entry.into());
-        }
-        !self.truncated
+        let listing = Listing::of(&mut guest, directory, self.recursive, limit).await;
+        let Listing { entries, truncated, .. } = listing.map_err(|error| found.about(error))?;
+        Ok(Listed { entries: entries.into_iter().map(File::from).collect(), truncated })
     }
 }
 
@@ -377,18 +338,5 @@ mod tests {
         }
         assert_eq!(from_hex("00ffA0").unwrap(), [0, 255, 160]);
         assert_eq!((from_hex("0"), from_hex("zz"), from_hex("\u{20ac}\u{20ac}")), (None, None, None));
-    }
-
-    #[test]
-    fn a_listing_ends_where_it_should() {
-        let entry = |name: &str| listing::Entry { kind: Kind::File, mode: 0o644, size: 1, name: name.into() };
-        let names = ["a", "b", "c/d", "e"];
-        for (recursive, limit, expect, truncated) in
-            [(false, 9, 2, false), (true, 9, 4, false), (true, 2, 2, true), (false, 1, 1, true)]
-        {
-            let mut listing = Listing::new(recursive, limit);
-            let _ = names.iter().all(|name| listing.take(entry(name)));
-            assert_eq!((listing.entries.len(), listing.truncated), (expect, truncated));
-        }
     }
 }

@@ -29,6 +29,7 @@ mod recipe;
 mod refusals;
 mod registry;
 mod restart;
+mod sdk;
 mod sessions;
 mod settings;
 mod ssh;
@@ -127,6 +128,13 @@ pub fn run(only: &str) -> Result<Tally> {
         match packages::ensure_desktop() {
             Ok(()) => queue.append(&mut desktop),
             Err(error) => tally.skipped.extend(desktop.iter().map(|job| format!("{}: {error:#}", job.name))),
+        }
+    }
+    let mut sdks = wanted(&[sdk::CHECKS], QUICK);
+    if !sdks.is_empty() {
+        match packages::sdk_tools().and_then(|tools| crate::sdk::check_tools(&tools)) {
+            Ok(()) => queue.append(&mut sdks),
+            Err(error) => tally.skipped.extend(sdks.iter().map(|job| format!("{}: {error:#}", job.name))),
         }
     }
     // Prepare these once, not in each host.

@@ -1,0 +1,619 @@
+"""The client for asyncio. Its methods are those of ``_client``."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+
+from . import _calls as calls
+from . import _types as types
+from ._async_process import AsyncInput, AsyncProcess, AsyncRunner
+from ._calls import Exec, HostPath, Size
+from ._client import MAX_EVENT, Lines
+from ._codes import NoSuchVMError
+from ._errors import TimeLimitError
+from ._process import DeadlinePassed, failure_of, reply_of, result_of
+from ._results import Chunk, ExecResult
+
+__all__ = ["AsyncBanger", "AsyncCommandStream", "AsyncEventStream", "AsyncSandbox"]
+
+
+
+class AsyncBanger:
+    """The command ``banger`` on this host, with the rights of its user."""
+
+    def __init__(self, program: str = "banger") -> None:
+        """``program`` is the name or the path of the command."""
+        self._runner = AsyncRunner(program)
+
+    async def version(self) -> types.Version:
+        """Returns the versions of the command and of the service."""
+        return await self._runner.run(calls.version())
+
+    async def doctor(self) -> builtins.list[types.Check]:
+        """Checks whether this host is ready."""
+        return await self._runner.run(calls.doctor())
+
+    async def list(self, *, filters: Sequence[str] = (), labels: Mapping[str, str] | None = None) -> builtins.list[AsyncSandbox]:
+        """Returns the sandboxes that match, running or not. Filters are those of ``banger list``: ``state=running``."""
+        rows = await self._runner.run(calls.listing(filters, labels))
+        return [AsyncSandbox(self, row) for row in rows]
+
+    async def get(self, reference: str) -> AsyncSandbox:
+        """Returns the sandbox with this name, id or id prefix."""
+        return AsyncSandbox(self, await self._runner.run(calls.show(reference)))
+
+    async def create(
+        self,
+        *,
+        name: str | None = None,
+        image: str | None = None,
+        pull: str | None = None,
+        kernel: str | None = None,
+        vcpus: int | None = None,
+        memory: Size | None = None,
+        root_size: Size | None = None,
+        disk_size: Size | None = None,
+        nat: bool | None = None,
+        egress: Sequence[str] | None = None,
+        restart: str | None = None,
+        autostart: bool | None = None,
+        publish: Sequence[str | int] | None = None,
+        labels: Mapping[str, str] | None = None,
+        vmm: str | None = None,
+        timezone: str | None = None,
+        idle: str | None = None,
+        ready_timeout: int | None = None,
+        profile: str | None = None,
+        wait: str | None = None,
+        start: bool = True,
+        workspace: HostPath | None = None,
+    ) -> AsyncSandbox:
+        """Creates a sandbox and starts it. What is None is as in your settings, else as the service has it.
+
+        ``memory``, ``root_size`` and ``disk_size`` are bytes, or texts such as ``"2GiB"``. ``egress`` is what the sandbox may
+        reach beyond the host; an empty list is nothing. ``workspace`` is a directory of a repository that is sent into the
+        sandbox; commands then run in it.
+
+        A sandbox whose guest does not become ready is kept, so that its console can be read: see the ``remedy`` of the error.
+        """
+        call = calls.create(
+            name=name,
+            image=image,
+            pull=pull,
+            kernel=kernel,
+            vcpus=vcpus,
+            memory=memory,
+            root_size=root_size,
+            disk_size=disk_size,
+            nat=nat,
+            egress=egress,
+            restart=restart,
+            autostart=autostart,
+            publish=publish,
+            labels=labels,
+            vmm=vmm,
+            timezone=timezone,
+            idle=idle,
+            ready_timeout=ready_timeout,
+            profile=profile,
+            wait=wait,
+            start=start,
+        )
+        sandbox = AsyncSandbox(self, await self._runner.run(call, lambda made: calls.delete(made["id"])))
+        if workspace is not None:
+            try:
+                await sandbox.workspace.prepare(workspace)
+            except BaseException:
+                await sandbox.delete()
+                raise
+        return sandbox
+
+    async def images(self) -> builtins.list[types.ListedImage]:
+        """Returns your images and the shared ones."""
+        return await self._runner.run(calls.images())
+
+    async def pull_image(self, reference: str, *, name: str | None = None) -> types.Image:
+        """Pulls an image from a catalog or a registry."""
+        return await self._runner.run(calls.pull(reference, name))
+
+    def events(self, *, all_users: bool = False) -> AsyncEventStream:
+        """Follows the events of your sandboxes, images and jobs: ``async with banger.events() as events: async for event in events``."""
+        return AsyncEventStream(self._runner, calls.events(all_users), None)
+
+
+#: The client of sandboxes without one of their own.
+DEFAULT = AsyncBanger()
+
+
+class AsyncSandbox:
+    """A sandbox. As a context manager, it is deleted at the end."""
+
+    def __init__(self, client: AsyncBanger, properties: types.SandboxProperties) -> None:
+        self._client = client
+        self._runner = client._runner
+        #: What banger printed last about it; ``show`` reads it again.
+        self.properties = properties
+        self.files = AsyncFiles(self)
+        self.ports = AsyncPorts(self)
+        self.egress = AsyncEgress(self)
+        self.workspace = AsyncWorkspace(self)
+
+    @staticmethod
+    async def create(
+        *,
+        client: AsyncBanger | None = None,
+        name: str | None = None,
+        image: str | None = None,
+        pull: str | None = None,
+        kernel: str | None = None,
+        vcpus: int | None = None,
+        memory: Size | None = None,
+        root_size: Size | None = None,
+        disk_size: Size | None = None,
+        nat: bool | None = None,
+        egress: Sequence[str] | None = None,
+        restart: str | None = None,
+        autostart: bool | None = None,
+        publish: Sequence[str | int] | None = None,
+        labels: Mapping[str, str] | None = None,
+        vmm: str | None = None,
+        timezone: str | None = None,
+        idle: str | None = None,
+        ready_timeout: int | None = None,
+        profile: str | None = None,
+        wait: str | None = None,
+        start: bool = True,
+        workspace: HostPath | None = None,
+    ) -> AsyncSandbox:
+        """Creates a sandbox and starts it: see ``AsyncBanger.create``."""
+        return await (client or DEFAULT).create(
+            name=name,
+            image=image,
+            pull=pull,
+            kernel=kernel,
+            vcpus=vcpus,
+            memory=memory,
+            root_size=root_size,
+            disk_size=disk_size,
+            nat=nat,
+            egress=egress,
+            restart=restart,
+            autostart=autostart,
+            publish=publish,
+            labels=labels,
+            vmm=vmm,
+            timezone=timezone,
+            idle=idle,
+            ready_timeout=ready_timeout,
+            profile=profile,
+            wait=wait,
+            start=start,
+            workspace=workspace,
+        )
+
+    @staticmethod
+    async def get(reference: str, *, client: AsyncBanger | None = None) -> AsyncSandbox:
+        """Returns the sandbox with this name, id or id prefix."""
+        return await (client or DEFAULT).get(reference)
+
+    @staticmethod
+    async def list(
+        *, client: AsyncBanger | None = None, filters: Sequence[str] = (), labels: Mapping[str, str] | None = None
+    ) -> builtins.list[AsyncSandbox]:
+        """Returns the sandboxes that match, running or not."""
+        return await (client or DEFAULT).list(filters=filters, labels=labels)
+
+    @property
+    def id(self) -> str:
+        """Its id, which never changes."""
+        return self.properties["id"]
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.properties["name"]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {self.id[:12]}>"
+
+    async def __aenter__(self) -> AsyncSandbox:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.delete()
+
+    async def show(self) -> types.SandboxProperties:
+        """Reads its properties again."""
+        self.properties = await self._runner.run(calls.show(self.id))
+        return self.properties
+
+    async def start(self, *, wait: str | None = None) -> types.Outcome:
+        """Boots it, and waits until its guest is ready."""
+        return await self._runner.run(calls.change("start", self.id, wait=wait))
+
+    async def stop(self, *, timeout: int | None = None, force: bool = False) -> types.Outcome:
+        """Shuts it down. Its guest has ``timeout`` seconds for that, and none with ``force``."""
+        return await self._runner.run(calls.change("stop", self.id, timeout=timeout, force=force))
+
+    async def restart(self, *, timeout: int | None = None, force: bool = False) -> types.Outcome:
+        """Shuts it down and boots it again."""
+        return await self._runner.run(calls.change("restart", self.id, timeout=timeout, force=force))
+
+    async def pause(self) -> types.Outcome:
+        """Pauses it: it keeps its memory, and gets no processor time."""
+        return await self._runner.run(calls.change("pause", self.id))
+
+    async def unpause(self) -> types.Outcome:
+        """Continues it after ``pause``."""
+        return await self._runner.run(calls.change("unpause", self.id))
+
+    async def suspend(self) -> types.Outcome:
+        """Writes its memory to disk, and ends its VMM. It takes neither memory nor processor time then."""
+        return await self._runner.run(calls.change("suspend", self.id))
+
+    async def resume(self) -> types.Outcome:
+        """Continues it after ``suspend``."""
+        return await self._runner.run(calls.change("resume", self.id))
+
+    async def rename(self, name: str) -> None:
+        """Renames it."""
+        self.properties = await self._runner.run(calls.rename(self.id, name))
+
+    async def delete(self) -> None:
+        """Deletes it with its disks and snapshots, even if it runs. One that is gone is deleted already."""
+        try:
+            await self._runner.run(calls.delete(self.id))
+        except NoSuchVMError:
+            pass
+
+    async def fork(
+        self,
+        *,
+        count: int | None = None,
+        names: Sequence[str] | None = None,
+        from_snapshot: str | None = None,
+        start: bool = True,
+    ) -> builtins.list[AsyncSandbox]:
+        """Makes new sandboxes from this one, or from a snapshot of it. If one of them does not start, none is kept."""
+        call = calls.fork(self.id, count, names, from_snapshot, start)
+        ids = await self._runner.run(call, lambda ids: calls.delete(*ids) if ids else None)
+        return [await self._client.get(id) for id in ids]
+
+    async def snapshot(self, name: str) -> types.Snapshot:
+        """Creates a snapshot of it."""
+        return await self._runner.run(calls.snapshot(self.id, name))
+
+    async def snapshots(self) -> builtins.list[types.Snapshot]:
+        """Returns its snapshots."""
+        return await self._runner.run(calls.snapshots(self.id))
+
+    async def delete_snapshot(self, name: str) -> None:
+        """Deletes a snapshot of it."""
+        await self._runner.run(calls.delete_snapshot(self.id, name))
+
+    async def stats(self) -> types.Stats:
+        """Returns its resource usage."""
+        return await self._runner.run(calls.stats(self.id))
+
+    async def logs(self, *, tail: int | None = None, exec: int | None = None) -> str:
+        """Returns its console, or the output of the detached command with the number ``exec``; of that the last ``tail``
+        lines."""
+        return await self._runner.run(calls.logs(self.id, tail, exec))
+
+    def events(self) -> AsyncEventStream:
+        """Follows its events: ``async with sandbox.events() as events: async for event in events``."""
+        return AsyncEventStream(self._runner, calls.events(False), self.id)
+
+    async def exec(
+        self,
+        *command: str,
+        input: AsyncInput = None,
+        check: bool = False,
+        time_limit: float | None = None,
+        max_output: int = calls.MAX_OUTPUT,
+        user: str | None = None,
+        workdir: str | None = None,
+        env: Mapping[str, str] | None = None,
+        share: Sequence[str] | None = None,
+        proxy: bool | None = None,
+        wait: str | None = None,
+        guest_path: str | None = None,
+        auto_prepare: bool | None = None,
+    ) -> ExecResult:
+        """Runs a command, without a shell, and returns its exit status and output.
+
+        With ``check``, another status than 0 raises ``CommandFailedError``. After ``time_limit`` seconds the command is ended,
+        and ``TimeLimitError`` raised. A stream with more than ``max_output`` bytes ends it with ``OutputTooLargeError``;
+        ``stream`` has no such limit.
+        """
+        wanted = calls.exec_(
+            self.id,
+            command,
+            has_input=input is not None,
+            user=user,
+            workdir=workdir,
+            env=env,
+            share=share,
+            proxy=proxy,
+            wait=wait,
+            guest_path=guest_path,
+            auto_prepare=auto_prepare,
+        )
+        result = await self._runner.exec(wanted, input, time_limit, max_output)
+        return calls.checked(result) if check else result
+
+    def stream(
+        self,
+        *command: str,
+        input: AsyncInput = None,
+        time_limit: float | None = None,
+        user: str | None = None,
+        workdir: str | None = None,
+        env: Mapping[str, str] | None = None,
+        share: Sequence[str] | None = None,
+        proxy: bool | None = None,
+        wait: str | None = None,
+        guest_path: str | None = None,
+        auto_prepare: bool | None = None,
+    ) -> AsyncCommandStream:
+        """Runs a command, and gives its output as it comes:
+        ``async with sandbox.stream("make") as output: async for chunk in output``. Leaving the block ends the command."""
+        wanted = calls.exec_(
+            self.id,
+            command,
+            has_input=input is not None,
+            user=user,
+            workdir=workdir,
+            env=env,
+            share=share,
+            proxy=proxy,
+            wait=wait,
+            guest_path=guest_path,
+            auto_prepare=auto_prepare,
+        )
+        return AsyncCommandStream(self._runner, wanted, input, time_limit)
+
+    async def exec_detached(
+        self,
+        *command: str,
+        user: str | None = None,
+        workdir: str | None = None,
+        env: Mapping[str, str] | None = None,
+        proxy: bool | None = None,
+        wait: str | None = None,
+        guest_path: str | None = None,
+        auto_prepare: bool | None = None,
+    ) -> int:
+        """Starts a command in the background, and returns its number. It runs until its sandbox stops."""
+        wanted = calls.exec_(
+            self.id,
+            command,
+            has_input=False,
+            detach=True,
+            user=user,
+            workdir=workdir,
+            env=env,
+            proxy=proxy,
+            wait=wait,
+            guest_path=guest_path,
+            auto_prepare=auto_prepare,
+        )
+        return await self._runner.run(calls.detached(wanted))
+
+    async def commands(self) -> builtins.list[types.Command]:
+        """Returns the detached commands, and how they ended."""
+        return await self._runner.run(calls.commands(self.id))
+
+
+class AsyncFiles:
+    """The files of a sandbox. Paths are absolute, or below the home directory of the user that commands run as."""
+
+    def __init__(self, sandbox: AsyncSandbox) -> None:
+        self._sandbox = sandbox
+        self._runner = sandbox._runner
+
+    async def read(self, path: str, *, max_bytes: int = calls.MAX_FILE) -> bytes:
+        """Returns the content of a file. A larger one raises ``OutputTooLargeError``."""
+        return await self._runner.run(calls.read(self._sandbox.id, path, max_bytes))
+
+    async def read_text(self, path: str, *, encoding: str = "utf-8", max_bytes: int = calls.MAX_FILE) -> str:
+        """Returns the content of a file as text."""
+        return (await self.read(path, max_bytes=max_bytes)).decode(encoding)
+
+    async def write(self, path: str, data: bytes | str, *, mode: int = 0o644, chown: str | None = None) -> None:
+        """Writes a file. Replaces an existing one, and creates missing directories."""
+        await self._runner.run(calls.write(self._sandbox.id, path, data, mode, chown))
+
+    async def list(self, path: str, *, recursive: bool = False) -> builtins.list[types.File]:
+        """Returns what is in a directory, or everything below it. The path is absolute."""
+        return await self._runner.run(calls.files(self._sandbox.id, path, recursive))
+
+    async def upload(self, host_path: HostPath, path: str, *, chown: str | None = None) -> None:
+        """Copies a file or a directory of the host into the sandbox, as ``banger cp`` does."""
+        await self._runner.run(calls.upload(self._sandbox.id, host_path, path, chown))
+
+    async def download(self, path: str, host_path: HostPath) -> None:
+        """Copies a file or a directory out of the sandbox, as ``banger cp`` does."""
+        await self._runner.run(calls.download(self._sandbox.id, path, host_path))
+
+
+class AsyncPorts:
+    """The ports of a sandbox."""
+
+    def __init__(self, sandbox: AsyncSandbox) -> None:
+        self._sandbox = sandbox
+        self._runner = sandbox._runner
+
+    async def list(self) -> builtins.list[types.ListeningPort]:
+        """Returns the ports on which the sandbox listens."""
+        return await self._runner.run(calls.listening(self._sandbox.id))
+
+    async def published(self) -> builtins.list[types.PublishedPort]:
+        """Returns the ports that are published on the host."""
+        return await self._runner.run(calls.publish(self._sandbox.id, ()))
+
+    async def publish(self, *ports: str | int) -> builtins.list[types.PublishedPort]:
+        """Publishes ports on the host: ``80`` on a free port, or ``"8080:80"``. Returns them."""
+        if not ports:
+            raise ValueError("no port to publish")
+        return await self._runner.run(calls.publish(self._sandbox.id, ports))
+
+    async def unpublish(self, *ports: str | int) -> None:
+        """Stops publishing these ports of the host."""
+        await self._runner.run(calls.unpublish(self._sandbox.id, ports))
+
+
+class AsyncEgress:
+    """What a sandbox may reach beyond the host."""
+
+    def __init__(self, sandbox: AsyncSandbox) -> None:
+        self._sandbox = sandbox
+        self._runner = sandbox._runner
+
+    async def show(self) -> types.Egress:
+        """Returns what it may reach, and what it was denied."""
+        return await self._runner.run(calls.egress(self._sandbox.id))
+
+    async def allow(self, *entries: str) -> None:
+        """Lets it reach more: hosts such as ``"github.com"`` or ``"*.example.com:443"``, or presets."""
+        await self._runner.run(calls.change_egress("allow", self._sandbox.id, entries))
+
+    async def deny(self, *entries: str) -> None:
+        """Takes back what it may reach. Its connections there end."""
+        await self._runner.run(calls.change_egress("deny", self._sandbox.id, entries))
+
+
+class AsyncWorkspace:
+    """The repository in a sandbox."""
+
+    def __init__(self, sandbox: AsyncSandbox) -> None:
+        self._sandbox = sandbox
+        self._runner = sandbox._runner
+
+    async def prepare(
+        self,
+        path: HostPath,
+        *,
+        guest_path: str | None = None,
+        mode: str | None = None,
+        branch: str | None = None,
+        include_untracked: bool = False,
+        include: Sequence[str] | None = None,
+    ) -> types.PreparedWorkspace:
+        """Sends the repository in this directory of the host, with its uncommitted changes."""
+        call = calls.prepare(
+            self._sandbox.id,
+            path,
+            guest_path=guest_path,
+            mode=mode,
+            branch=branch,
+            include_untracked=include_untracked,
+            include=include,
+        )
+        return await self._runner.run(call)
+
+    async def export(
+        self, *, apply: bool = False, merge: bool = False, branch: str | None = None, guest_path: str | None = None
+    ) -> types.Export:
+        """Returns what has changed there. With ``apply`` it comes back into the work tree, with ``branch`` as a commit on a
+        new branch."""
+        call = calls.export(self._sandbox.id, apply=apply, merge=merge, branch=branch, guest_path=guest_path)
+        return await self._runner.run(call)
+
+    async def fetch(self, *, branch: str | None = None, guest_path: str | None = None) -> types.Fetched:
+        """Fetches the commits made there to ``refs/banger/NAME/``."""
+        return await self._runner.run(calls.fetch(self._sandbox.id, branch=branch, guest_path=guest_path))
+
+
+class AsyncCommandStream:
+    """The output of a command, as it comes. It runs while its ``async with`` block does, at most."""
+
+    #: The exit status, once the output has ended.
+    exit_status: int | None
+
+    def __init__(self, runner: AsyncRunner, command: Exec, input: AsyncInput, time_limit: float | None) -> None:
+        self._runner = runner
+        self._command = command
+        self._input = input
+        self._time_limit = time_limit
+        self._deadline: float | None = None
+        self._process: AsyncProcess | None = None
+        self.exit_status = None
+
+    async def __aenter__(self) -> AsyncCommandStream:
+        await self._runner.check()
+        self._process = await AsyncProcess.start(self._runner.program, self._command.arguments, self._input, self._command)
+        self._deadline = None if self._time_limit is None else asyncio.get_running_loop().time() + self._time_limit
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                await process.end(calls.EXEC_GRACE)
+            finally:
+                process.close()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        process = self._process
+        if process is None:
+            raise RuntimeError("a stream is read in its `async with` block")
+        try:
+            async for chunk in process.chunks(self._deadline):
+                yield chunk
+            status = await process.wait(self._deadline)
+        except DeadlinePassed:
+            status, _ = await process.end(calls.EXEC_GRACE)
+            assert self._time_limit is not None
+            raise TimeLimitError(result_of(self._command, status, b"", b""), self._time_limit) from None
+        error = failure_of(status, process.report())
+        if error is not None:
+            raise error
+        self.exit_status = result_of(self._command, status, b"", b"").exit_status
+
+
+class AsyncEventStream:
+    """Events, as they come. They are followed while the ``async with`` block runs."""
+
+    def __init__(self, runner: AsyncRunner, arguments: tuple[str, ...], object: str | None) -> None:
+        self._runner = runner
+        self._arguments = arguments
+        self._object = object
+        self._process: AsyncProcess | None = None
+
+    async def __aenter__(self) -> AsyncEventStream:
+        await self._runner.check()
+        self._process = await AsyncProcess.start(self._runner.program, self._arguments)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                await process.end(calls.EXEC_GRACE)
+            finally:
+                process.close()
+
+    async def __aiter__(self) -> AsyncIterator[types.Event]:
+        process = self._process
+        if process is None:
+            raise RuntimeError("events are read in their `async with` block")
+        lines, errors = Lines(), b""
+        async for chunk in process.chunks():
+            if chunk.stream == "stderr":
+                errors = (errors + chunk.data)[-MAX_EVENT:]
+                continue
+            for event in lines.push(chunk.data):
+                if self._object in (None, event["object"]):
+                    yield event
+        status = await process.wait()
+        reply_of(calls.Call(self._arguments, lambda _: None), status, b"", errors, process.report())
