@@ -88,6 +88,8 @@ struct State {
     nics: BTreeMap<VmId, Nic>,
     /// Whether no guest of an earlier run can be taken over.
     lost_nics: bool,
+    /// Whether somebody has removed the rules of the packet filter.
+    lost_rules: bool,
     /// What restricted guests were allowed and denied.
     egress_logs: EgressLogs,
     /// Notified when a guest was denied something.

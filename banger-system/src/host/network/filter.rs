@@ -188,6 +188,16 @@ impl Filter {
         }
     }
 
+    /// Returns how many rules and guests the table has: none of either if it does not exist.
+    pub(super) fn extent(&self) -> Result<(usize, usize)> {
+        let rules = match self.lock().with(|socket| socket.list_rules(Family::Inet, Some(TABLE), None)) {
+            Ok(rules) => rules.len(),
+            Err(error) if error.is_not_found() => 0,
+            Err(error) => return Err(failed("list the rules of the packet filter", error)),
+        };
+        Ok((rules, self.found()?.len()))
+    }
+
     /// Returns other programs' chains that drop packets from or to guests, whatever our rules say.
     pub(super) fn foreign_drops(&self) -> Result<Vec<ForeignDrop>> {
         let chains = self.lock().with(|socket| socket.list_chains(Family::Unspec, None));

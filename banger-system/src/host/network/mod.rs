@@ -298,6 +298,18 @@ impl Network for LinuxNetwork {
         }
     }
 
+    async fn restore(&self) -> Result<bool> {
+        let prepared = *self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(subnet) = prepared else { return Ok(false) };
+        let count = async || {
+            let filter = self.filter.clone();
+            blocking("count the rules of the packet filter", move || filter.extent()).await
+        };
+        let before = count().await?;
+        self.prepare(subnet).await?;
+        Ok(before != count().await?)
+    }
+
     async fn withdraw(&self) -> Result<()> {
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.outside_is_open.store(false, Ordering::Relaxed);
