@@ -16,6 +16,7 @@ mod killpoints;
 mod packages;
 mod picture;
 mod run;
+mod soak;
 mod test;
 mod testhost;
 mod tidy;
@@ -55,6 +56,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Fail or kill every operation at each of its points, and recover
     Killpoints(killpoints::Arguments),
+    /// Create and delete many sandboxes, and check that nothing is left behind
+    Soak(soak::Arguments),
     /// Fuzz the parsers with hostile bytes
     Fuzz(test::fuzz::Arguments),
     /// Record the types of all SQL queries in .sqlx
@@ -98,6 +101,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => return test::run(&arguments),
         Task::Bench(arguments) => return bench::run(&arguments),
         Task::Killpoints(arguments) => return killpoints::run(&arguments),
+        Task::Soak(arguments) => return soak::run(&arguments),
         Task::Testhost(task) => return testhost::dispatch(task),
         Task::Host(HostTask::Exec(exec)) => return host::exec(&exec),
         Task::Host(HostTask::Shell) => return host::shell(),

@@ -153,7 +153,7 @@ impl Shared {
             Ok(_) => {}
             Err(error) => checks.push(failed("cache", "remove unused downloads", &error)),
         }
-        match self.ports.templates.tidy().await {
+        match self.tidy_templates().await {
             Ok(0) => {}
             Ok(1) => checks.push(fixed("templates", "removed a template that no start can use".to_owned())),
             Ok(count) => {

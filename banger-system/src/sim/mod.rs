@@ -356,6 +356,14 @@ impl Sim {
         state.ledger.retain(|(other, _)| *other != vm);
     }
 
+    /// Leaves parts of a VM that nothing knows of, as a deletion does that was interrupted with its record lost.
+    pub fn leave_remains(&self, vm: VmId) {
+        let mut state = self.lock();
+        state.disks.insert(vm);
+        state.mappers.insert(vm);
+        state.sockets.insert(vm);
+    }
+
     /// Loses the rows of all images and kernels.
     pub fn lose_library(&self) {
         let mut state = self.lock();

@@ -90,6 +90,28 @@ async fn resources_of_sandboxes_that_are_gone_are_removed_and_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_nothing_knows_of_is_removed_while_the_service_runs() {
+    let lab = EngineLab::new().await;
+    let (up, lost) = (lab.running().await, VmId::from_bits(7));
+    lab.sim.leave_remains(lost);
+    let used = lab.remains_of(up);
+    lab.sim.block_removal(Resource::Disks, true);
+    let done = lab.repair().await;
+    let expect = ["block devices", "sockets"]
+        .map(|what| format!("leftovers: removed the {what} of the deleted sandbox {lost}"));
+    assert_eq!(done, expect);
+    let left = lab.messages(Uid::ROOT).await;
+    assert!(
+        left.len() == 1 && left[0].starts_with("cannot remove the disks of the deleted sandbox"),
+        "{left:?}"
+    );
+    lab.sim.block_removal(Resource::Disks, false);
+    assert_eq!(lab.repair().await, [format!("leftovers: removed the disks of the deleted sandbox {lost}")]);
+    assert_eq!((lab.remains_of(lost), lab.remains_of(up)), (Vec::new(), used));
+    assert_eq!(lab.messages(ALICE).await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn missing_rules_are_loaded_again_and_a_failure_is_shown() {
     let lab = EngineLab::new().await;
     lab.running().await;

@@ -301,13 +301,11 @@ impl Network for LinuxNetwork {
     async fn restore(&self) -> Result<bool> {
         let prepared = *self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(subnet) = prepared else { return Ok(false) };
-        let count = async || {
-            let filter = self.filter.clone();
-            blocking("count the rules of the packet filter", move || filter.extent()).await
-        };
-        let before = count().await?;
+        let filter = self.filter.clone();
+        let missing = blocking("restore the packet filter", move || filter.restore()).await?;
+        // The rest: links, neighbours and forwarding.
         self.prepare(subnet).await?;
-        Ok(before != count().await?)
+        Ok(missing)
     }
 
     async fn withdraw(&self) -> Result<()> {
