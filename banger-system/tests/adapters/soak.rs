@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::ErrorKind,
     os::fd::OwnedFd,
     path::Path,
     sync::Arc,
@@ -20,6 +21,7 @@ use banger_domain::{
     launch_spec::LaunchSpec,
     limits::Limits,
     net::nic::SameOwner,
+    resource::Paths,
     restart::RestartPolicy,
     vm::{Init, Lifetime},
     vmm::VmmChoice,
@@ -48,7 +50,6 @@ use banger_system::{
     sim::Sim,
     tasks::Tasks,
 };
-use rustix::fs::MemfdFlags;
 use tokio::task::JoinSet;
 
 use crate::{
@@ -78,9 +79,10 @@ const RSS_BYTES_PER_CYCLE: u64 = 512;
 
 const OWNER: Uid = Uid(1000);
 
-/// A VMM that only waits. Its guest is in memory.
+/// A VMM that only waits. Its guest is in memory, and its directory for sockets is real, as are its logs.
 struct Sleeper {
     sim: Sim,
+    paths: Paths,
 }
 
 #[async_trait]
@@ -90,6 +92,7 @@ impl Vmm for Sleeper {
     }
 
     async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
+        fs::create_dir_all(self.paths.socket_dir(spec.vm)).unwrap();
         Ok(JailSpec {
             vm: spec.vm,
             owner: spec.owner,
@@ -107,8 +110,8 @@ impl Vmm for Sleeper {
         Ok(VmmCommand {
             argv: ["/usr/bin/sleep", "1000000"].map(str::to_owned).to_vec(),
             files: Vec::new(),
-            console: ring(),
-            log: ring(),
+            console: ring(&self.paths.console_log(spec.vm)),
+            log: ring(&self.paths.vmm_log(spec.vm)),
         })
     }
 
@@ -118,7 +121,10 @@ impl Vmm for Sleeper {
 
     async fn remove_sockets(&self, vm: VmId) -> Result<()> {
         self.sim.forget_guest(vm);
-        Ok(())
+        match fs::remove_dir_all(self.paths.socket_dir(vm)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => Ok(removed.unwrap()),
+        }
     }
 
     async fn checks(&self) -> Vec<Check> {
@@ -126,13 +132,13 @@ impl Vmm for Sleeper {
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(Vec::new())
+        let entries = fs::read_dir(self.paths.sockets()).into_iter().flatten();
+        Ok(entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect())
     }
 }
 
-fn ring() -> OwnedFd {
-    let memory: OwnedFd = rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC).unwrap();
-    let file = File::from(memory);
+fn ring(path: &Path) -> OwnedFd {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
     Writer::create(file.try_clone().unwrap(), 64 << 10).unwrap();
     file.into()
 }
@@ -164,7 +170,7 @@ impl Host {
             network: network.clone(),
             store: store.clone(),
             supervisor: supervisor.clone(),
-            vmm: Arc::new(Sleeper { sim: sim.clone() }),
+            vmm: Arc::new(Sleeper { sim: sim.clone(), paths: scratch.paths.clone() }),
             ..sim.ports()
         };
         let limits = Limits::of_host(4, Bytes::gib(32));
@@ -244,6 +250,7 @@ impl Host {
         let links = self.space.command("ip -o link").unwrap().lines().count();
         BTreeMap::from([
             ("descriptors", fs::read_dir("/proc/self/fd").unwrap().count() as u64),
+            ("heap KiB", heap_kib()),
             ("rss KiB", number("VmRSS:")),
             ("threads", number("Threads:")),
             ("files", files(&self.scratch.paths.state) + files(&self.scratch.paths.runtime)),
@@ -280,6 +287,14 @@ fn request() -> CreateVm {
         ports: Vec::new(),
         start: Some(Start::default()),
     }
+}
+
+/// Returns what this process has allocated and not released.
+fn heap_kib() -> u64 {
+    // SAFETY: the call only fills in what it returns.
+    #[expect(unsafe_code, reason = "only the allocator knows")]
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64 / 1024
 }
 
 /// Returns how many files and directories are below a directory.
@@ -354,8 +369,8 @@ async fn run(host: &Arc<Host>, cycles: u32, concurrency: u32) {
         }
         let host = Arc::clone(host);
         running.spawn(async move { host.cycle().await });
-        if number % 500 == 499 {
-            eprintln!("{} of {cycles} cycles", number + 1);
+        if number % 50 == 49 {
+            eprintln!("{} of {cycles} cycles, {} KiB allocated", number + 1, heap_kib());
         }
     }
     while let Some(ended) = running.join_next().await {
