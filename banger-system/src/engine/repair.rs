@@ -108,7 +108,7 @@ impl Shared {
         self.makes_template_in(vm) || self.inventory.is_snapshot(vm) || self.inventory.inbox(vm).is_ok()
     }
 
-    /// Waits until the tasks of all sandboxes have done what they were asked to do, but not for ever.
+    /// Waits until the tasks of all sandboxes have done what they were asked to do, for at most [`TASKS`].
     async fn settle(&self) {
         let inboxes =
             self.inventory.vms().into_iter().filter_map(|view| self.inventory.inbox(view.vm.id).ok());
