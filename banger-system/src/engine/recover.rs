@@ -270,7 +270,7 @@ impl Shared {
         self.jobs.all().iter().any(|job| job.outcome.is_none() && imports.contains(&job.kind))
     }
 
-    fn note<E: std::error::Error>(&self, subject: Subject, result: Result<(), E>) {
+    pub(super) fn note<E: std::error::Error>(&self, subject: Subject, result: Result<(), E>) {
         let _ = self.note_result(subject, result);
     }
 

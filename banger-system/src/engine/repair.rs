@@ -73,7 +73,7 @@ impl Shared {
                 checks.push(fixed("leftovers", mended));
             }
         }
-        for check in &checks {
+        for check in checks.iter().filter(|check| check.status == Status::Fixed) {
             tracing::info!(check = check.name, message = check.message, "repaired");
         }
         checks
@@ -89,9 +89,12 @@ impl Shared {
             Err(error) => checks.push(failed("ledger", "read the ledger", &error)),
         }
         for resource in Resource::ALL {
-            // A list that fails is a problem, and tried again as one.
-            for vm in look(&self.ports, resource).await.unwrap_or_default().into_keys() {
-                found.entry(vm).or_default().insert(resource);
+            match look(&self.ports, resource).await {
+                Ok(vms) => vms.into_keys().for_each(|vm| {
+                    found.entry(vm).or_default().insert(resource);
+                }),
+                // Tried again as any other problem.
+                Err(error) => self.note(Subject::Scan(resource), Err(error)),
             }
         }
         // A sandbox is known before it has any resource, and these were found before this look at the sandboxes.
