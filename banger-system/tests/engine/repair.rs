@@ -130,7 +130,7 @@ async fn missing_rules_are_loaded_again_and_a_failure_is_shown() {
 #[tokio::test(start_paused = true)]
 async fn a_list_that_fails_is_shown_and_keeps_nothing_else_from_being_repaired() {
     let lab = EngineLab::new().await;
-    let lost = VmId::from_bits(7);
+    let (up, lost) = (lab.running().await, VmId::from_bits(7));
     lab.sim.leave_remains(lost);
     lab.sim.break_scan(Resource::Sockets, true);
     assert_eq!(lab.repair().await.len(), 2, "disks and block devices");
@@ -142,6 +142,7 @@ async fn a_list_that_fails_is_shown_and_keeps_nothing_else_from_being_repaired()
     lab.sim.break_scan(Resource::Sockets, false);
     assert_eq!(lab.repair().await.len(), 2, "sockets, and the list of them");
     assert_eq!(lab.remains_of(lost), Vec::<String>::new());
+    assert_eq!(lab.state(up), State::Running);
 }
 
 #[tokio::test(start_paused = true)]
