@@ -167,6 +167,11 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "Diagnose", &(Options::new(),)).await
     }
 
+    /// Repairs what can be repaired without risk. Returns what was repaired, and the service's checks of the host.
+    pub async fn repair(&self) -> Result<Vec<CheckRow>> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "Repair", &(Options::new(),)).await
+    }
+
     /// Opens a stream with the metrics of the service.
     pub async fn open_metrics(&self, filter: &Options<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd =

@@ -419,6 +419,16 @@ fn a_failed_check_is_a_failure() {
 }
 
 #[test]
+fn a_repair_prints_what_it_did_and_then_the_checks() {
+    let host = Host::new();
+    let ended = host.banger(&["doctor", "--fix"]);
+    assert_eq!(
+        (ended.status, ended.output.as_str()),
+        (0, "FIXED cache: removed 1 download\nPASS  kvm: it works\n")
+    );
+}
+
+#[test]
 fn a_missing_service_is_reported_with_a_hint() {
     let host = Host::without_service();
     let ended = host.banger(&["vm", "list"]);

@@ -216,6 +216,10 @@ impl Service {
                     [("kvm", "pass", "it works", ""), ("disk", "fail", "it is full", "buy another one")];
                 self.reply(message, &(rows.to_vec(),)).await
             }
+            "Repair" => {
+                let rows = [("cache", "fixed", "removed 1 download", ""), ("kvm", "pass", "it works", "")];
+                self.reply(message, &(rows.to_vec(),)).await
+            }
             other => Err(("org.freedesktop.DBus.Error.UnknownMethod", other.to_owned())),
         }
     }

@@ -109,6 +109,7 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (MANAGER, "GetPermissions", Access::Anyone, Cost::Inspect),
     (MANAGER, "GetLimits", Access::Anyone, Cost::Read),
     (MANAGER, "Diagnose", Access::Anyone, Cost::Inspect),
+    (MANAGER, "Repair", Access::Action(action::HOST_REPAIR), Cost::Inspect),
     (MANAGER, "OpenMetrics", Access::Anyone, Cost::Inspect),
     (MANAGER, PROPERTIES, Access::Anyone, Cost::Read),
     (VM, "Start", RUN, Cost::StartJob),

@@ -28,6 +28,7 @@ mod port_error;
 mod problems;
 mod queue;
 mod recover;
+mod repair;
 pub mod request;
 pub mod stream;
 mod templates;
@@ -139,6 +140,8 @@ struct Shared {
     subnet: OnceCell<Subnet>,
     /// Held from the look at the sandboxes until the host has the mark that makes it start the service, or not.
     autostart: Mutex<()>,
+    /// Held while problems are tried again, which happens once at a time.
+    repairing: Mutex<()>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
     /// What went wrong on the host and is not mended yet.
@@ -171,6 +174,7 @@ impl Engine {
             making: Making::default(),
             subnet: OnceCell::new(),
             autostart: Mutex::default(),
+            repairing: Mutex::default(),
             names: RwLock::default(),
             problems: Problems::default(),
             counts,
@@ -178,7 +182,7 @@ impl Engine {
             events,
             tasks: tasks.clone(),
         });
-        tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.name_changes()));
         tasks.spawn(Task::Egress, egress::announce(Arc::downgrade(&shared)));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
         tasks.spawn(Task::Idle, idle::run(Arc::downgrade(&shared), shared.inventory.changes()));

@@ -108,6 +108,7 @@ const ROWS: &[Row] = &[
     row(MANAGER, "GetPermissions", "", ALONE, |_| vec![]),
     row(MANAGER, "GetLimits", "", ALONE, |_| vec![]),
     row(MANAGER, "Diagnose", "", ALONE, |_| vec![none()]),
+    row(MANAGER, "Repair", "", ALONE, |_| vec![wrong()]),
     row(MANAGER, "OpenMetrics", "", ALONE, |_| vec![none()]),
     row(MANAGER, "OpenMetrics", "all", ALONE, |_| vec![on("all")]),
     row(VM, "Start", "", OWNED, |_| vec![wrong()]),

@@ -26,7 +26,8 @@ const FAULTS: [Fault; 4] = [Fault::Killed, Fault::Error, Fault::Timeout, Fault::
 /// More than any operation has.
 const MOST_POINTS: usize = 1000;
 
-/// Environment variable of `cargo xtask killpoints` with a part of the names of the wanted operations.
+/// Environment variable of `cargo xtask killpoints` with a part of the names of the wanted operations, or `capture` for all
+/// that have to do with memory and frozen layers.
 const ONLY: &str = "BANGER_KILLPOINTS_ONLY";
 
 /// The state of the sandbox before an operation.
@@ -57,6 +58,7 @@ enum Operation {
     Suspend,
     Resume,
     Fork,
+    ForkRunning,
     CreateSnapshot,
     SnapshotRunning,
     RestoreSnapshot,
@@ -70,6 +72,7 @@ enum Operation {
     ImportImage,
     ImportKernel,
     DeleteImage,
+    Repair,
 }
 
 impl Operation {
@@ -91,6 +94,27 @@ impl Operation {
             Self::Resume => Before::Suspended,
             _ => Before::Up,
         }
+    }
+
+    /// Returns whether it writes or reads the memory or the frozen layers of a sandbox.
+    const fn is_capture(self) -> bool {
+        matches!(
+            self,
+            Self::Suspend
+                | Self::Resume
+                | Self::Fork
+                | Self::ForkRunning
+                | Self::CreateSnapshot
+                | Self::SnapshotRunning
+                | Self::DeleteSnapshot
+                | Self::ForkSnapshot
+                | Self::DeleteWithSnapshot
+        )
+    }
+
+    /// Returns whether it is among the wanted ones.
+    fn is_wanted(self, only: &str) -> bool {
+        format!("{self:?}").to_lowercase().contains(only) || (only == "capture" && self.is_capture())
     }
 
     /// Does it, and waits for its end.
@@ -129,7 +153,7 @@ impl Operation {
             Self::Pause => return engine.pause_vm(id).await,
             Self::Suspend => engine.suspend_vm(id).await?,
             Self::Resume => engine.resume_vm(id, Start::default()).await?,
-            Self::Fork => engine.fork_vm(id, fork(None)).await?.1,
+            Self::Fork | Self::ForkRunning => engine.fork_vm(id, fork(None)).await?.1,
             Self::CreateSnapshot | Self::SnapshotRunning => {
                 engine.create_snapshot(id, "clean".parse().unwrap()).await?
             }
@@ -147,6 +171,10 @@ impl Operation {
             Self::DeleteImage => {
                 let image = engine.images().first().map(|image| image.id).unwrap();
                 return engine.delete_image(image).await;
+            }
+            Self::Repair => {
+                engine.repair(ALICE).await;
+                return Ok(());
             }
         };
         engine.wait_job(job, None).await.map(drop)
@@ -225,6 +253,10 @@ impl EngineLab {
         if matches!(operation, Operation::RestoreMemory) {
             self.done(self.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
         }
+        if matches!(operation, Operation::Repair) {
+            self.sim.leave_remains(VmId::from_bits(7));
+            self.sim.lose_rules();
+        }
         if matches!(operation, Operation::Unpublish) {
             let port = "loopback/tcp/9090/90".parse().unwrap();
             self.engine.publish_port(vm, port).await.unwrap();
@@ -273,7 +305,7 @@ async fn try_point(operation: Operation, point: usize, fault: Fault) -> Option<V
 /// Runs an operation with each fault at each of its points, and prints the figures.
 fn try_all(operation: Operation) {
     let only = std::env::var(ONLY).unwrap_or_default().to_lowercase();
-    if !format!("{operation:?}").to_lowercase().contains(&only) {
+    if !operation.is_wanted(&only) {
         return;
     }
     let (mut points, mut runs, mut failures) = (0, 0, Vec::new());
@@ -324,6 +356,7 @@ operations! {
     a_suspend_recovers_at_every_point: Suspend,
     a_resume_recovers_at_every_point: Resume,
     a_fork_recovers_at_every_point: Fork,
+    a_fork_of_a_running_sandbox_recovers_at_every_point: ForkRunning,
     a_snapshot_recovers_at_every_point: CreateSnapshot,
     a_snapshot_of_a_running_sandbox_recovers_at_every_point: SnapshotRunning,
     a_restored_snapshot_recovers_at_every_point: RestoreSnapshot,
@@ -337,4 +370,5 @@ operations! {
     an_image_import_recovers_at_every_point: ImportImage,
     a_kernel_import_recovers_at_every_point: ImportKernel,
     an_image_deletion_recovers_at_every_point: DeleteImage,
+    a_repair_recovers_at_every_point: Repair,
 }

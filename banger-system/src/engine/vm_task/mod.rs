@@ -209,6 +209,10 @@ pub(super) enum Command {
     Used(Option<Option<Use>>),
     /// Probe the guest, because a request to it timed out.
     Probe,
+    /// Answer once all earlier commands are handled.
+    Settle {
+        reply: oneshot::Sender<()>,
+    },
     /// A command of a request. Journal entries about it have the fields of the request's span.
     Traced {
         span: Span,
@@ -470,6 +474,8 @@ impl VmTask {
             Command::RetryNic => self.retry_nic().await,
             Command::Used(used) => self.used(used).await,
             Command::Probe => self.suspect(),
+            // Who has asked may have stopped waiting.
+            Command::Settle { reply } => drop(reply.send(())),
             Command::Traced { command, .. } => return Box::pin(self.handle_command(*command)).await,
         }
         Next::Continue
