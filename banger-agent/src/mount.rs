@@ -52,12 +52,12 @@ pub fn serve(port: &mut Port, wanted: &Mount, default_user: Option<&str>) -> io:
     let mut line = serde_json::to_vec(&mounted.owner)?;
     line.push(b'\n');
     port.queue(&Frame::Output(line));
-    match relay(port, &mounted.device)? {
-        Ended::HostGone => Ok(()),
-        Ended::Unmounted => {
-            drop(mounted);
-            port.send(&Frame::Done).map(drop)
-        }
+    let ended = relay(port, &mounted.device);
+    drop(mounted);
+    match ended {
+        Ok(Ended::HostGone) => Ok(()),
+        Ok(Ended::Unmounted) => port.send(&Frame::Done).map(drop),
+        Err(error) => refuse(port, FailureKind::Other, &format!("the mount in the guest failed: {error}")),
     }
 }
 

@@ -7,6 +7,7 @@ mod command;
 mod error;
 mod guest;
 mod mcp;
+mod mount;
 mod share;
 mod ssh;
 mod ui;
