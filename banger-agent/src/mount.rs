@@ -8,7 +8,7 @@ use std::{
     ffi::CString,
     fs, io,
     os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use banger_proto::guest::{
@@ -19,7 +19,7 @@ use banger_proto::guest::{
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fs::{Mode, OFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx},
     io::Errno,
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
@@ -52,7 +52,7 @@ pub fn serve(port: &mut Port, wanted: &Mount, default_user: Option<&str>) -> io:
     let mut line = serde_json::to_vec(&mounted.owner)?;
     line.push(b'\n');
     port.queue(&Frame::Output(line));
-    let ended = relay(port, &mounted.device);
+    let ended = mounted.device.as_ref().map_or(Ok(Ended::Unmounted), |device| relay(port, device));
     drop(mounted);
     match ended {
         Ok(Ended::HostGone) => Ok(()),
@@ -63,9 +63,12 @@ pub fn serve(port: &mut Port, wanted: &Mount, default_user: Option<&str>) -> io:
 
 /// A mounted directory. Dropping it unmounts it.
 struct Mounted {
-    device: OwnedFd,
-    /// The root of the file system, not what may be mounted over it by now.
-    root: OwnedFd,
+    /// Closed before the rest, which ends requests that wait for an answer. Nothing else is kept open there, so that an
+    /// unmount in the guest ends the file system.
+    device: Option<OwnedFd>,
+    target: PathBuf,
+    /// The kernel's number of the mount.
+    number: Option<u64>,
     owner: Owner,
 }
 
@@ -86,31 +89,30 @@ impl Mounted {
         // A link may have led there.
         check_path(target.to_str().unwrap_or_default()).map_err(bad)?;
         mount_at(&target, &device, wanted.read_only, owner).map_err(of_system)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match rustix::fs::open(&target, flags, Mode::empty()) {
-            Ok(root) => Ok(Self { device, root, owner }),
-            Err(error) => {
-                detach(&target);
-                Err(of_system(error.into()))
-            }
-        }
+        let number = mount_number(&target);
+        Ok(Self { device: Some(device), target, number, owner })
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        detach(Path::new(&format!("/proc/self/fd/{}", self.root.as_raw_fd())));
-        // The device is closed after this, which ends requests that wait for an answer.
+        self.device = None;
+        // Another file system may have been mounted over it, or this one unmounted.
+        if mount_number(&self.target).is_some_and(|now| Some(now) != self.number) {
+            return;
+        }
+        match unmount(&self.target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => log::error(&format!("cannot unmount {}: {error}", self.target.display())),
+        }
     }
 }
 
-/// Unmounts, also if something is in use there.
-fn detach(target: &Path) {
-    match unmount(target, UnmountFlags::DETACH) {
-        // Somebody has unmounted it.
-        Ok(()) | Err(Errno::INVAL) => {}
-        Err(error) => log::error(&format!("cannot unmount {}: {error}", target.display())),
-    }
+/// Returns the number of the mount that a path leads to (statx(2)), without asking the host.
+fn mount_number(target: &Path) -> Option<u64> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    let found = statx(CWD, target, flags, StatxFlags::MNT_ID).ok()?;
+    StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID).then_some(found.stx_mnt_id)
 }
 
 /// Opens the kernel's side of a mount. Loads its module if the kernel does not have it yet.

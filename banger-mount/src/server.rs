@@ -316,8 +316,7 @@ impl Server {
         let (size, _owner, atime, mtime, _ctime) =
             (body.u64()?, body.u64()?, body.u64()?, body.u64()?, body.u64()?);
         let (atime_nsec, mtime_nsec, _ctime_nsec) = (body.u32()?, body.u32()?, body.u32()?);
-        let (mode, _, _uid, _gid, _) =
-            (body.u32()?, body.u32()?, body.u32()?, body.u32()?, body.u32()?);
+        let (mode, _, _uid, _gid, _) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?, body.u32()?);
         body.end()?;
         self.must_be_writable()?;
         let asks = |what: u32| valid & what != 0;
