@@ -325,3 +325,26 @@ fn a_refusal_of_the_agent_ends_the_command_before_it_runs() {
         format!("error: cannot mount at {} in the guest: File exists.\n", bench.host.path("file").display());
     assert_eq!(ended.errors, expect);
 }
+
+#[test]
+fn a_run_mounts_for_its_command_only() {
+    let Some(bench) = Bench::new() else { return };
+    fs::write(bench.outside.join("a"), "text").unwrap();
+    let (value, inside) = (bench.value(""), bench.inside.to_str().unwrap());
+    let run = ["run", "--rm", "-q", "-n", "--name", "box", "--image", "debian", "-v", &value, "-w", inside];
+    let ended = bench.host.banger(&[&run[..], &["--", "cat", "a"]].concat());
+    assert_eq!(ended, Ended { status: 0, output: "text".into(), errors: String::new() });
+    until("it is unmounted", || bench.mounted().is_empty());
+}
+
+#[test]
+fn an_agent_of_an_earlier_version_is_told_apart() {
+    let host = Host::new();
+    let created = host.banger(&["vm", "create", "-q", "--name", "web", "--image", "debian"]);
+    assert_eq!(created.status, 0, "{created:?}");
+    let value = format!("{}:/mnt", host.path("").display());
+    let ended = host.banger(&["exec", "-n", "-v", &value, "web", "--", "echo", "ran"]);
+    let expect = "error: web cannot mount directories.\n\
+        hint: a sandbox that was started by an earlier version needs `banger vm restart web`.\n";
+    assert_eq!(ended, Ended { status: 125, output: String::new(), errors: expect.into() });
+}
