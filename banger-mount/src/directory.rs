@@ -7,7 +7,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{message::Out, server::ENTRY};
+use crate::{message::Out, names::ENTRY};
 
 /// The part of an entry before its name (`struct fuse_dirent`), and the length of which entries are multiples.
 const FIXED: usize = 24;

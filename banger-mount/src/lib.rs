@@ -18,11 +18,16 @@
 //!
 //! The messages are those of `linux/fuse.h`, version 7.31 (Linux 5.4).
 
+mod attributes;
 mod directory;
+mod files;
+mod host;
 mod message;
+mod names;
 mod server;
 mod table;
 
+pub use host::open;
 pub use message::{HEADER, Violation};
-pub use server::{Options, Server, open};
+pub use server::{Options, Server};
 pub use table::Limits;

@@ -9,6 +9,7 @@ echo closed > closed; chmod 000 closed; echo closed >> .git/info/exclude
 echo secret > ../outside/secret; ln -s ../outside/secret up; echo up >> .git/info/exclude
 
 banger run -q -d --vcpu 1 --name mount > /dev/null
+is_unmounted() { quietly banger exec -n mount -- sh -c '! grep -q /srv/here /proc/mounts'; }
 exec_in() { banger exec -n --mount .:/srv/here -w /srv/here mount -- sh -ec "$1"; }
 exec_in '
     git config --global --add safe.directory /srv/here
@@ -24,7 +25,8 @@ exec_in '
     mkfifo pipe 2> /dev/null || echo no pipe'
 git log -1 --format='commit: %an: %s'
 echo "big: $(stat -c '%s %U' big), tool: $(stat -c '%a %U' tool)"
-banger exec -n mount -- sh -c 'mountpoint -q /srv/here || echo unmounted; ls -A /srv/here | wc -l'
+wait_until 120 'the end of the first mount' is_unmounted
+banger exec -n mount -- sh -c 'echo "left: $(ls -A /srv/here | wc -l)"'
 
 # It is not changed by who may only read, not even by root of the guest.
 banger exec -n -v .:/srv/here:ro mount -- sh -c '
@@ -42,11 +44,10 @@ client=$!
 has_begun() { [ -e begun ]; }
 wait_until 120 'the command' has_begun
 kill -9 "$client"; wait "$client" 2> /dev/null || true
-is_unmounted() { quietly banger exec -n mount -- sh -c '! grep -q /srv/here /proc/mounts'; }
-wait_until 120 'the end of the mount' is_unmounted
+wait_until 120 'the end of the last mount' is_unmounted
 echo ended
 
-banger exec -n -v .:/proc/here mount -- true 2>&1 | head -n 1
+banger exec -n -v .:/proc/here mount -- true 2>&1 || true
 banger rm -q --force mount
 banger run -q --rm --vcpu 1 -v .:/srv/here -- cat /srv/here/file2
 chmod 600 closed; cd ..; rm -rf mounted outside
