@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::server::Result;
 
-/// What a guest may set of a mode. Whoever has a directory's set-group-id bit gets no rights by it.
+/// What a guest may set of a mode. The set-group-id bit of a directory gives nobody rights.
 pub const FILE_MODE: u32 = 0o777;
 pub const DIRECTORY_MODE: u32 = 0o3777;
 

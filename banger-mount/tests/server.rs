@@ -361,7 +361,7 @@ fn nothing_gets_more_rights() {
     let directory = u64_at(&guest.call(9, ROOT, Body::new().u32(0o7755).u32(0).name("d")).unwrap(), 0);
     guest.call(4, directory, setting(1, 0, 0, 0o7755, (0, 0))).unwrap();
     assert_eq!(fs::metadata(guest.path("d")).unwrap().mode() & 0o4000, 0);
-    // Attributes show the owner, whoever runs the test.
+    // Attributes show the owner, not the user of the test.
     let attributes = guest.call(3, node, Body::new().u64(0).u64(0)).unwrap();
     assert_eq!((u32_at(&attributes, 16 + 68), u32_at(&attributes, 16 + 72)), (OWNER.uid, OWNER.gid));
     // Owners stay, whatever the guest says.
