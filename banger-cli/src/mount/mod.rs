@@ -67,7 +67,7 @@ pub struct Mounts(JoinSet<()>);
 pub fn open(specs: &[MountSpec]) -> Result<Vec<Source>> {
     if specs.len() > MAX_MOUNTS {
         return Err(Error::Usage(format!(
-            "a command can have {MAX_MOUNTS} mounts, and these are {}",
+            "a command can have at most {MAX_MOUNTS} mounts, not {}",
             specs.len()
         )));
     }
@@ -75,7 +75,7 @@ pub fn open(specs: &[MountSpec]) -> Result<Vec<Source>> {
     for spec in specs {
         let source = open_one(spec)?;
         if sources.iter().any(|other| other.path.trim_end_matches('/') == source.path.trim_end_matches('/')) {
-            return Err(Error::Usage(format!("two directories are to be mounted at {}", source.path)));
+            return Err(Error::Usage(format!("cannot mount two directories at {}", source.path)));
         }
         sources.push(source);
     }
@@ -131,10 +131,11 @@ impl Mounts {
             let sandbox = sandbox.clone();
             this.0.spawn(async move {
                 let reason = match session.serve().await {
-                    Ok(()) => "it was unmounted in the sandbox".to_owned(),
+                    Ok(()) => "it was unmounted there".to_owned(),
                     Err(error) => error.to_string(),
                 };
-                tell(&format!("{sandbox} has no {} at {path} any more: {reason}", directory.display()));
+                let directory = directory.display();
+                tell(&format!("{directory} is no longer mounted at {path} in {sandbox}: {reason}"));
             });
         }
         Ok(this)
@@ -201,10 +202,10 @@ mod tests {
         assert!(shown(&["/proc:/mnt"]).1.contains("has no files of users"), "{:?}", shown(&["/proc:/mnt"]));
         assert_eq!(shown(&["/"]).0, "cannot mount / at its own path: the guest needs what is there");
         let twice = [format!("{name}:/a"), format!("{name}:/a/")];
-        assert_eq!(shown(&[&twice[0], &twice[1]]).0, "two directories are to be mounted at /a/");
+        assert_eq!(shown(&[&twice[0], &twice[1]]).0, "cannot mount two directories at /a/");
         let many: Vec<String> = (0..9).map(|number| format!("{name}:/{number}a")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert_eq!(shown(&many).0, "a command can have 8 mounts, and these are 9");
+        assert_eq!(shown(&many).0, "a command can have at most 8 mounts, not 9");
         let sources = open(&[name.parse().unwrap()]).unwrap();
         assert_eq!(sources[0].path, dir.path().canonicalize().unwrap().to_str().unwrap());
     }

@@ -253,7 +253,7 @@ fn an_unmount_in_the_sandbox_is_reported_and_the_host_stays_as_it_is() {
     let mut line = String::new();
     BufReader::new(client.stderr.take().unwrap()).read_line(&mut line).unwrap();
     let expect = format!(
-        "note: lasting has no {} at {} any more: it was unmounted in the sandbox.\n",
+        "note: {} is no longer mounted at {} in lasting: it was unmounted there.\n",
         bench.outside.display(),
         bench.inside.display()
     );
