@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::{
     activity, archive, boot, boot_wait,
     channels::InitKind,
-    clock, commit, copies, detached, exec, files, forward, freezer, locale,
+    clock, commit, copies, detached, exec, files, forward, freezer, locale, mount,
     phases::{PhaseTracker, Waited},
     port::{Greeting, Port},
     ports, power, programs, rejuvenation, stats, stopping, terminfo,
@@ -124,6 +124,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Complete { path } => {
             reply_json(port, &copies::complete(&path, guest.programs.user.as_deref()))
         }
+        Request::Mount(wanted) => mount::serve(port, &wanted, guest.programs.user.as_deref()),
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
             Waited::Reached => port.send(&Frame::Done).map(drop),
             Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),
@@ -150,7 +151,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
 fn must_wait_for_boot(request: &Request) -> bool {
     match request {
         Request::PutTar { directory, .. } => !Path::new(directory).starts_with(WORK_DISK),
-        Request::CopyIn(_) | Request::PrepareCommit => true,
+        Request::CopyIn(_) | Request::PrepareCommit | Request::Mount(_) => true,
         _ => false,
     }
 }

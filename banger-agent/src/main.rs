@@ -81,6 +81,7 @@ mod managed_block;
 mod modprobe;
 mod module_tree;
 mod modules;
+mod mount;
 mod netlink;
 mod network;
 mod phases;

@@ -8,6 +8,7 @@ mod error;
 mod error_file;
 mod guest;
 mod mcp;
+mod mount;
 mod share;
 mod ssh;
 mod ui;

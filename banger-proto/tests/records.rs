@@ -13,6 +13,7 @@ use banger_proto::guest::{
         Algorithm, CopyIn, CopyOut, CopyOwner, DetachedLog, Endpoint, Exit, Phase, Phases, Placement,
         Started, WindowSize,
     },
+    mount::Mount,
 };
 use serde_json::Value;
 
@@ -77,6 +78,8 @@ fn requests() -> Vec<Request> {
         Request::StopDetached(7),
         Request::PrepareCommit,
         Request::Complete { path: text("/a/b") },
+        Request::Mount(Mount { path: text("/a"), read_only: true, user: Some(text("b")) }),
+        Request::Mount(Mount { path: text("/a"), read_only: false, user: None }),
     ]
 }
 

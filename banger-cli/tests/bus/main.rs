@@ -11,6 +11,7 @@ mod host;
 mod inspect;
 mod interrupts;
 mod mcp;
+mod mount;
 mod real;
 mod schemas;
 mod sdk;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::terminfo::TerminalType;
+use super::{mount::Mount, terminfo::TerminalType};
 
 /// Heartbeats that may be missed before the agent counts as gone.
 const MISSED_HEARTBEATS: u64 = 6;
@@ -114,6 +114,10 @@ pub enum Request {
         /// A path as in [`CopyOut`]; the text is what follows its last slash.
         path: String,
     },
+    /// Mount a directory that the host serves. Answered by `Started` with the process id 0, then by output: a line with
+    /// an [`Owner`](super::mount::Owner) in JSON, and messages of FUSE, which the host answers by input. Ends with the
+    /// stream; then the directory is unmounted, and files that are open there fail.
+    Mount(Mount),
 }
 
 impl Request {

@@ -6,11 +6,12 @@ use banger_proto::{
     causes::without_codes,
     guest::{Exec, message::Phase},
 };
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::wait::Wait;
 use crate::{
     guest::attach::{Stdin, TerminalUse},
+    mount::MountSpec,
     share::Share,
     user::{defaults::Key, locale, settings::Settings},
 };
@@ -57,6 +58,10 @@ pub struct ExecArgs {
     /// ssh-agent (ssh-agent, or ssh-agent:KEY with a fingerprint or the file of a public key). Each use is reported
     #[arg(long, value_name = "WHAT")]
     share: Vec<Share>,
+    /// Mount a directory of yours while it runs, at PATH or at the directory's own path; with `:ro`, it cannot be changed.
+    /// What the sandbox writes there is on this host at once. Can be repeated
+    #[arg(short = 'v', long, visible_alias = "volume", value_name = "DIR[:PATH][:ro]", value_hint = ValueHint::DirPath)]
+    mount: Vec<MountSpec>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
@@ -159,6 +164,11 @@ impl ExecArgs {
     /// Returns the credentials that it may use.
     pub fn shares(&self) -> &[Share] {
         &self.share
+    }
+
+    /// Returns the directories that are mounted while it runs.
+    pub fn mounts(&self) -> &[MountSpec] {
+        &self.mount
     }
 
     /// Returns the variables that are set for the command.

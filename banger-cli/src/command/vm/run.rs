@@ -38,6 +38,7 @@ use crate::{
     command::habits,
     error::{Error, Result},
     guest::{agent::Guest, attach, terminfo},
+    mount::{self, Mounts},
     share::{self, Shares},
     ssh::installed,
     ui::{
@@ -220,11 +221,15 @@ impl Run {
         if self.detach && !self.exec.shares().is_empty() {
             return Err(share::not_detached("--detach"));
         }
+        if self.detach && !self.exec.mounts().is_empty() {
+            return Err(mount::not_detached("--detach"));
+        }
         self.check_ask()?;
         if self.from_snapshot.is_some() {
             self.vm_args.changes()?;
         }
         share::check(self.exec.shares()).await?;
+        let sources = mount::open(self.exec.mounts())?;
         if self.exec.proxy() {
             // Reported before a sandbox is created.
             let proxies = Proxies::of_caller()?;
@@ -303,7 +308,8 @@ impl Run {
                 return print(&created, self.json);
             }
             Ok(workspace) => {
-                sandbox.attach((self, settings), workspace, &container.ports, &mut listener).await
+                let begins = (workspace, container.ports.as_slice(), sources);
+                sandbox.attach((self, settings), begins, &mut listener).await
             }
         };
         let status = match status {
@@ -463,8 +469,7 @@ impl Sandbox<'_> {
     async fn attach(
         &self,
         (run, settings): (&Run, &Settings),
-        workspace: Option<Workspace>,
-        ports: &[(u16, u16)],
+        (workspace, ports, sources): (Option<Workspace>, &[(u16, u16)], Vec<mount::Source>),
         listener: &mut Listener,
     ) -> Result<u8> {
         // They are forwarded until this returns.
@@ -476,6 +481,8 @@ impl Sandbox<'_> {
         let shares = Shares::start(sharing, run.exec.shares(), exec.user.as_deref());
         let shares = unless_ended(&mut listener.resubscribe(), shares).await?;
         shares.add_to(&mut exec);
+        let mounts = Mounts::start((self.bus, &self.vm), sources, exec.user.as_deref());
+        let _mounts = unless_ended(&mut listener.resubscribe(), mounts).await?;
         if let Some(terminal) = &mut exec.terminal {
             terminal.term = terminfo::prepare(self.bus, &self.vm, &terminal.term).await;
         }

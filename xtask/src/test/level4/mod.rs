@@ -21,6 +21,7 @@ mod limits;
 mod lists;
 mod mcp;
 mod modules;
+mod mount;
 mod names;
 mod network;
 mod people;
@@ -82,6 +83,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     lists::CHECKS,
     mcp::CHECKS,
     modules::CHECKS,
+    mount::CHECKS,
     names::CHECKS,
     network::CHECKS,
     people::CHECKS,
