@@ -53,8 +53,9 @@ pub struct ExecArgs {
     /// Set the environment variables in a file of NAME=VALUE lines, as `docker run --env-file`; --env goes first
     #[arg(long, value_name = "FILE", value_parser = env_file)]
     env_file: Vec<EnvFile>,
-    /// Let it use credentials of yours while it runs: the passwords of git for a host (git:HOST), or the keys of your
-    /// ssh-agent (ssh-agent, or ssh-agent:KEY with a fingerprint or the file of a public key). Each use is reported
+    /// Let it use credentials of yours while it runs: the passwords of git for a host (git:HOST), those of docker and
+    /// podman for a registry (docker:REGISTRY), or the keys of your ssh-agent (ssh-agent, or ssh-agent:KEY with a
+    /// fingerprint or the file of a public key). Each use is reported
     #[arg(long, value_name = "WHAT")]
     share: Vec<Share>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
@@ -194,6 +195,7 @@ impl ExecArgs {
             // The last value of a variable counts.
             env: self.env_file.iter().flat_map(|file| &file.0).chain(&self.env).filter_map(set).collect(),
             unset: Vec::new(),
+            path: Vec::new(),
             cwd: self.workdir.clone(),
             user: self.user.clone(),
             terminal: None,
