@@ -147,6 +147,13 @@ impl ExecArgs {
         }
     }
 
+    /// Returns the same options with more variables, which count less than those that were given.
+    pub fn with_variables(&self, variables: Vec<(String, String)>) -> Self {
+        let more = variables.into_iter().map(|(name, value)| Variable { name, value: Some(value) });
+        let env_file = [EnvFile(more.collect())].into_iter().chain(self.env_file.iter().cloned()).collect();
+        Self { env_file, ..self.clone() }
+    }
+
     /// Returns whether the user's proxies are passed on.
     pub fn proxy(&self) -> bool {
         self.proxy || (self.proxy_by_default && !self.no_proxy)

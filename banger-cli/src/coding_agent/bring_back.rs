@@ -1,0 +1,104 @@
+//! What becomes of the work at the end of a run: it is shown, and applied to the work tree if the user says so. It is never
+//! lost without a word: a sandbox that `--rm` would delete is kept if its changes were neither applied nor declined.
+
+use std::io::{self, IsTerminal, Write};
+
+use banger_proto::count::counted;
+
+use crate::{
+    client::service::id_of,
+    error::{Error, Result},
+    guest::agent::Guest,
+    ui::{progress::Progress, sanitize},
+    workspace::{
+        apply::{self, Dirty},
+        export::{self, Range},
+        record::{Records, StoredWorkspace},
+    },
+};
+
+/// When to apply the changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Apply {
+    /// If the user says so on the terminal.
+    Ask,
+    Always,
+    Never,
+}
+
+/// What became of the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// There is none.
+    Unchanged,
+    /// It is in the work tree.
+    Applied,
+    /// The user does not want it now.
+    Declined,
+    /// It is in the sandbox only.
+    Left,
+}
+
+/// Shows the changes in a workspace, and applies them as requested.
+pub async fn bring_back(
+    guest: &mut Guest,
+    guest_path: &str,
+    progress: &Progress,
+    when: Apply,
+) -> Result<Work> {
+    let kept = Records::of(&id_of(guest.vm()))?.find(Some(guest_path));
+    let Some(kept) = kept else { return Ok(Work::Unchanged) };
+    let track = progress.track(None);
+    export::fetch(guest, &kept, &track).await?;
+    drop(track);
+    let range = Range::new(&kept, None)?;
+    let count = range.differences()?.len();
+    if count == 0 {
+        return Ok(Work::Unchanged);
+    }
+    // The names are those of the sandbox.
+    let stat = sanitize::Filter::default().pass(&range.stat()?);
+    let asks = when == Apply::Ask && io::stdin().is_terminal() && io::stderr().is_terminal();
+    if asks || !matches!(progress, Progress::Quiet) {
+        progress
+            .suspend(|| io::stderr().write_all(&stat))
+            .map_err(|source| Error::io("show the changes", source))?;
+    }
+    let source = kept.record.source.display().to_string();
+    match when {
+        Apply::Never => Ok(Work::Declined),
+        Apply::Ask if !asks => Ok(Work::Left),
+        Apply::Ask => match ask(guest, progress, &source).await? {
+            Some(true) => apply(&kept, count, &source, progress),
+            Some(false) => Ok(Work::Declined),
+            None => Ok(Work::Left),
+        },
+        Apply::Always => apply(&kept, count, &source, progress),
+    }
+}
+
+fn apply(kept: &StoredWorkspace, count: usize, source: &str, progress: &Progress) -> Result<Work> {
+    apply::to_work_tree(kept, Dirty::Refuse)?;
+    progress.note(&format!("{} changed in {source}.", counted(count, "file")));
+    Ok(Work::Applied)
+}
+
+/// Asks on the terminal. Returns `None` if there is no answer.
+async fn ask(guest: &mut Guest, progress: &Progress, source: &str) -> Result<Option<bool>> {
+    let question = sanitize::line(&format!("Apply these changes to {source}?"));
+    progress
+        .suspend(|| write!(io::stderr(), "{question} [y/n] "))
+        .map_err(|source| Error::io("ask on the terminal", source))?;
+    // In a thread, so that a signal ends the wait. The thread then ends with this process.
+    let reading = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).map(|length| (length > 0).then_some(answer))
+    });
+    let answered = guest.unless_ended(async { Ok(reading.await) }).await?;
+    let answer = answered.ok().and_then(Result::ok).flatten();
+    Ok(answer.and_then(|answer| match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Some(true),
+        "n" | "no" => Some(false),
+        _ => None,
+    }))
+}
