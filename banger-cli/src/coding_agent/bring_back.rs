@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// Limit on the lines that show the changes. `banger vm workspace export --stat` has all.
+const MAX_LINES: usize = 40;
+
 /// When to apply the changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Apply {
@@ -58,10 +61,11 @@ pub async fn bring_back(
     }
     // The names are those of the sandbox.
     let stat = sanitize::Filter::default().pass(&range.stat()?);
+    let stat = shortened(&String::from_utf8_lossy(&stat));
     let asks = when == Apply::Ask && io::stdin().is_terminal() && io::stderr().is_terminal();
     if asks || !matches!(progress, Progress::Quiet) {
         progress
-            .suspend(|| io::stderr().write_all(&stat))
+            .suspend(|| io::stderr().write_all(stat.as_bytes()))
             .map_err(|source| Error::io("show the changes", source))?;
     }
     let source = kept.record.source.display().to_string();
@@ -75,6 +79,17 @@ pub async fn bring_back(
         },
         Apply::Always => apply(&kept, count, &source, progress),
     }
+}
+
+/// Leaves out files of a long diffstat, whose last line has the sums.
+fn shortened(stat: &str) -> String {
+    let lines: Vec<&str> = stat.lines().collect();
+    let (shown, left) = match lines.len().checked_sub(MAX_LINES) {
+        None | Some(0) => return stat.to_owned(),
+        Some(more) => (&lines[..MAX_LINES - 2], more + 1),
+    };
+    let last = lines.last().copied().unwrap_or_default();
+    format!("{}\n and {left} more\n{last}\n", shown.join("\n"))
 }
 
 fn apply(kept: &StoredWorkspace, count: usize, source: &str, progress: &Progress) -> Result<Work> {
@@ -101,4 +116,27 @@ async fn ask(guest: &mut Guest, progress: &Progress, source: &str) -> Result<Opt
         "n" | "no" => Some(false),
         _ => None,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_of_changes_is_shortened() {
+        let stat = |files: usize| {
+            let lines = (1..=files).map(|number| format!(" f{number} | 1 +\n"));
+            lines.chain([" sums\n".to_owned()]).collect::<String>()
+        };
+        for files in [0, 1, MAX_LINES - 1] {
+            assert_eq!(shortened(&stat(files)), stat(files));
+        }
+        let shown = shortened(&stat(100));
+        assert_eq!(shown.lines().count(), MAX_LINES);
+        assert!(
+            shown.starts_with(" f1 | 1 +\n") && shown.contains(" f38 | 1 +\n and 62 more\n sums\n"),
+            "{shown}"
+        );
+        assert!(shortened(&stat(MAX_LINES)).contains(" f38 | 1 +\n and 2 more\n"));
+    }
 }

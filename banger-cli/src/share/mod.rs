@@ -120,7 +120,10 @@ impl Shares {
                 uses: Mutex::new(Rate::new(MAX_USES)),
             });
             let helper = match helper {
-                Some(helper) => Some(answerer.open(&Request::RegistryHelper(helper)).await?),
+                Some(helper) => {
+                    let offered = answerer.open(&Request::RegistryHelper(helper)).await;
+                    Some(offered.map_err(hint_earlier_version)?)
+                }
                 None => None,
             };
             let relay = answerer.open(&Request::Listen(Endpoint::Unix(socket.clone()))).await?;
@@ -153,6 +156,16 @@ impl Shares {
         self.variables.push(variable("DOCKER_CONFIG", "docker"));
         self.variables.push(variable("REGISTRY_AUTH_FILE", "auth.json"));
         self.path.push(format!("{directory}/bin"));
+    }
+}
+
+/// Adds a hint if the agent has hung up at a request: an earlier version does not know it.
+fn hint_earlier_version(error: Error) -> Error {
+    match error {
+        Error::Attach(_) => error.with_hint(
+            "if the sandbox was started by an earlier version of banger, `banger vm restart NAME` gives it this one.",
+        ),
+        error => error,
     }
 }
 
