@@ -8,14 +8,15 @@
 //!   DIRECTORY/socket                           where the host answers
 //! ```
 //!
-//! The directory is in memory and belongs to the user of the command. It goes when the host hangs up.
+//! The directory is in memory and root's; the configurations and the socket belong to the user of the command. It goes when
+//! the host hangs up.
 
 use std::{
     env,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::{
-        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, symlink},
+        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown, lchown, symlink},
         net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -96,23 +97,27 @@ impl Directory {
         }
         let runtime = runtime_dir::of(account);
         let [docker, podman] = configurations(account, runtime.as_deref(), &wanted.registries)?;
-        DirBuilder::new().mode(0o700).create(&path)?;
+        DirBuilder::new().mode(0o711).create(&path)?;
         // Removed if anything fails from here on.
         let this = Self(path);
-        let make = |name: &str| {
+        let make = |name: &str, mode: u32| {
             let path = this.0.join(name);
-            DirBuilder::new().mode(0o700).create(&path).map(|()| path)
+            DirBuilder::new().mode(mode).create(&path).map(|()| path)
         };
-        let (bin, of_docker) = (make("bin")?, make("docker")?);
+        let (bin, of_docker) = (make("bin", 0o755)?, make("docker", 0o700)?);
         let mut program = create(&bin.join(PROGRAM), 0o755)?;
         io::copy(&mut File::open("/proc/self/exe")?, &mut program)?;
-        let auth = this.0.join("auth.json");
-        create(&of_docker.join("config.json"), 0o600)?.write_all(docker.to_string().as_bytes())?;
-        create(&auth, 0o600)?.write_all(podman.to_string().as_bytes())?;
+        // Files are given away by their descriptors, and the directory above them stays root's: whoever can rename in it
+        // could make root give away something else.
+        let give = |path: &Path, text: String| {
+            let mut file = create(path, 0o600)?;
+            file.write_all(text.as_bytes())?;
+            fchown(&file, Some(account.uid), Some(account.gid))
+        };
+        give(&of_docker.join("config.json"), docker.to_string())?;
+        give(&this.0.join("auth.json"), podman.to_string())?;
         link_entries(&Path::new(&account.home).join(".docker"), &of_docker)?;
-        for path in [&this.0, &bin, &of_docker, &of_docker.join("config.json"), &auth] {
-            chown(path, Some(account.uid), Some(account.gid))?;
-        }
+        lchown(&of_docker, Some(account.uid), Some(account.gid))?;
         Ok(this)
     }
 }
@@ -172,7 +177,9 @@ fn with_helper(mut config: Map<String, Value>, registries: &[String]) -> Map<Str
 
 /// Reads a configuration of the user; an empty one if there is none.
 fn read(path: &Path, account: &Account) -> io::Result<Map<String, Value>> {
-    let file = match File::open(path) {
+    // Opening a pipe does not wait.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = match opened {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(Map::new());
@@ -182,8 +189,9 @@ fn read(path: &Path, account: &Account) -> io::Result<Map<String, Value>> {
     let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {why}", path.display()));
     // What root may read is not for everybody.
     let metadata = file.metadata()?;
-    if !metadata.is_file() || (metadata.uid() != account.uid && account.uid != 0) {
-        return Err(wrong("is not a file of the user"));
+    let is_readable = metadata.uid() == account.uid || account.uid == 0 || metadata.mode() & 0o004 != 0;
+    if !metadata.is_file() || !is_readable {
+        return Err(wrong("is not a file that the user may read"));
     }
     let mut bytes = Vec::new();
     file.take(MAX_CONFIG + 1).read_to_end(&mut bytes)?;
@@ -313,11 +321,17 @@ mod tests {
     fn the_files_of_others_are_not_read() {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join(".docker")).unwrap();
-        fs::write(home.path().join(".docker/config.json"), "{}").unwrap();
+        let path = home.path().join(".docker/config.json");
+        let write = |mode: u32| {
+            fs::write(&path, "{}").unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        };
         let other = Account { uid: account(home.path()).uid + 1, ..account(home.path()) };
-        assert!(
-            configurations(&other, None, &[]).unwrap_err().to_string().contains("not a file of the user")
-        );
+        write(0o600);
+        assert!(configurations(&other, None, &[]).unwrap_err().to_string().contains("may read"));
+        // Those that an image has for everybody are.
+        write(0o644);
+        assert!(configurations(&other, None, &[]).is_ok());
     }
 
     #[test]
@@ -376,9 +390,19 @@ mod tests {
         let mut host = helper(&uid);
         assert!(matches!(host.next(), Frame::Started(_)));
         let mode = |name: &str| fs::metadata(path.join(name)).unwrap().mode() & 0o7777;
-        assert_eq!((mode("."), mode("auth.json"), mode("docker/config.json")), (0o700, 0o600, 0o600));
+        assert_eq!((mode("."), mode("auth.json"), mode("docker/config.json")), (0o711, 0o600, 0o600));
         let size = |path: &Path| fs::metadata(path).unwrap().len();
         assert_eq!(size(&path.join("bin").join(PROGRAM)), size(Path::new("/proc/self/exe")));
+        let own = rustix::process::geteuid().as_raw();
+        if own == 0 {
+            // Only the leaves are given away.
+            drop(host);
+            host = helper("4242");
+            assert!(matches!(host.next(), Frame::Started(_)));
+            let owner = |name: &str| fs::metadata(path.join(name)).unwrap().uid();
+            assert_eq!(["auth.json", "docker", "docker/config.json"].map(owner), [4242; 3]);
+            assert_eq!([".", "bin"].map(owner), [0; 2]);
+        }
         // Another one may not have its name.
         let Frame::Failed(failure) = helper(&uid).next() else { panic!("it was replaced") };
         assert_eq!(failure.kind, FailureKind::AlreadyExists, "{failure:?}");

@@ -14,6 +14,7 @@ use crate::{
         apply::{self, Dirty},
         export::{self, Range},
         record::{Records, StoredWorkspace},
+        tooling,
     },
 };
 
@@ -40,6 +41,8 @@ pub enum Work {
     Declined,
     /// It is in the sandbox only.
     Left,
+    /// Its files are in the work tree or unchanged, and its commits are in the sandbox only.
+    Commits,
 }
 
 /// Shows the changes in a workspace, and applies them as requested.
@@ -51,10 +54,24 @@ pub async fn bring_back(
 ) -> Result<Work> {
     let kept = Records::of(&id_of(guest.vm()))?.find(Some(guest_path));
     let Some(kept) = kept else { return Ok(Work::Unchanged) };
+    let work = bring_files_back(guest, &kept, progress, when).await?;
+    let may_have_more = matches!(work, Work::Unchanged | Work::Applied);
+    match may_have_more && tooling::has_commits(guest, &kept.record).await? {
+        true => Ok(Work::Commits),
+        false => Ok(work),
+    }
+}
+
+async fn bring_files_back(
+    guest: &mut Guest,
+    kept: &StoredWorkspace,
+    progress: &Progress,
+    when: Apply,
+) -> Result<Work> {
     let track = progress.track(None);
-    export::fetch(guest, &kept, &track).await?;
+    export::fetch(guest, kept, &track).await?;
     drop(track);
-    let range = Range::new(&kept, None)?;
+    let range = Range::new(kept, None)?;
     let count = range.differences()?.len();
     if count == 0 {
         return Ok(Work::Unchanged);
@@ -73,11 +90,11 @@ pub async fn bring_back(
         Apply::Never => Ok(Work::Declined),
         Apply::Ask if !asks => Ok(Work::Left),
         Apply::Ask => match ask(guest, progress, &source).await? {
-            Some(true) => apply(&kept, count, &source, progress),
+            Some(true) => apply(kept, count, &source, progress),
             Some(false) => Ok(Work::Declined),
             None => Ok(Work::Left),
         },
-        Apply::Always => apply(&kept, count, &source, progress),
+        Apply::Always => apply(kept, count, &source, progress),
     }
 }
 
@@ -100,6 +117,8 @@ fn apply(kept: &StoredWorkspace, count: usize, source: &str, progress: &Progress
 
 /// Asks on the terminal. Returns `None` if there is no answer.
 async fn ask(guest: &mut Guest, progress: &Progress, source: &str) -> Result<Option<bool>> {
+    // What was typed for the agent is no answer. Not every input can forget it.
+    let _ = rustix::termios::tcflush(io::stdin(), rustix::termios::QueueSelector::IFlush);
     let question = sanitize::line(&format!("Apply these changes to {source}?"));
     progress
         .suspend(|| write!(io::stderr(), "{question} [y/n] "))

@@ -94,6 +94,6 @@ impl AgentRun {
     async fn is_outdated(&self, bus: &Bus, image: &OwnedObjectPath) -> Result<bool> {
         let Image::Recipe(recipe) = &self.preset.image else { return Ok(false) };
         let properties = bus.properties(image, Kind::Image.interface()).await?;
-        Ok(build::digest_of(&properties).is_some_and(|digest| digest != recipe.digest))
+        Ok(build::digest_of(&properties).is_none_or(|digest| digest != recipe.digest))
     }
 }

@@ -129,8 +129,19 @@ fn work_that_nobody_has_decided_about_keeps_the_sandbox() {
         ended.errors.contains("has changes that were neither sent nor committed, as in made"),
         "{ended:?}"
     );
+    assert_eq!(ended.status, 125, "{ended:?}");
     assert_eq!(fs::read_to_string(agents.made()).unwrap(), "local\n");
     assert_eq!(agents.kept_and_deleted(), (2, 0));
+}
+
+#[test]
+fn commits_that_are_only_in_the_sandbox_keep_it() {
+    let script = "git -c user.name=Eve -c user.email=eve@example.org commit -q --allow-empty -m aside\ngit branch aside\n\
+        git reset -q --hard HEAD~1";
+    let agents = Agents::new(script, "");
+    let ended = agents.run(&["--rm", "--apply"], &[]);
+    assert!(ended.status == 0 && ended.errors.contains("`banger vm workspace fetch box-tool`"), "{ended:?}");
+    assert_eq!(agents.kept_and_deleted(), (1, 0));
 }
 
 #[test]

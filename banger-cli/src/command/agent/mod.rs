@@ -42,7 +42,7 @@ Examples:
   banger agent claude                          in the repository of this directory
   banger agent codex ~/src/web --rm
   banger agent claude . -- -p 'Mend the tests' arguments of the agent follow `--`
-  banger agent gemini --with-credentials       with your login, which is copied into the sandbox
+  banger agent codex --with-credentials        with your login, which is copied into the sandbox
   banger agent opencode --egress github        what its preset allows, and GitHub
   banger agent claude --apply --rm . -- -p 'Add a README'
 
@@ -55,7 +55,8 @@ Your presets are in ~/.config/banger/agents/NAME.toml, those of the administrato
 Exit status:
   that of the agent, or as of `banger vm run`
 
-A sandbox whose changes were neither applied nor declined is kept, even with --rm."
+A sandbox whose changes were neither applied nor declined is kept, even with --rm, and so is one
+with commits of its own."
 )]
 pub struct Agent {
     #[command(subcommand)]
@@ -75,7 +76,7 @@ pub struct Agent {
     /// Apply the changes to the repository at the end without asking
     #[arg(long, conflicts_with_all = ["no_apply", "detach"])]
     apply: bool,
-    /// Neither ask nor apply the changes
+    /// Neither ask nor apply the changes; with --rm, they are deleted
     #[arg(long)]
     no_apply: bool,
     /// Build the image of the preset again first, which gets the agent's newest version
@@ -128,7 +129,8 @@ impl Agent {
             (_, true) => Apply::Never,
             _ => Apply::Ask,
         };
-        let options = self.options.with_preset(&preset, variables);
+        // Its files are root's.
+        let options = self.options.with_preset(&preset, variables).with_user("root");
         let image_is_given = self.options.has_image();
         let agent = AgentRun { preset, build: self.build, image_is_given, apply };
         Run::of_agent(path, options, agent, &self.arguments).run_in(&settings).await

@@ -57,7 +57,7 @@ pub fn json_of(found: &Found) -> Value {
         "name": preset.name,
         "description": preset.description,
         "origin": found.origin.word(),
-        "file": found.file,
+        "file": found.file.display().to_string(),
         "command": preset.command,
         "image": image,
         "image_is_built": built,

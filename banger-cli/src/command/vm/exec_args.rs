@@ -154,6 +154,11 @@ impl ExecArgs {
         Self { env_file, ..self.clone() }
     }
 
+    /// Returns the same options with this user, if none was given.
+    pub fn with_user(&self, user: &str) -> Self {
+        Self { user: self.user.clone().or_else(|| Some(user.to_owned())), ..self.clone() }
+    }
+
     /// Returns whether the user's proxies are passed on.
     pub fn proxy(&self) -> bool {
         self.proxy || (self.proxy_by_default && !self.no_proxy)

@@ -34,9 +34,9 @@ use super::{
 use crate::{
     cli,
     client::{bus::Bus, job::Jobs, service::id_of},
-    coding_agent::{self, AgentRun, Preset, Work},
+    coding_agent::{self, AgentRun, Apply, Preset, Work},
     command::habits,
-    error::{Error, Result},
+    error::{Error, OWN_FAILURE, Result},
     guest::{agent::Guest, attach, terminfo},
     share::{self, Shares},
     ssh::installed,
@@ -323,13 +323,19 @@ impl Run {
                 sandbox.attach((self, settings), workspace, &container.ports, &mut listener).await
             }
         };
-        let kept = match (&self.agent, &plan_path) {
-            (Some(agent), Some(path)) => sandbox.bring_back(agent, path, (self.options.rm, &listener)).await,
-            _ => false,
+        let (kept, failed) = match (&self.agent, &plan_path) {
+            (Some(agent), Some(path)) => {
+                // What was broken off is not applied without a question.
+                let is_broken_off = status.is_err() && agent.apply == Apply::Always;
+                let when = if is_broken_off { Apply::Ask } else { agent.apply };
+                sandbox.bring_back(when, path, (self.options.rm, &listener)).await
+            }
+            _ => (false, false),
         };
         let removes = self.options.rm && !kept;
         let status = match status {
             Err(error) => Err(sandbox.about(error, removes).await),
+            Ok(0) if failed => Ok(OWN_FAILURE),
             status => status,
         };
         sandbox.clean_up(removes, &mut listener).await;
@@ -346,6 +352,11 @@ impl RunOptions {
     /// Returns whether an image was given.
     pub fn has_image(&self) -> bool {
         self.vm_args.image().is_some()
+    }
+
+    /// Returns the same options with this user of the command, if none was given.
+    pub fn with_user(&self, user: &str) -> Self {
+        Self { exec: self.exec.with_user(user), ..self.clone() }
     }
 
     /// Returns whether the sandbox is deleted without a client that looks at it first.
@@ -432,7 +443,8 @@ impl Sandbox<'_> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
         let tools = tooling::tool_file(&plan).filter(|_| run.installs_tools());
         let mut kept = prepare::send(&mut guest, plan, target, meter).await?;
-        if let Some(user) = &container.user {
+        // The files of a coding agent are root's.
+        if let Some(user) = container.user.as_ref().filter(|_| run.agent.is_none()) {
             match tooling::change_owner(&mut guest, &path, user).await? {
                 true => kept.record.user = Some(user.clone()),
                 false => {
@@ -592,42 +604,43 @@ impl Sandbox<'_> {
     }
 
     /// Brings the work of a coding agent back. Returns whether the sandbox is kept although `--rm` was given, since it has
-    /// work that is nowhere else.
-    async fn bring_back(&self, agent: &AgentRun, path: &str, (rm, listener): (bool, &Listener)) -> bool {
+    /// work that is nowhere else, and whether something failed.
+    async fn bring_back(&self, when: Apply, path: &str, (rm, listener): (bool, &Listener)) -> (bool, bool) {
         // A signal that has ended the command must not end this, too.
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
         let name = match self.bus.properties(&self.vm, VM_INTERFACE).await {
             Ok(sandbox) => sandbox.name().to_owned(),
-            Err(_) => return false,
+            Err(_) => return (false, false),
         };
-        let work = coding_agent::bring_back(&mut guest, path, &self.progress, agent.apply).await;
+        let work = coding_agent::bring_back(&mut guest, path, &self.progress, when).await;
+        let failed = work.is_err();
         let is_left = match work {
-            Ok(Work::Unchanged | Work::Applied) => return false,
+            Ok(Work::Unchanged | Work::Applied) => return (false, false),
             Ok(Work::Declined) => !rm,
-            Ok(Work::Left) => true,
+            Ok(Work::Left | Work::Commits) => true,
             Err(error) => {
                 error.about(&name).print(None);
                 true
             }
         };
         if !is_left {
-            return false;
+            return (false, false);
         }
         self.progress.note(&format!(
             "note: the changes are in {name}: `banger vm workspace export {name} --apply` applies them, and `banger vm \
              workspace fetch {name}` fetches its commits."
         ));
         if !rm {
-            return false;
+            return (false, failed);
         }
         match self.bus.set_lifetime(&self.vm, lifetime::PERSISTENT).await {
             Ok(()) => {
                 self.progress.note(&format!("note: {name} is kept, in spite of `--rm`, for its changes."));
-                true
+                (true, failed)
             }
             Err(error) => {
                 error.print(Some(&name));
-                false
+                (false, true)
             }
         }
     }

@@ -302,9 +302,13 @@ impl VmArgs {
         Self { name, image, sizes, nat, no_nat, egress, label: labels, ..Self::default() }
     }
 
-    /// Returns the same options with this image.
+    /// Returns the same options with this image, which is not pulled again if it is given by its id.
     pub fn with_image(&self, image: String) -> Self {
-        Self { image: Some(image), ..self.clone() }
+        let pull = match is_id(Some(&Variant::from(image.as_str()))) {
+            true => Some(PullPolicy::Missing),
+            false => self.pull,
+        };
+        Self { image: Some(image), pull, ..self.clone() }
     }
 
     /// Returns the same options with this image, if none was given.
