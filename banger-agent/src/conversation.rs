@@ -24,7 +24,7 @@ use crate::{
     clock, commit, copies, detached, exec, files, forward, freezer, locale, mount,
     phases::{PhaseTracker, Waited},
     port::{Greeting, Port},
-    ports, power, programs, rejuvenation, stats, stopping, terminfo,
+    ports, power, programs, registry_helper, rejuvenation, stats, stopping, terminfo,
 };
 
 /// Where the work disk is mounted.
@@ -107,6 +107,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Connect(endpoint) => forward::connect(port, &endpoint),
         Request::Listen(endpoint) => forward::listen(port, &endpoint),
         Request::Accept(number) => forward::accept(port, number),
+        Request::RegistryHelper(wanted) => registry_helper::offer(port, &wanted),
         Request::Ports => reply_json(port, &ports::listening()),
         Request::Stats => reply_json(port, &stats::now()),
         Request::Use => reply_json(port, &activity::now()),

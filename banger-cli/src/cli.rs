@@ -53,7 +53,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
     (
         "Sandboxes",
         &[
-            "run", "create", "list", "start", "stop", "restart", "pause", "unpause", "suspend", "resume",
+            "run", "agent", "create", "list", "start", "stop", "restart", "pause", "suspend", "resume",
             "kill", "delete",
         ],
     ),

@@ -3,6 +3,7 @@
 mod build;
 mod cli;
 mod client;
+mod coding_agent;
 mod command;
 mod error;
 mod error_file;

@@ -11,7 +11,7 @@ use banger_proto::guest::{
     hello::{HostHello, Verdict, answer, take_answer},
     message::{
         Algorithm, CopyIn, CopyOut, CopyOwner, DetachedLog, Endpoint, Exit, Phase, Phases, Placement,
-        Started, WindowSize,
+        RegistryHelper, Started, WindowSize,
     },
     mount::Mount,
 };
@@ -34,6 +34,7 @@ fn requests() -> Vec<Request> {
         of_image: true,
         env: vec![(text("A"), text("b c"))],
         unset: vec![text("B")],
+        path: vec![text("/run/a/bin")],
         cwd: Some(text("/tmp")),
         user: Some(text("root")),
         terminal: Some(terminal),
@@ -66,6 +67,11 @@ fn requests() -> Vec<Request> {
         Request::Connect(Endpoint::Unix(text("/run/a"))),
         Request::Listen(Endpoint::Tcp(text("localhost"), 80)),
         Request::Accept(7),
+        Request::RegistryHelper(RegistryHelper {
+            directory: text("/run/a"),
+            registries: vec![text("ghcr.io")],
+            user: text("root"),
+        }),
         Request::Ports,
         Request::Stats,
         Request::SetTime { unix_usec: 7 },

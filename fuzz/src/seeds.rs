@@ -298,6 +298,7 @@ fn frames() -> Vec<Vec<u8>> {
         argv: vec!["sh".into(), "-c".into(), "true".into()],
         env: vec![("A".into(), "b".into())],
         unset: vec!["B".into()],
+        path: vec!["/run/a/bin".into()],
         cwd: Some("/tmp".into()),
         user: Some("root".into()),
         terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),

@@ -18,6 +18,7 @@ use self::{bash::WholeWords, values::Source};
 use crate::{
     cli::{Cli, verbs_of_vm},
     client::service::Kind,
+    coding_agent,
     command::{list, vm},
     ui::column::List,
     user::{dirs::UserDirs, settings},
@@ -122,6 +123,13 @@ pub fn profiles(typed: &OsStr) -> Vec<CompletionCandidate> {
     names.map(CompletionCandidate::new).collect()
 }
 
+/// Returns the names of the presets of coding agents with this prefix. Returns none if they cannot be read.
+pub fn agents(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(typed) = typed.to_str() else { return Vec::new() };
+    let names = coding_agent::names().unwrap_or_default();
+    names.into_iter().filter(|name| name.starts_with(typed)).map(CompletionCandidate::new).collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -159,6 +167,8 @@ mod tests {
             ("kernel pull", &["entry"]),
             ("image pull", &["reference", "kernel"]),
             ("config show", &["profile"]),
+            ("agent", &["preset", "image", "kernel", "egress", "profile"]),
+            ("agent show", &["name"]),
             ("ssh-config", &[]),
             ("vm cp", &["from", "to"]),
             ("vm kill", &["sandboxes", "signal"]),

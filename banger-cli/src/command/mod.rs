@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod add;
+mod agent;
 mod batch;
 mod catalog;
 pub mod complete;
@@ -31,7 +32,7 @@ use clap::Subcommand;
 
 use crate::{
     client::service::Kind,
-    error::{FAILURE, Result},
+    error::{FAILURE, OWN_FAILURE, Result},
 };
 
 /// The commands.
@@ -92,6 +93,7 @@ Next: `banger vm run --kernel host`."
     /// Delete images that no sandbox uses
     #[command(hide = true)]
     Rmi(delete::DeleteArgs),
+    Agent(Box<agent::Agent>),
     SshConfig(ssh_config::SshConfig),
     #[command(hide = true)]
     SshProxy(ssh_proxy::SshProxy),
@@ -127,6 +129,7 @@ impl Command {
             Command::Pull(pull) => pull.run().await,
             Command::Tag(tag) => tag.run().await,
             Command::Rmi(delete) => delete.run(Kind::Image).await,
+            Command::Agent(agent) => agent.run().await,
             Command::SshConfig(config) => config.run().await,
             Command::SshProxy(proxy) => proxy.run().await,
             Command::SshKnownHosts(hosts) => hosts.run().await,
@@ -146,6 +149,7 @@ impl Command {
     pub fn own_failure(&self) -> u8 {
         match self {
             Command::Flat(command) | Command::Vm(command) => command.own_failure(),
+            Command::Agent(_) => OWN_FAILURE,
             _ => FAILURE,
         }
     }

@@ -41,7 +41,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--remote", FORWARDS),
     ("--restart", &["", "sometimes", "unless-stopped"]),
     ("--root-size", SIZES),
-    ("--share", &["", "git", "git:", "git:a b", "docker:x", "ssh-agent:/nonexistent"]),
+    ("--share", &["", "git", "git:", "git:a b", "docker:a/b", "ssh-agent:/nonexistent"]),
     ("--signal", &["", "SIGNOTHING", "99", "-9"]),
     ("--session", SESSIONS),
     ("--since", TIMES),

@@ -23,6 +23,9 @@ macro_rules! of {
 
 /// The output of each verb.
 const VERBS: &[(&str, Form, &str)] = &[
+    ("agent", Form::One, of!("run")),
+    ("agent list", Form::Array, of!("agent_preset")),
+    ("agent show", Form::One, of!("agent_preset")),
     ("config show", Form::One, of!("settings")),
     ("doctor", Form::Array, of!("check")),
     ("events", Form::Lines, of!("event")),

@@ -68,6 +68,11 @@ impl UserDirs {
         self.config.join("banger/config.toml")
     }
 
+    /// Returns the directory with the user's presets of coding agents.
+    pub fn agents(&self) -> PathBuf {
+        self.config.join("banger/agents")
+    }
+
     /// Returns the directory of ssh.
     pub fn ssh(&self) -> PathBuf {
         self.home.join(".ssh")

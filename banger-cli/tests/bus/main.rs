@@ -3,6 +3,7 @@
 
 mod agent;
 mod ask;
+mod coding_agents;
 mod commits;
 mod copies;
 mod devcontainer;

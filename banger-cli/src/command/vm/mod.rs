@@ -35,7 +35,7 @@ pub mod publish;
 mod pulls;
 mod restart;
 mod restart_args;
-mod run;
+pub mod run;
 pub mod run_detached;
 pub mod sessions;
 mod set;

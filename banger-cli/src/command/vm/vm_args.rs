@@ -302,10 +302,31 @@ impl VmArgs {
         Self { name, image, sizes, nat, no_nat, egress, label: labels, ..Self::default() }
     }
 
+    /// Returns the same options with this image, which is not pulled again if it is given by its id.
+    pub fn with_image(&self, image: String) -> Self {
+        let pull = match is_id(Some(&Variant::from(image.as_str()))) {
+            true => Some(PullPolicy::Missing),
+            false => self.pull,
+        };
+        Self { image: Some(image), pull, ..self.clone() }
+    }
+
     /// Returns the same options with this image, if none was given.
     pub fn or_image(&self, image: Option<&str>) -> Self {
         let image = self.image.clone().or_else(|| image.map(str::to_owned));
         Self { image, ..self.clone() }
+    }
+
+    /// Returns the same options with these sizes, where none were given, and with these entries in the egress policy, unless
+    /// all or nothing is asked for.
+    pub fn with_preset(&self, sizes: SizeArgs, egress: &[String]) -> Self {
+        let is_whole = |word: &String| ["all", "none"].contains(&word.as_str());
+        let mut words = self.egress.clone();
+        if !self.nat && !self.no_nat && !words.iter().any(is_whole) {
+            words.extend(egress.iter().filter(|entry| !self.egress.contains(entry)).cloned());
+        }
+        let no_nat = self.no_nat || (!self.nat && words.is_empty());
+        Self { sizes: self.sizes.or(&sizes), egress: words, no_nat, ..self.clone() }
     }
 
     /// Returns the same options with these sizes, where none were given. If the host cannot give them, the sandbox gets

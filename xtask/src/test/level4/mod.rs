@@ -5,6 +5,7 @@ mod attach;
 mod boot_config;
 mod clients;
 mod cockpit;
+mod coding_agent;
 mod commits;
 mod copies;
 mod devcontainer;
@@ -69,6 +70,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     attach::CHECKS,
     boot_config::CHECKS,
     clients::CHECKS,
+    coding_agent::CHECKS,
     commits::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
