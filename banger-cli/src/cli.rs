@@ -7,6 +7,7 @@ use clap::{Command as Parser, CommandFactory, FromArgMatches};
 use crate::{
     command::{Command, habits},
     error::FAILURE,
+    remote::choice::CommandLine,
 };
 
 /// Sandboxes with a kernel of their own, in one command
@@ -33,6 +34,8 @@ Exit status:
   `run` and `exec` exit with the status of the command; see their help."
 )]
 pub struct Cli {
+    #[command(flatten)]
+    pub host: CommandLine,
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
@@ -56,6 +59,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
             "kernel",
             "events",
             "config",
+            "context",
             "doctor",
             "metrics",
             "mcp",

@@ -7,6 +7,7 @@ use zbus::{DBusError, fdo};
 
 use crate::{
     guest::attach,
+    remote,
     ui::{hint, sanitize},
 };
 
@@ -60,6 +61,9 @@ pub enum Error {
     /// The bus connection failed in another way.
     #[error("cannot talk to the banger service")]
     Bus(#[source] Box<zbus::Error>),
+    /// A remote host cannot be used.
+    #[error(transparent)]
+    Remote(#[from] remote::error::Error),
     /// The guest's agent refused the request.
     #[error("{}", .0.message)]
     Guest(Failure),
@@ -175,6 +179,7 @@ impl Error {
             Self::OtherVersion { .. } => Some(hint::OTHER_VERSION.to_owned()),
             Self::Attach(_) => Some(hint::STREAM_LOST.to_owned()),
             Self::Detached { .. } => Some(hint::DETACHED.to_owned()),
+            Self::Remote(error) => error.hint(),
             _ => None,
         }
     }
@@ -203,8 +208,15 @@ impl Error {
                 | Self::ServiceEnded
                 | Self::OtherVersion { .. }
                 | Self::Bus(_)
+                | Self::Remote(_)
                 | Self::Foreign { .. }
         )
+    }
+
+    /// Returns whether the service does not support the call.
+    pub fn is_of_other_version(&self) -> bool {
+        use remote::error::Error::OtherService;
+        matches!(self.bare(), Self::OtherVersion { .. } | Self::Remote(OtherService { .. }))
     }
 
     /// Returns whether a second signal detached the command.

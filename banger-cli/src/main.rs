@@ -7,6 +7,7 @@ mod command;
 mod error;
 mod guest;
 mod mcp;
+mod remote;
 mod share;
 mod ssh;
 mod ui;
@@ -20,6 +21,7 @@ use crate::{command::complete, error::Error};
 fn main() -> ExitCode {
     complete::answer_shell();
     let cli = cli::parse();
+    remote::choice::set(&cli.host);
     // One thread: the client mostly waits, so another thread would only add cost.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -28,10 +28,14 @@ pub struct Doctor {
 
 impl Doctor {
     pub async fn run(&self) -> Result<u8> {
-        let checks = Bus::connect().await?.diagnose().await?;
+        let bus = Bus::connect().await?;
+        let checks = bus.diagnose().await?;
         if self.json {
             output::json(&checks.iter().map(json).collect())?;
         } else {
+            if let Some(server) = bus.server() {
+                output::text(&format!("HOST  {server}\n"))?;
+            }
             output::text(&checks.iter().map(text).collect::<String>())?;
         }
         Ok(if checks.iter().any(|check| check.status == "fail") { FAILURE } else { 0 })

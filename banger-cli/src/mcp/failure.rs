@@ -39,6 +39,7 @@ pub fn code(error: &Error) -> &str {
         Error::ServiceEnded => "service-ended",
         Error::OtherVersion { .. } => "other-version",
         Error::Attach(_) => "connection-lost",
+        Error::Remote(_) => "host-unreachable",
         Error::Io { .. } => "io",
         Error::Refused(_) | Error::WithHint { .. } => "refused",
         Error::NotAllowed(_) => "not-allowed",

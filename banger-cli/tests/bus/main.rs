@@ -12,6 +12,7 @@ mod inspect;
 mod interrupts;
 mod mcp;
 mod real;
+mod remote;
 mod schemas;
 mod service;
 mod sessions;

@@ -80,6 +80,8 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
     for (verb, more) in [
         ("doctor", &[][..]),
         ("version", &[]),
+        ("context list", &[]),
+        ("context show", &[]),
         ("config show", &[]),
         ("config show", &["--origin"]),
         ("image register", &["--name", "mine", "--rootfs", &rootfs]),
