@@ -38,13 +38,13 @@ banger cp -q numbers web:/root/numbers
 banger cp -q web:/root/numbers back
 cmp numbers back
 echo copied
-banger exec -d -q web python3 -m http.server --bind 127.0.0.1 --directory /root 8080 > number
+banger exec -d web -- python3 -m http.server --bind 127.0.0.1 --directory /root 8080 > number
 banger forward -d web 18080:8080
 wait_until 180 'the server in the guest' curl -sf -o fetched http://127.0.0.1:18080/numbers
 cmp numbers fetched
 echo forwarded
 banger forward --stop web
-[ -n "$(banger logs --tail 5 web)" ] && echo console
+banger logs --tail 5 web > log && echo console
 # A terminal, whose size reaches the guest.
 script -qec 'stty rows 31 cols 97; banger exec -it web stty size' /dev/null < /dev/null > shown
 grep -q '31 97' shown && echo size 31 97
