@@ -116,8 +116,7 @@ impl Session<'_> {
             Ok(found) if !request.force => self.bus.properties(&found, IMAGE_INTERFACE).await?,
             _ => return Ok(()),
         };
-        let is_own = found.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
-        match is_own && found.name() == request.name {
+        match self.bus.is_own(&found) && found.name() == request.name {
             true => Err(Error::Refused(format!("you already have an image {}", request.name))
                 .with_hint("`--force` replaces it, and `--name NAME` builds another one.")),
             false => Ok(()),

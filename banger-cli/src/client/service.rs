@@ -17,6 +17,7 @@ use crate::{
         object::Object,
     },
     error::{Error, Result},
+    remote::client::Filled,
     ui::suggest,
 };
 
@@ -326,9 +327,13 @@ impl Bus {
         self.call(object, kind.interface(), "Delete", &(Options::new(),)).await
     }
 
-    /// Writes an image to an empty file. Returns the job.
-    pub async fn export_image(&self, image: &ObjectPath<'_>, file: Fd<'_>) -> Result<OwnedObjectPath> {
-        self.call(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
+    /// Writes an image to an empty file. Returns the job, and for a remote host the file there.
+    pub async fn export_image(
+        &self,
+        image: &ObjectPath<'_>,
+        file: Fd<'_>,
+    ) -> Result<(OwnedObjectPath, Option<Filled>)> {
+        self.fill(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
     }
 
     /// Gives an image another name. Returns the image with this name.

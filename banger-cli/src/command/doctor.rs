@@ -41,6 +41,9 @@ impl Doctor {
         if self.json {
             output::json(&checks.iter().map(json).collect())?;
         } else {
+            if let Some(server) = bus.server() {
+                output::text(&format!("HOST  {server}\n"))?;
+            }
             output::text(&checks.iter().map(text).collect::<String>())?;
         }
         Ok(if checks.iter().any(|check| check.status == "fail") { FAILURE } else { 0 })

@@ -68,6 +68,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["--platform"], "leave it out: sandboxes run programs for the host's processors only."),
     (&["--shm-size", "--ulimit", "--tmpfs", "--read-only"], "set it in the guest, where you are root."),
     (&["--gpus"], "leave it out: sandboxes have no access to graphics processors."),
+    (&["--host", "-H", "--context"], "put it before the command, as in `--host ssh://HOST ps`."),
     (&["--no-trunc"], "leave it out: `--json` prints whole ids."),
 ];
 

@@ -7,6 +7,7 @@ mod catalog;
 pub mod complete;
 mod completion;
 mod config;
+mod context;
 mod delete;
 mod doctor;
 mod events;
@@ -19,6 +20,7 @@ mod manual;
 mod mcp;
 mod metrics;
 mod prune;
+mod remote_proxy;
 mod rename;
 mod schema;
 mod show;
@@ -29,6 +31,8 @@ mod version;
 pub mod vm;
 
 use clap::Subcommand;
+
+pub use image::temporary;
 
 use crate::{
     client::service::Kind,
@@ -108,6 +112,22 @@ Example:
   banger config show --origin"
     )]
     Config(config::ConfigCommand),
+    /// Manage names for other hosts, and choose the one to use
+    ///
+    /// A context is a name for a host that ssh reaches and that has banger. All commands use the chosen one; `default`
+    /// is the local host. `--context` and `--host` before a command, and the variable BANGER_HOST, count first.
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger context add lab ssh://alice@lab.example.org
+  banger context use lab        from now on, commands run sandboxes there
+  banger context use default    back to the local host
+  banger --context lab ps       one command"
+    )]
+    Context(context::ContextCommand),
+    #[command(hide = true)]
+    RemoteProxy(remote_proxy::RemoteProxy),
     Doctor(doctor::Doctor),
     Metrics(metrics::Metrics),
     Mcp(mcp::Mcp),
@@ -135,6 +155,8 @@ impl Command {
             Command::SshKnownHosts(hosts) => hosts.run().await,
             Command::Events(events) => events.run().await,
             Command::Config(config) => config.run().await,
+            Command::Context(context) => context.run(),
+            Command::RemoteProxy(proxy) => proxy.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Metrics(metrics) => metrics.run().await,
             Command::Mcp(mcp) => mcp.run().await,

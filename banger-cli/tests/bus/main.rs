@@ -14,6 +14,7 @@ mod interrupts;
 mod mcp;
 mod mount;
 mod real;
+mod remote;
 mod schemas;
 mod sdk;
 mod service;

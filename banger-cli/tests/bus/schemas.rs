@@ -88,6 +88,8 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("agent list", &[]),
         ("agent show", &["tool"]),
         ("version", &[]),
+        ("context list", &[]),
+        ("context show", &[]),
         ("config show", &[]),
         ("config show", &["--origin"]),
         ("image register", &["--name", "mine", "--rootfs", &rootfs]),
