@@ -131,11 +131,11 @@ fn remove_dead(target: &Path) {
 fn is_own(target: &Path) -> bool {
     let table = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
     let path = target.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
-    let at_path = table.lines().filter_map(|line| {
+    let mut at_path = table.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         (fields.next() == Some(&path)).then(|| fields.next())?
     });
-    at_path.last() == Some(FILE_SYSTEM)
+    at_path.next_back() == Some(FILE_SYSTEM)
 }
 
 /// Returns the number of the mount that a path leads to (statx(2)), without asking the host.
