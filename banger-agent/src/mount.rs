@@ -32,6 +32,9 @@ use crate::{
 };
 
 const DEVICE: &str = "/dev/fuse";
+const FILE_SYSTEM: &str = "fuse.banger";
+/// Limit on mounts over each other that are removed at once.
+const MAX_COVERED: usize = 64;
 /// The kernel's list of the file systems that it knows (proc_filesystems(5)).
 const KNOWN: &str = "/proc/filesystems";
 /// The length of the header of an answer.
@@ -84,6 +87,7 @@ impl Mounted {
         let Some(account) = account else { return Err(bad(&format!("there is no user {user}"))) };
         let owner = Owner { uid: account.uid, gid: account.gid };
         let device = open_device()?;
+        remove_dead(Path::new(&wanted.path));
         fs::create_dir_all(&wanted.path).map_err(of_system)?;
         let target = fs::canonicalize(&wanted.path).map_err(of_system)?;
         // A link may have led there.
@@ -105,7 +109,33 @@ impl Drop for Mounted {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(error) => log::error(&format!("cannot unmount {}: {error}", self.target.display())),
         }
+        remove_dead(&self.target);
     }
+}
+
+/// Unmounts what has lost its client here: a mount that ended while another one was over it.
+fn remove_dead(target: &Path) {
+    let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    for _ in 0..MAX_COVERED {
+        let is_dead = matches!(statx(CWD, target, flags, StatxFlags::BASIC_STATS), Err(Errno::NOTCONN));
+        if !is_dead
+            || !is_own(target)
+            || unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Returns whether the last mount at a path is one of ours (proc_pid_mounts(5)).
+fn is_own(target: &Path) -> bool {
+    let table = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
+    let path = target.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
+    let mut at_path = table.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        (fields.next() == Some(&path)).then(|| fields.next())?
+    });
+    at_path.next_back() == Some(FILE_SYSTEM)
 }
 
 /// Returns the number of the mount that a path leads to (statx(2)), without asking the host.
@@ -137,7 +167,7 @@ fn mount_at(target: &Path, device: &OwnedFd, read_only: bool, owner: Owner) -> i
     );
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     flags.set(MountFlags::RDONLY, read_only);
-    Ok(mount("banger", target, "fuse.banger", flags, CString::new(options)?.as_c_str())?)
+    Ok(mount("banger", target, FILE_SYSTEM, flags, CString::new(options)?.as_c_str())?)
 }
 
 /// How a mount ended.

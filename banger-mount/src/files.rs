@@ -42,21 +42,31 @@ impl Server {
         body.end()?;
         let access = self.access(flags)?;
         let flags = OFlags::from_bits_retain(flags);
-        let fd = self.node(node)?;
-        let file = reopen(
-            &*fd,
-            kind_of(&stat(&*fd)?),
-            access | flags & (OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC),
-        )?;
         let mut out = Out::default();
-        self.put_handle(&mut out, Handle { node, file, opened: file_opened(flags) })?;
+        self.open_known(&mut out, node, access, flags)?;
         Ok(out)
     }
 
-    pub(crate) fn put_handle(&self, out: &mut Out, handle: Handle) -> Result<()> {
+    /// Opens a file that exists. It is emptied last, so that a failure leaves its content.
+    fn open_known(&self, out: &mut Out, node: u64, access: OFlags, flags: OFlags) -> Result<()> {
+        let fd = self.node(node)?;
+        let kind = kind_of(&stat(&*fd)?);
+        let file = reopen(&*fd, kind, access | synchronous(flags))?;
+        let number = self.put_handle(out, Handle { node, file, opened: file_opened(flags) })?;
+        if !flags.contains(OFlags::TRUNC) {
+            return Ok(());
+        }
+        let emptied = reopen(&*fd, kind, OFlags::WRONLY).and_then(|file| rustix::fs::ftruncate(file, 0));
+        emptied.inspect_err(|_| {
+            // It was opened just now.
+            let _ = self.table().release(number, node);
+        })
+    }
+
+    fn put_handle(&self, out: &mut Out, handle: Handle) -> Result<u64> {
         let number = self.table().open(handle)?;
         out.u64(number).u32(0).u32(0);
-        Ok(())
+        Ok(number)
     }
 
     pub(crate) fn create(&self, parent: u64, body: &mut Body<'_>) -> Result<Out, Fault> {
@@ -67,21 +77,21 @@ impl Server {
         let flags = OFlags::from_bits_retain(flags);
         self.table().check_room()?;
         let directory = self.node(parent)?;
-        let (entry, file) = match create(&*directory, name, access, mode) {
-            Ok(file) => (self.enter(parent, name, handle_of(&file)?)?, file),
+        let (entry, file) = match create(&*directory, name, access | synchronous(flags), mode) {
+            Ok(file) => (self.enter(parent, name, handle_of(&file)?)?, Some(file)),
             // Somebody else was faster.
-            Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => {
-                let entry = self.lookup(parent, name)?;
-                let fd = self.node(entry.node)?;
-                let file = reopen(&*fd, kind_of(&entry.stat), access | flags & OFlags::TRUNC)?;
-                (entry, file)
-            }
+            Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => (self.lookup(parent, name)?, None),
             Err(errno) => return Err(errno.into()),
         };
-        let mut out = self.entry(&entry);
-        let opened = self.put_handle(&mut out, Handle { node: entry.node, file, opened: file_opened(flags) });
+        let (node, mut out) = (entry.node, self.entry(&entry));
+        let opened = match file {
+            Some(file) => {
+                self.put_handle(&mut out, Handle { node, file, opened: file_opened(flags) }).map(drop)
+            }
+            None => self.open_known(&mut out, node, access, flags),
+        };
         // After an error, the guest's kernel has got no number.
-        opened.inspect_err(|_| self.table().forget(entry.node, 1))?;
+        opened.inspect_err(|_| self.table().forget(node, 1))?;
         Ok(out)
     }
 
@@ -189,4 +199,9 @@ impl Server {
 
 fn file_opened(flags: OFlags) -> Opened {
     Opened::File { appends: flags.contains(OFlags::APPEND) }
+}
+
+/// Returns the flags for writes that wait for the disk.
+fn synchronous(flags: OFlags) -> OFlags {
+    flags & (OFlags::SYNC | OFlags::DSYNC)
 }

@@ -14,14 +14,27 @@ use rustix::{
 
 use crate::server::Result;
 
-/// What a guest may set of a mode. The set-group-id bit of a directory gives nobody rights.
+/// What a guest may set of a mode. A directory may have the set-group-id bit: it only hands on the group.
 pub const FILE_MODE: u32 = 0o777;
 pub const DIRECTORY_MODE: u32 = 0o3777;
 
 /// File systems that show the state of the kernel and of processes, also of this one (statfs(2)): proc, sysfs, debugfs,
-/// tracefs, securityfs, configfs, cgroup and cgroup2.
-const STATES: [u64; 8] =
-    [0x9fa0, 0x6265_6572, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0x6265_6570, 0x0027_e0eb, 0x6367_7270];
+/// tracefs, securityfs, configfs, cgroup and cgroup2, fusectl, selinuxfs, mqueue, efivarfs and bpf.
+const STATES: [u64; 13] = [
+    0x9fa0,
+    0x6265_6572,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0x6265_6570,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6573_5543,
+    0xf97c_ff8c,
+    0x1980_0202,
+    0xde5e_81e4,
+    0xcafe_4a11,
+];
 
 /// How an entry of a directory is reached: within its file system, and by no link.
 const BELOW: ResolveFlags = ResolveFlags::BENEATH
@@ -29,12 +42,12 @@ const BELOW: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_XDEV);
 
-/// Opens a directory to serve it. Refuses what is none, and file systems without files of users: by them, a guest could
+/// Opens a directory to serve it. Refuses other files, and file systems without files of users: by them, a guest could
 /// change processes of the user.
 pub fn open(path: &Path) -> std::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty())?;
-    if STATES.contains(&(rustix::fs::fstatfs(&opened)?.f_type as u64)) {
+    if STATES.contains(&(rustix::fs::fstatfs(&opened)?.f_type as u64 & 0xffff_ffff)) {
         return Err(std::io::Error::new(ErrorKind::Unsupported, "its file system has no files of users"));
     }
     Ok(opened)

@@ -8,9 +8,9 @@
 //! A [`Server`] turns one message into one answer. It knows nothing of the stream, and runs with the rights of the user
 //! whose directory it is. It guarantees, whatever bytes come:
 //!
-//! 1. **Nothing outside the directory is touched.** A file is reached only from its directory's descriptor, by one name
-//!    without `/`, `.` and `..`, and openat2(2) neither follows links nor enters other file systems. Links are text that
-//!    the guest's kernel follows in the guest.
+//! 1. **No name outside the directory is used.** A file is reached only from its directory's descriptor, by one name
+//!    without `/`, `.` and `..`, and openat2(2) neither follows links nor enters other file systems. Symbolic links are text
+//!    that the guest's kernel follows in the guest. A file that also has a name elsewhere (a hard link) is that file.
 //! 2. **Only regular files and directories are opened.** A FIFO could block, and a device could do anything.
 //! 3. **Nothing gets more rights.** Set-user-id bits are dropped, owners stay, no device, FIFO or socket is created, and no
 //!    extended attribute is read or written. A read-only server changes nothing.

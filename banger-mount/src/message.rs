@@ -91,7 +91,7 @@ impl From<Violation> for Fault {
     }
 }
 
-/// The part of a request's header that counts. Who asks in the guest does not.
+/// The part of a request's header that counts. The process that asks in the guest is of no interest.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
     pub opcode: u32,

@@ -39,7 +39,7 @@ impl Server {
         Ok(Entry { node, stat })
     }
 
-    /// Finds an entry. That there is none is kept by the guest's kernel, too.
+    /// Finds an entry. The guest's kernel remembers for a while that there is none.
     pub(crate) fn lookup_or_nothing(&self, parent: u64, name: &CStr) -> Result<Out> {
         match self.lookup(parent, name) {
             Ok(entry) => Ok(self.entry(&entry)),
@@ -74,6 +74,7 @@ impl Server {
         body.end()?;
         self.must_be_writable()?;
         let name = component(name)?;
+        self.table().check_room_for_node()?;
         rustix::fs::symlinkat(target, &*self.node(parent)?, name)?;
         Ok(self.entry(&self.lookup(parent, name)?))
     }
@@ -95,6 +96,7 @@ impl Server {
         let (mode, _umask) = (body.u32()?, body.u32()?);
         let name = component(one(body)?)?;
         self.must_be_writable()?;
+        self.table().check_room_for_node()?;
         rustix::fs::mkdirat(&*self.node(parent)?, name, Mode::from_raw_mode(mode & DIRECTORY_MODE))?;
         Ok(self.entry(&self.lookup(parent, name)?))
     }

@@ -203,6 +203,11 @@ impl Table {
         }
     }
 
+    /// Returns whether another file can be entered.
+    pub fn check_room_for_node(&self) -> Result<(), Errno> {
+        if self.nodes.len() < self.limits.nodes { Ok(()) } else { Err(Errno::NFILE) }
+    }
+
     /// Remembers where a file is now.
     pub fn moved(&mut self, key: &Key, parent: u64, name: &CStr) {
         if let Some(&node) = self.keys.get(key) {

@@ -680,3 +680,19 @@ fn a_file_that_is_there_already_is_opened_unless_it_must_be_new() {
     let attributes = guest.call(3, node, Body::new().u32(1).u32(0).u64(handle)).unwrap();
     assert_eq!(u64_at(&attributes, 16 + 8), 3);
 }
+
+#[test]
+fn a_request_that_finds_no_room_changes_nothing() {
+    let guest = Guest::with(false, Limits { nodes: 2, handles: 1, held: 2 });
+    fs::write(guest.path("a"), "kept").unwrap();
+    let (node, _) = guest.lookup(ROOT, "a").unwrap();
+    let handle = guest.open(node, 0).unwrap();
+    assert_eq!(guest.open(node, libc_flags::WRONLY | libc_flags::TRUNC), Err(Errno::NFILE));
+    assert_eq!(guest.read(node, handle, 0, 9), Ok(b"kept".to_vec()));
+    assert_eq!(guest.call(9, ROOT, Body::new().u32(0o755).u32(0).name("new")), Err(Errno::NFILE));
+    assert_eq!(guest.call(6, ROOT, Body::new().name("new").name("x")), Err(Errno::NFILE));
+    assert_eq!(fs::read_dir(guest.dir.path()).unwrap().count(), 1);
+    guest.release(node, handle).unwrap();
+    assert!(guest.open(node, libc_flags::WRONLY | libc_flags::TRUNC).is_ok());
+    assert_eq!(fs::read(guest.path("a")).unwrap(), b"");
+}

@@ -26,8 +26,11 @@ use banger_proto::{
         mount::{self, check_path},
     },
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::task::JoinSet;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
 use zbus::OwnedObjectPath;
 
 use self::session::Session;
@@ -124,6 +127,9 @@ impl Mounts {
         }
         let sandbox = bus.properties(vm, VM_INTERFACE).await?.name().to_owned();
         let limits = Limits::of(raise_descriptors() / sources.len() as u64);
+        let limits = Limits { nodes: limits.nodes / sources.len(), ..limits };
+        // By default, a write beyond `ulimit -f` ends a process. With a handler, it fails.
+        drop(signal(SignalKind::from_raw(Signal::XFSZ.as_raw())));
         for Source { directory, opened, path, read_only } in sources {
             let request = mount::Mount { path: path.clone(), read_only, user: user.map(str::to_owned) };
             let relay = begin((bus, vm), &sandbox, &Request::Mount(request)).await?;

@@ -348,3 +348,28 @@ fn an_agent_of_an_earlier_version_is_told_apart() {
         hint: a sandbox that was started by an earlier version needs `banger vm restart web`.\n";
     assert_eq!(ended, Ended { status: 125, output: String::new(), errors: expect.into() });
 }
+
+#[test]
+fn a_mount_below_another_one_is_gone_with_it() {
+    let Some(bench) = Bench::new() else { return };
+    fs::write(bench.outside.join("a"), "text").unwrap();
+    let value = bench.value("");
+    let begin = |script: &str| {
+        let mut client =
+            bench.host.command(&bench.words(&value, script)).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(client.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        client
+    };
+    let mut clients = [begin("echo ready; sleep 1000"), begin("echo ready; sleep 1000")];
+    assert_eq!(bench.mounted().len(), 2);
+    // The lower one ends first.
+    for client in &mut clients {
+        client.kill().unwrap();
+        client.wait().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    until("both are unmounted", || bench.mounted().is_empty());
+    bench.check("cat a", "text");
+}

@@ -22,7 +22,7 @@ const MAX_PATH: usize = 4095;
 /// Directories that the guest itself needs, with everything below.
 const NEEDED: [&str; 4] = ["/dev", "/proc", "/sys", "/run/banger"];
 /// Directories that the guest itself needs. Others may be mounted below.
-const NEEDED_ALONE: [&str; 3] = ["/", "/run", "/var/run"];
+const NEEDED_ALONE: [&str; 4] = ["/", "/root", "/run", "/var/run"];
 
 /// A mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,9 +107,16 @@ mod tests {
 
     #[test]
     fn what_the_guest_needs_is_not_covered() {
-        for path in
-            ["/srv/web", "/home/ann/src", "/mnt", "/root", "/run/user/1", "/devices", "/srv/banger", "/a b/"]
-        {
+        for path in [
+            "/srv/web",
+            "/home/ann/src",
+            "/mnt",
+            "/root/x",
+            "/run/user/1",
+            "/devices",
+            "/srv/banger",
+            "/a b/",
+        ] {
             assert_eq!(check_path(path), Ok(()), "{path}");
         }
         let long = format!("/{}", "x".repeat(4095));
@@ -129,6 +136,7 @@ mod tests {
             "/sys/",
             "//dev",
             "/dev/shm",
+            "/root",
             "/run",
             "/run/",
             "/var/run",
