@@ -74,7 +74,12 @@ impl AgentRun {
         };
         let Image::Recipe(recipe) = &self.preset.image else { return Ok(Some(name)) };
         let reporter = Reporter::new(progress.clone(), false);
-        let found = if self.build { None } else { bus.find(Kind::Image, &name).await.ok() };
+        let found = match bus.find(Kind::Image, &name).await {
+            _ if self.build => None,
+            Ok(image) => Some(image),
+            Err(error) if build::is_missing(&error) => None,
+            Err(error) => return Err(error),
+        };
         if let Some(image) = found {
             if self.is_outdated(bus, &image).await? {
                 progress.note(&format!(

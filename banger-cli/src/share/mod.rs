@@ -292,6 +292,8 @@ trait Uses {
     fn allow(&self, what: &str) -> bool;
     /// Tells the user about something that was refused.
     fn refuse(&self, what: &str);
+    /// Tells the user what has become of a use that was allowed, and so is counted.
+    fn explain(&self, _what: &str) {}
 }
 
 impl Uses for Answerer {
@@ -301,6 +303,10 @@ impl Uses for Answerer {
             self.tell(&format!("uses {what}"));
         }
         is_allowed
+    }
+
+    fn explain(&self, what: &str) {
+        self.tell(what);
     }
 
     fn refuse(&self, what: &str) {

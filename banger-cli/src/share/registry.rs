@@ -122,7 +122,17 @@ pub async fn answer(
     (&mut connection).take(MAX_REQUEST).read_to_end(&mut request).await.map_err(failed)?;
     let reply = match asked(&String::from_utf8_lossy(&request), registries) {
         Asked::For(registry) => match uses.allow(&format!("your credentials for {}", registry.0)) {
-            true => look_up.of(registry).await?.map(|found| reply(registry, &found)).unwrap_or_default(),
+            true => match look_up.of(registry).await {
+                Ok(Some(found)) => reply(registry, &found),
+                Ok(None) => {
+                    uses.explain(&format!("got no credentials for {}: you have none any more", registry.0));
+                    String::new()
+                }
+                Err(error) => {
+                    uses.explain(&format!("got no credentials for {}: {error}", registry.0));
+                    String::new()
+                }
+            },
             false => String::new(),
         },
         Asked::Other(server) => {
