@@ -28,6 +28,7 @@ mod ready;
 mod recipe;
 mod refusals;
 mod registry;
+mod remote;
 mod restart;
 mod sessions;
 mod settings;
@@ -88,6 +89,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     recipe::CHECKS,
     refusals::CHECKS,
     registry::CHECKS,
+    remote::CHECKS,
     restart::CHECKS,
     sessions::CHECKS,
     settings::CHECKS,
@@ -132,6 +134,7 @@ pub fn run(only: &str) -> Result<Tally> {
     // Prepare these once, not in each host.
     kernel::ensure()?;
     packages::docker_registry()?;
+    packages::sshd()?;
     image::without_init(try_it::IMAGE)?;
     let hosts = (0..host::HOSTS.min(queue.len()))
         .map(|number| host::up(&host::Up { fresh: true, number, ..host::Up::default() }))
