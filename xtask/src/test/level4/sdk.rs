@@ -20,6 +20,8 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a program in JavaScript works in sandboxes with the SDK, and leaves nothing", javascript),
 ];
 
+/// The program in JavaScript.
+const JAVASCRIPT: &str = include_str!("../../../../sdk/typescript/test/guests.mjs");
 /// What both programs print.
 const EXPECTED: [&str; 13] = [
     "created running",
@@ -44,7 +46,7 @@ fn python(host: &Host) -> Result<()> {
 
 fn javascript(host: &Host) -> Result<()> {
     let package = installed(host, "typescript")?;
-    let text = script_text!("level4/sdk/work.mjs").replace("PACKAGE", &package.to_string_lossy());
+    let text = JAVASCRIPT.replace("PACKAGE", &package.to_string_lossy());
     let run = script!("level4/examples/run.sh", interpreter = "node", name = "sdk.mjs", text = text);
     check(&run_as(host, "alice", &run)?)
 }

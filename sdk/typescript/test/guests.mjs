@@ -1,4 +1,4 @@
-// A program that works in sandboxes with the SDK in the directory PACKAGE.
+// A program that works in sandboxes with the SDK, which a check of level 4 runs. PACKAGE is the directory of the SDK.
 
 import { readFileSync, writeFileSync } from "node:fs";
 
