@@ -72,10 +72,10 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["--no-trunc"], "leave it out: `--json` prints whole ids."),
 ];
 
-const MOUNTS: &str = "`banger run --mount DIR:PATH` mounts a directory of this host while the command runs; `banger run \
+const MOUNTS: &str = "`banger run --mount DIR:/PATH` mounts a directory of this host while the command runs; `banger run \
                       PATH` sends a repository, `banger cp FILE NAME:PATH` copies files.";
 /// What users of docker write for `-v`.
-const LONG_MOUNT: &str = "write `--mount DIR:PATH`, or `--mount DIR:PATH:ro`.";
+const LONG_MOUNT: &str = "write `--mount DIR:/PATH`, or `--mount DIR:/PATH:ro`.";
 const NETWORKS: &str = "sandboxes of one owner reach each other as NAME.vm; `--nat` gives internet access, which is \
                         off by default.";
 

@@ -190,6 +190,7 @@ mod tests {
         ("ssh-config", "a file for ssh"),
         ("vm attach", "what the session writes"),
         ("vm cp", "nothing, or an archive"),
+        ("vm snapshot restore", "nothing"),
         ("vm egress allow", "nothing"),
         ("vm egress deny", "nothing"),
         ("vm logs", "what the guest wrote"),

@@ -293,7 +293,7 @@ fn what_cannot_be_mounted_is_refused_before_a_sandbox_exists() {
         ("/".to_owned(), 125, "cannot mount / at its own path: the guest needs what is there.\nhint: "),
         (format!("{}:/proc/x", path("d")), 2, "the guest needs what is there"),
         (format!("{}:mnt", path("d")), 2, "a path in the sandbox begins with /"),
-        ("type=bind,src=/a,dst=/b".to_owned(), 2, "hint: write `--mount DIR:PATH`"),
+        ("type=bind,src=/a,dst=/b".to_owned(), 2, "hint: write `--mount DIR:/PATH`"),
     ] {
         let ended = host.banger(&["run", "--rm", "-q", "--image", "debian", "--mount", &value, "--", "true"]);
         assert!(ended.status == status && ended.errors.contains(expect), "{value}: {ended:?}");
