@@ -107,7 +107,7 @@ impl Directory {
         let (bin, of_docker) = (make("bin", 0o755)?, make("docker", 0o700)?);
         let mut program = create(&bin.join(PROGRAM), 0o755)?;
         io::copy(&mut File::open("/proc/self/exe")?, &mut program)?;
-        // Files are given away by their descriptors, and the directory above them stays root's: whoever can rename in it
+        // Files are given away by their descriptors, and the directory above them stays root's: a user who can rename in it
         // could make root give away something else.
         let give = |path: &Path, text: String| {
             let mut file = create(path, 0o600)?;
