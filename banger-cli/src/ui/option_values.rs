@@ -44,6 +44,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--max-output", SIZES),
     ("--memory", SIZES),
     ("--mode", &["", "deep"]),
+    ("--from-snapshot", &["", "clean", "web/", "/clean"]),
     ("--mount", &["", ":/srv", "src:srv", "src:/proc", "src:/a/../b", "type=bind,src=/a,dst=/b"]),
     ("--older-than", &["", "5", "5y", "-1d", "1.5h", "99999999999999999999d"]),
     ("--only-label", &["", "=x"]),

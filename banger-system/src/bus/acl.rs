@@ -130,7 +130,7 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "Fork", FORK, Cost::StartJob),
     (VM, "CreateSnapshot", FORK, Cost::StartJob),
     (VM, "ListSnapshots", VIEW, Cost::Read),
-    (VM, "RestoreSnapshot", MANAGE, Cost::StartJob),
+    (VM, "RestoreSnapshot", RUN, Cost::StartJob),
     (VM, "DeleteSnapshot", MANAGE, Cost::Change),
     (VM, "PublishPort", MANAGE, Cost::Change),
     (VM, "UnpublishPort", MANAGE, Cost::Change),
