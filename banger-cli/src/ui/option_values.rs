@@ -44,7 +44,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--max-output", SIZES),
     ("--memory", SIZES),
     ("--mode", &["", "deep"]),
-    ("--from-snapshot", &["", "clean", "web/", "/clean"]),
+    ("--from-snapshot <SANDBOX/SNAPSHOT>", &["", "clean", "web/", "/clean"]),
     ("--mount", &["", ":/srv", "src:srv", "src:/proc", "src:/a/../b", "type=bind,src=/a,dst=/b"]),
     ("--older-than", &["", "5", "5y", "-1d", "1.5h", "99999999999999999999d"]),
     ("--only-label", &["", "=x"]),
@@ -86,14 +86,14 @@ const RUST: [&str; 10] = [
     "Err(",
 ];
 
-/// Returns the name of an argument in the table.
-fn name_of(arg: &Arg) -> String {
+/// Returns the names that an argument may have in the table: with its value, where another verb has an option of the same
+/// name, or without.
+fn names_of(arg: &Arg) -> Vec<String> {
+    let names = arg.get_value_names().and_then(|names| names.first());
+    let value = format!("<{}>", names.map_or(arg.get_id().as_str(), |name| name.as_str()));
     match arg.get_long() {
-        Some(long) => format!("--{long}"),
-        None => {
-            let names = arg.get_value_names().and_then(|names| names.first());
-            format!("<{}>", names.map_or(arg.get_id().as_str(), |name| name.as_str()))
-        }
+        Some(long) => vec![format!("--{long} {value}"), format!("--{long}")],
+        None => vec![value],
     }
 }
 
@@ -107,9 +107,10 @@ fn is_plain(arg: &Arg) -> bool {
 /// Checks the arguments of a command and of those below it. Collects the names that it has looked up.
 fn check(command: &Command, words: &[String], seen: &mut Vec<String>) {
     for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
-        let name = name_of(arg);
-        let Some((_, values)) = BAD.iter().find(|(known, _)| *known == name) else {
-            assert!(is_plain(arg), "{words:?} {name} needs a row with bad values");
+        let names = names_of(arg);
+        let Some((name, values)) = BAD.iter().find(|(known, _)| names.iter().any(|name| name == known))
+        else {
+            assert!(is_plain(arg), "{words:?} {names:?} needs a row with bad values");
             continue;
         };
         // The arguments before a positional one.
@@ -127,7 +128,7 @@ fn check(command: &Command, words: &[String], seen: &mut Vec<String>) {
             assert!(refused.contains(&error.kind()), "{line:?}: {text}");
             assert!(!RUST.iter().any(|word| text.contains(word)), "{line:?}: {text}");
         }
-        seen.push(name);
+        seen.push((*name).to_owned());
     }
     for verb in command.get_subcommands() {
         check(verb, &[words, &[verb.get_name().to_owned()]].concat(), seen);
