@@ -3,9 +3,11 @@
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use banger_domain::{
+    dns::table::Client,
     egress::{Egress, preset::Presets},
     id::Uid,
     net::{
@@ -23,7 +25,7 @@ use banger_system::engine::{
 
 use tokio::task::JoinSet;
 
-use crate::engine_lab::{ALICE, BOB, EngineLab, request};
+use crate::engine_lab::{ALICE, BOB, EngineLab, TIMEOUT, request};
 
 fn port(text: &str) -> Port {
     text.parse().unwrap()
@@ -245,6 +247,29 @@ async fn an_egress_policy_changes_while_a_sandbox_runs_and_is_kept() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, published);
     lab.engine.set_egress(vm, Egress::Nothing).await.unwrap();
     assert!(!lab.sim.nic(vm).unwrap().is_restricted());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_name_server_follows_the_egress_policy_of_a_running_sandbox() {
+    let lab = with_ceiling(&["all"]).await;
+    let vm = lab.running().await;
+    for change in [policy(&["a.example"]), policy(&["b.example"]), Egress::Everything, Egress::Nothing] {
+        lab.engine.set_egress(vm, change.clone()).await.unwrap();
+        let nic = lab.sim.nic(vm).unwrap();
+        let follows = async {
+            loop {
+                let names = lab.sim.names();
+                if let Some(Client::Guest(guest)) =
+                    names.as_ref().and_then(|names| names.client(nic.v4.into()))
+                    && (guest.nat, &guest.allowed) == (nic.nat, &nic.allowed)
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        assert!(tokio::time::timeout(TIMEOUT, follows).await.is_ok(), "{change}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
