@@ -440,9 +440,9 @@ async fn a_denial_is_announced_and_a_flood_of_them_is_bounded() {
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
     assert_eq!(announced[0], "host0.example");
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     while let Some(event) = lab.events.try_recv() {
         assert!(!matches!(event, Event::EgressDenied { .. }), "more than the bound");
     }

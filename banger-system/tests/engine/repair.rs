@@ -244,6 +244,8 @@ async fn nothing_is_removed_while_rows_cannot_be_read() {
 #[tokio::test(start_paused = true)]
 async fn what_others_have_removed_meanwhile_is_not_said_to_be_repaired() {
     let lab = EngineLab::new().await;
+    // The network is set up once.
+    lab.repair().await;
     let lost = VmId::from_bits(7);
     lab.sim.leave_remains(lost);
     lab.sim.remove_remains_at_the_next_read(lost);
@@ -268,6 +270,8 @@ async fn what_others_have_removed_meanwhile_is_not_said_to_be_repaired() {
 async fn snapshots_suspended_sandboxes_and_what_is_under_way_lose_nothing() {
     let nothing = Vec::<String>::new();
     let lab = EngineLab::with(|settings| settings.templates = true).await;
+    // The network is set up once.
+    lab.repair().await;
     let repair_until_done = async |job: JobId| {
         let mut ended = std::pin::pin!(lab.engine.wait_job(job, None));
         loop {
@@ -327,6 +331,8 @@ async fn snapshots_suspended_sandboxes_and_what_is_under_way_lose_nothing() {
 #[tokio::test(start_paused = true)]
 async fn two_repairs_come_one_after_the_other() {
     let lab = EngineLab::new().await;
+    // The network is set up once.
+    lab.repair().await;
     lab.sim.lose_rules();
     let (one, other) = tokio::join!(lab.repair(), lab.repair());
     assert_eq!(one.len() + other.len(), 1, "{one:?} {other:?}");
