@@ -379,7 +379,7 @@ async fn on_a_host(space: Space, concurrency: u32, work: impl AsyncFnOnce(Arc<Ho
     let result = AssertUnwindSafe(work(Arc::clone(&host))).catch_unwind().await;
     // Nothing starts a process once these have ended.
     host.tasks.abort_all().await;
-    for vm in host.supervisor.found().await.unwrap().into_keys() {
+    for (vm, _) in host.supervisor.found().await.unwrap() {
         host.supervisor.remove(vm).await.unwrap();
     }
     if let Err(panic) = result {
@@ -399,7 +399,7 @@ fn a_run_that_fails_leaves_nothing() {
         let failed = AssertUnwindSafe(on_a_host(space, 1, async |host| {
             let (_, job) = host.engine.create_vm(request()).await.unwrap();
             host.done(job).await;
-            pids.extend(host.supervisor.found().await.unwrap().values().map(|process| process.pid));
+            pids.extend(host.supervisor.found().await.unwrap().iter().map(|(_, process)| process.pid));
             home = Some(host.scratch.home.path().to_owned());
             panic!("told to fail");
         }));
