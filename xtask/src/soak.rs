@@ -33,6 +33,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     build::host_programs(&build::TEST)?;
     let mut test = test_command();
     test.env(CYCLES, arguments.cycles.to_string()).env(CONCURRENCY, arguments.concurrency.to_string());
+    let mut test = alone(&test);
     let test = test.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     let text = String::from_utf8_lossy(&test.stdout);
     let is_good = test.status.success();
@@ -43,6 +44,25 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure!(figures.is_some() || !is_good, "the test did not run; it needs root, nft and /dev/net/tun");
     println!("{}", figures.unwrap_or("soak: no figures"));
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a command so that nothing is left of it, however it ends: its processes are in a PID namespace, which ends with the first of
+/// them, and its temporary files in a file system of a mount namespace.
+fn alone(command: &Command) -> Command {
+    let mut alone = Command::new("unshare");
+    alone.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    alone.args(["sh", "-c", r#"mount -t tmpfs -o mode=1777 tmpfs /dev/shm && "$@""#, "sh"]);
+    alone.arg(command.get_program()).args(command.get_args()).env("TMPDIR", "/dev/shm");
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => alone.env(name, value),
+            None => alone.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        alone.current_dir(directory);
+    }
+    alone
 }
 
 /// Returns the command that runs the test alone in its process, which is what is measured.
@@ -60,6 +80,19 @@ fn figures(output: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_that_is_run_alone_is_the_same_one() {
+        let mut command = Command::new("cargo");
+        command.args(["test", "a b"]).env("A", "b").env_remove("C").current_dir("/");
+        let alone = alone(&command);
+        let arguments: Vec<_> = alone.get_args().collect();
+        assert!(arguments.ends_with(&["sh".as_ref(), "cargo".as_ref(), "test".as_ref(), "a b".as_ref()]));
+        let variables: Vec<_> = alone.get_envs().collect();
+        assert!(variables.contains(&("A".as_ref(), Some("b".as_ref()))));
+        assert!(variables.contains(&("C".as_ref(), None)));
+        assert_eq!(alone.get_current_dir(), Some("/".as_ref()));
+    }
 
     #[test]
     fn the_figures_are_found_in_the_output_of_a_test() {

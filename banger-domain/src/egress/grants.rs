@@ -190,6 +190,17 @@ impl Grants {
         self.0.values_mut().for_each(|known| known.added = Some(now));
     }
 
+    /// Removes the destinations that the packet filter does not have, if their time has ended. `was_lost` says whether the
+    /// packet filter has lost all of them, with those whose time has not ended.
+    pub fn forget_ended(&mut self, now: Duration, was_lost: bool, is_there: impl Fn(&Grant) -> bool) {
+        self.0.retain(|grant, known| {
+            // That of an earlier run of the service was looked up before this one knew of it.
+            let begun = if was_lost { known.added.max(Some(known.at)) } else { known.added };
+            let seen = begun.max(known.used);
+            is_there(grant) || seen.is_some_and(|seen| now + PRECISION < seen + OPEN)
+        });
+    }
+
     /// Returns the destinations that a policy does not allow, and those of neighbours.
     pub fn beyond(&self, policy: &AllowList, neighbours: &Neighbours) -> Vec<Grant> {
         let mut ports_of = HashMap::new();
@@ -293,6 +304,26 @@ mod tests {
         check(&grants, "a.example", &[grant(1)], at(14), true);
         let cached = Duration::from_secs(crate::dns::RESTRICTED_TTL.into());
         assert!(OPEN - FRESH > cached, "an address would end while its answer is cached");
+    }
+
+    #[test]
+    fn what_has_ended_is_forgotten_unless_the_packet_filter_still_has_it() {
+        let left = |now, was_lost, there: &[Grant]| {
+            let mut grants = Grants::default();
+            look_up(&mut grants, "a.example", &[grant(1), grant(2)], at(0));
+            look_up(&mut grants, "a.example", &[grant(3)], at(200));
+            // The one of an earlier run.
+            grants.add(&name("a.example"), &[grant(4)], at(200));
+            grants.forget_ended(now, was_lost, |grant| there.contains(grant));
+            let mut left: Vec<u32> = grants.0.keys().map(number).collect();
+            left.sort_unstable();
+            left
+        };
+        assert_eq!(left(at(299), false, &[]), [1, 2, 3]);
+        assert_eq!(left(at(300), false, &[grant(1)]), [1, 3]);
+        assert_eq!(left(at(300), true, &[]), [3, 4]);
+        assert_eq!(left(at(600), true, &[]), []);
+        assert_eq!(left(at(600), false, &[grant(1), grant(4)]), [1, 4]);
     }
 
     /// Returns destinations that were looked up one a second.

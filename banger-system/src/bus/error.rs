@@ -82,7 +82,9 @@ pub fn name_of(error: &EngineError) -> ErrorName {
             ErrorName::InvalidState
         }
         EngineError::StillWriting { .. } => ErrorName::InvalidState,
-        EngineError::BeingCommitted { .. } | EngineError::DisksBusy { .. } => ErrorName::Busy,
+        EngineError::BeingCommitted { .. } | EngineError::DisksBusy { .. } | EngineError::Repairing => {
+            ErrorName::Busy
+        }
         EngineError::TooDeep => ErrorName::TooDeep,
         EngineError::GrownSince { .. } | EngineError::DeletedAtStop { .. } => ErrorName::InvalidOption,
         EngineError::InUse { kind: Kind::Image, .. } => ErrorName::ImageInUse,

@@ -460,7 +460,7 @@ impl Methods {
     async fn repair(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<CheckRow>> {
         let (api, caller) = self.caller(&header).await?;
         Options::new(options).finish()?;
-        Ok(api.engine.repair(caller.uid).await.into_iter().map(row_of).collect())
+        Ok(api.engine.repair(caller.uid).await?.into_iter().map(row_of).collect())
     }
 }
 

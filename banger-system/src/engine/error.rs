@@ -216,6 +216,9 @@ pub enum Error {
         /// The sandbox's name.
         name: String,
     },
+    /// Only one repair of the host is made at a time.
+    #[error("another repair of the host is under way; try again once it has ended")]
+    Repairing,
     /// The memory of a snapshot knows its disks with the sizes that they had.
     #[error(
         "the disks of {name} have grown since its snapshot {snapshot}, whose memory does not fit them; fork the snapshot instead"

@@ -29,6 +29,9 @@ const RETRY: Duration = Duration::from_secs(10);
 /// How much longer the pause after a computation is than the computation itself. Changes that come meanwhile are computed
 /// together: a thousand sandboxes that start cost a tenth of a processor at most.
 const REST: u32 = 9;
+/// The longest of these pauses. A computation that had no processor for a while must not keep a policy that was tightened
+/// from the name server.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// Publishes names until the engine is dropped.
 pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) {
@@ -44,6 +47,7 @@ pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) 
         all_known = look_up_owners(&shared, &views, &mut labels).await;
         let begun = Instant::now();
         let names = Arc::new(table(&shared, subnet, &views, &labels));
+        let took = begun.elapsed();
         {
             let mut published = shared.names.write().unwrap_or_else(PoisonError::into_inner);
             if published.as_ref() != Some(&names) {
@@ -52,8 +56,13 @@ pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) 
             }
         }
         drop(shared);
-        tokio::time::sleep(begun.elapsed() * REST).await;
+        tokio::time::sleep(rest_after(took)).await;
     }
+}
+
+/// Returns the pause after a computation that took this long.
+fn rest_after(took: Duration) -> Duration {
+    took.saturating_mul(REST).min(LONGEST_REST)
 }
 
 /// Looks up the owners that are not known yet. Returns whether all are known now. The sandboxes of the others have no
@@ -96,4 +105,21 @@ fn table(shared: &Shared, subnet: Subnet, views: &[Arc<VmView>], labels: &Labels
         })
     });
     Table::of(subnet, holders.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_computation_that_had_no_processor_does_not_delay_the_next_one_for_long() {
+        let check =
+            |took, rest| assert_eq!(rest_after(Duration::from_millis(took)), Duration::from_millis(rest));
+        check(0, 0);
+        check(1, 9);
+        check(11, 99);
+        check(12, 100);
+        check(1000, 100);
+        assert_eq!(rest_after(Duration::MAX), LONGEST_REST);
+    }
 }

@@ -36,7 +36,7 @@ use std::{
 
 use banger_domain::{id::VmId, resource::Resource, vm::Vm};
 use banger_image::record::{Image, Kernel};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{
     Engine, Shared,
@@ -47,7 +47,7 @@ use super::{
     view::{Item, JobKind, VmView},
     vm_task::{Command, INBOX, Snapshot, VmTask},
 };
-use crate::ports::{Ports, disks::FrozenLayer, supervisor::Started};
+use crate::ports::{FromHost as _, HostError, Ports, disks::FrozenLayer, supervisor::Started};
 
 /// Pause before the next try.
 const RETRY: Duration = Duration::from_secs(60);
@@ -133,7 +133,9 @@ impl Shared {
             match subject {
                 Subject::Scan(resource) => {
                     for (vm, process) in self.scan(resource).await.unwrap_or_default() {
-                        self.release_or_hold(vm, [resource].into(), process).await;
+                        if let Err(error) = self.release_or_hold(vm, [resource].into(), process).await {
+                            self.note(subject, Err(error));
+                        }
                     }
                 }
                 Subject::KernelOrphans => self.retry_items::<Kernel>().await,
@@ -149,7 +151,10 @@ impl Shared {
             }
         }
         for (vm, resources) in left {
-            self.release_or_hold(vm, resources, None).await;
+            // It is still a problem then.
+            if let Err(error) = self.release_or_hold(vm, resources, None).await {
+                tracing::warn!(%vm, error = %one_line(&error), "cannot try again to remove resources");
+            }
         }
     }
 
@@ -185,18 +190,38 @@ impl Shared {
         all
     }
 
-    /// Lets a VM's task decide about resources, or removes those of a VM that is gone. The look at the host came
-    /// first, and a VM is known before it has any resource, so nothing is taken from a new one. The VM of a template
+    /// Lets a VM's task decide about resources, or removes those of a VM that is gone and has no row. The look at the host
+    /// came first, and a VM is known before it has any resource, so nothing is taken from a new one. The VM of a template
     /// removes its own, and the task of a VM those of its snapshots.
-    async fn release_or_hold(&self, vm: VmId, resources: BTreeSet<Resource>, process: Option<Started>) {
+    ///
+    /// Waits for no task: fails if that of the VM has too much to do, or if the rows cannot be read.
+    async fn release_or_hold(
+        &self,
+        vm: VmId,
+        resources: BTreeSet<Resource>,
+        process: Option<Started>,
+    ) -> Result<()> {
         if self.makes_template_in(vm) || self.inventory.is_snapshot(vm) {
-            return;
+            return Ok(());
         }
         match self.inventory.inbox(vm) {
-            // If the task has ended meanwhile, it has released everything, or the next try does.
-            Ok(inbox) => drop(inbox.send(Command::Found { resources, process }).await),
-            Err(_) => drop(self.remove_orphan(vm, resources).await),
+            Ok(inbox) => match inbox.try_send(Command::Found { resources, process }) {
+                Err(TrySendError::Full(_)) => Err(HostError::not_ready("a sandbox is busy").into()),
+                // If the task has ended meanwhile, it has released everything, or the next try does.
+                Err(TrySendError::Closed(_)) | Ok(()) => Ok(()),
+            },
+            Err(_) => {
+                if !self.rows().await?.contains(&vm) {
+                    self.remove_orphan(vm, resources).await;
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// Returns the sandboxes and snapshots that have a row. What a row names is never removed without it.
+    pub(super) async fn rows(&self) -> Result<HashSet<VmId>> {
+        Ok(self.ports.store.vms().await?.into_iter().map(|vm| vm.id).collect())
     }
 
     /// Returns the frozen layers of a VM, which only count against a quota. A failure is logged.

@@ -5,7 +5,7 @@
 //!
 //! | step | what is removed or restored | why it is ours, and unused |
 //! |---|---|---|
-//! | orphans | resources of sandboxes that are gone | the ledger names them, or their own mark on the host does, and no sandbox, snapshot or template has this id |
+//! | orphans | resources of sandboxes that are gone | the ledger names them, or their own mark on the host does, and no row, sandbox, snapshot or template has this id |
 //! | problems | what recovery or the end of a sandbox could not do | the task of the sandbox decides |
 //! | network | the link, the rules of the packet filter and the elements of guests | their names are ours alone |
 //! | caches | downloads that nothing has used for a month, templates that no start can use | they are fetched or made again |
@@ -27,29 +27,34 @@ use tokio::sync::oneshot;
 
 use super::{
     Engine, Shared,
-    error::one_line,
+    error::{Error, Result, one_line},
     problems::{Subject, noun, plural},
     recover::look,
     vm_task::Command,
 };
-use crate::ports::{Check, Status, registry::Prune};
+use crate::ports::{Check, Status, network::Restored, registry::Prune};
 
 /// How long the tasks of sandboxes may take for what they are asked to do. One may be busy with a start.
 const TASKS: Duration = Duration::from_secs(30);
+/// How long a repair waits for the end of another one, or of a retry.
+const TURN: Duration = Duration::from_secs(10);
 /// How long a download in the cache may be unused.
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Engine {
-    /// Repairs the host. Returns what was repaired, and then all checks, as root sees them. A repeat is safe.
-    pub async fn repair(&self, caller: Uid) -> Vec<Check> {
-        let mut checks = self.shared.repair().await;
+    /// Repairs the host. Returns what was repaired, and then all checks, as root sees them. A repeat is safe. Fails with
+    /// [`Error::Repairing`] if another repair does not end.
+    pub async fn repair(&self, caller: Uid) -> Result<Vec<Check>> {
+        let mut checks = self.shared.repair().await?;
         checks.extend(self.checks(caller, Uid::ROOT).await);
-        checks
+        Ok(checks)
     }
 }
 
 impl Shared {
-    async fn repair(self: &Arc<Self>) -> Vec<Check> {
+    async fn repair(self: &Arc<Self>) -> Result<Vec<Check>> {
+        let turn = tokio::time::timeout(TURN, self.repairing.lock()).await;
+        let turn = turn.map_err(|_| Error::Repairing)?;
         let before: Vec<(Subject, String)> = self
             .problems
             .all()
@@ -57,29 +62,39 @@ impl Shared {
             .filter_map(|subject| Some((subject, self.mended(subject)?)))
             .collect();
         let mut checks = Vec::new();
-        {
-            let _turn = self.repairing.lock().await;
-            self.remove_orphans(&mut checks).await;
-            self.retry().await;
-            if !before.is_empty() {
-                self.settle().await;
-            }
-            self.restore_network(&mut checks).await;
-            self.clean_caches(&mut checks).await;
+        self.remove_orphans(&mut checks).await;
+        self.retry().await;
+        if !before.is_empty() {
+            self.settle().await;
         }
+        self.restore_network(&mut checks).await;
+        self.clean_caches(&mut checks).await;
+        drop(turn);
         let left = self.problems.all();
         for (subject, mended) in before {
-            if !left.contains_key(&subject) && !checks.iter().any(|check| check.message == mended) {
+            let is_mended = !left.contains_key(&subject) && self.is_needed(subject);
+            if is_mended && !checks.iter().any(|check| check.message == mended) {
                 checks.push(fixed("leftovers", mended));
             }
         }
-        for check in checks.iter().filter(|check| check.status == Status::Fixed) {
-            tracing::info!(check = check.name, message = check.message, "repaired");
+        for Check { name, status, message, .. } in &checks {
+            match status {
+                Status::Fixed => tracing::info!(check = name, message, "repaired"),
+                _ => tracing::warn!(check = name, message, "a repair failed"),
+            }
         }
-        checks
+        Ok(checks)
     }
 
-    /// Removes the resources of sandboxes that are gone.
+    /// Returns whether the end of a problem means that something was done: the interface of a sandbox that is down has gone.
+    fn is_needed(&self, subject: Subject) -> bool {
+        match subject {
+            Subject::Interface(vm) => self.inventory.vm(vm).is_some_and(|view| view.vm.state.is_up()),
+            _ => true,
+        }
+    }
+
+    /// Removes the resources of sandboxes that are gone, and of none that has a row.
     async fn remove_orphans(&self, checks: &mut Vec<Check>) {
         let mut found: BTreeMap<VmId, BTreeSet<Resource>> = BTreeMap::new();
         match self.ports.store.ledger().await {
@@ -97,14 +112,53 @@ impl Shared {
                 Err(error) => self.note(Subject::Scan(resource), Err(error)),
             }
         }
-        // A sandbox is known before it has any resource, and these were found before this look at the sandboxes.
-        for (vm, resources) in found.into_iter().filter(|(vm, _)| !self.is_known(*vm)) {
+        // A sandbox is known before it has any resource, and these were found before this look at the sandboxes. One that
+        // is not known may have a row nevertheless: it could not be deleted, and the next start of the service takes it over.
+        found.retain(|vm, _| !self.is_known(*vm));
+        if found.is_empty() {
+            return;
+        }
+        match self.rows().await {
+            Ok(rows) => found.retain(|vm, _| !rows.contains(vm)),
+            Err(error) => return checks.push(failed("leftovers", "read which sandboxes there are", &error)),
+        }
+        let there = match self.look_again(&mut found).await {
+            Ok(there) => there,
+            Err(error) => return checks.push(failed("ledger", "read the ledger", &error)),
+        };
+        for (vm, resources) in found {
             let left = self.remove_orphan(vm, resources.clone()).await;
             let is_left = |resource| left.iter().any(|(other, _)| *other == resource);
             for resource in resources.into_iter().filter(|resource| !is_left(*resource)) {
-                checks.push(fixed("leftovers", removed(resource, &deleted(vm))));
+                if there.contains(&(vm, resource)) {
+                    checks.push(fixed("leftovers", removed(resource, &deleted(vm))));
+                }
             }
         }
+    }
+
+    /// Keeps only what is still there: a sandbox may have been deleted while this was being found. Returns what is on the
+    /// host, and not in the ledger alone.
+    async fn look_again(
+        &self,
+        found: &mut BTreeMap<VmId, BTreeSet<Resource>>,
+    ) -> Result<BTreeSet<(VmId, Resource)>> {
+        let mut there = BTreeSet::new();
+        let kinds: BTreeSet<Resource> = found.values().flatten().copied().collect();
+        for resource in kinds {
+            // What cannot be listed is removed only if it is in the ledger.
+            let vms = look(&self.ports, resource).await.unwrap_or_default();
+            there.extend(vms.into_keys().map(|vm| (vm, resource)));
+        }
+        let recorded: BTreeSet<_> = self.ports.store.ledger().await?.into_iter().collect();
+        for (vm, resources) in found.iter_mut() {
+            resources.retain(|resource| {
+                let key = (*vm, *resource);
+                there.contains(&key) || recorded.contains(&key)
+            });
+        }
+        found.retain(|_, resources| !resources.is_empty());
+        Ok(there)
     }
 
     fn is_known(&self, vm: VmId) -> bool {
@@ -131,15 +185,26 @@ impl Shared {
         if self.subnet.get().is_none() {
             return checks.push(match self.subnet().await {
                 Ok(_) => fixed(NAME, "set up the network of guests".to_owned()),
-                Err(error) => failed(NAME, "set up the network of guests", &error),
+                Err(error) => {
+                    Check { status: Status::Fail, ..failed(NAME, "set up the network of guests", &error) }
+                }
             });
         }
         match self.ports.network.restore().await {
-            Ok(true) => {
-                checks.push(fixed(NAME, "loaded the missing rules of the packet filter again".to_owned()));
+            Ok(Restored { link, rules, guests, forwarding }) => {
+                let done = [
+                    (link, "set up the link between the host and its guests again"),
+                    (rules, "loaded the rules of the packet filter again: some were missing or not banger's"),
+                    (guests, "added sandboxes to the packet filter again, which had lost them"),
+                    (forwarding, "enabled forwarding for sandboxes again"),
+                ];
+                let done = done.into_iter().filter(|(done, _)| *done);
+                checks.extend(done.map(|(_, what)| fixed(NAME, what.to_owned())));
             }
-            Ok(false) => {}
-            Err(error) => checks.push(failed(NAME, "load the rules of the packet filter", &error)),
+            Err(error) => {
+                let failed = failed(NAME, "restore the network of guests", &error);
+                checks.push(Check { status: Status::Fail, ..failed });
+            }
         }
     }
 

@@ -17,6 +17,19 @@ use banger_domain::{
 
 use super::{Check, HostError};
 
+/// What [`Network::restore`] has made again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The link with the host's address.
+    pub link: bool,
+    /// Rules of the packet filter that were missing, changed or added by others.
+    pub rules: bool,
+    /// Elements of guests in the packet filter.
+    pub guests: bool,
+    /// Forwarding for the links that lead outside.
+    pub forwarding: bool,
+}
+
 /// The network of guests: what they all share, and the interface of each.
 #[async_trait]
 pub trait Network: Send + Sync {
@@ -25,9 +38,10 @@ pub trait Network: Send + Sync {
     /// Creates what all guests share: the link with the host's address, the packet filter rules, forwarding. A repeat
     /// is safe, and restores what somebody removed, including the interfaces of guests.
     async fn prepare(&self, subnet: Subnet) -> Result<()>;
-    /// Makes again what others have removed of what all guests share, as [`Network::prepare`] does. Returns whether rules
-    /// were missing. A repeat is safe. Does nothing before the network is prepared.
-    async fn restore(&self) -> Result<bool>;
+    /// Makes again what others have removed of what all guests share, and returns what that was. Changes nothing in a
+    /// packet filter that has everything, and gives a guest no destination back whose time has ended. A repeat is safe.
+    /// Does nothing before the network is prepared.
+    async fn restore(&self) -> Result<Restored>;
     /// Removes what all guests share.
     async fn withdraw(&self) -> Result<()>;
     /// Creates a guest's interface with everything that belongs to it. An existing one is changed to these settings,

@@ -150,6 +150,12 @@ struct State {
     removal_blocked: BTreeSet<Resource>,
     /// Resources of these kinds cannot be listed.
     scans_broken: BTreeSet<Resource>,
+    /// Rows of sandboxes cannot be deleted.
+    rows_kept: bool,
+    /// Rows of sandboxes cannot be read.
+    rows_unreadable: bool,
+    /// What is left of this VM goes when rows are read.
+    leaving: Option<VmId>,
     /// Files of images and kernels can be neither listed nor removed.
     files_broken: bool,
     /// Imports and exports block.
@@ -342,6 +348,21 @@ impl Sim {
     /// Makes the list of resources of a kind fail, or work again.
     pub fn break_scan(&self, resource: Resource, broken: bool) {
         set(&mut self.lock().scans_broken, resource, broken);
+    }
+
+    /// Makes the deletion of rows of sandboxes fail, as on a full disk, or work again.
+    pub fn keep_rows(&self, kept: bool) {
+        self.lock().rows_kept = kept;
+    }
+
+    /// Makes what [`Sim::leave_remains`] has left go away when rows are read the next time, as at the end of a deletion.
+    pub fn remove_remains_at_the_next_read(&self, vm: VmId) {
+        self.lock().leaving = Some(vm);
+    }
+
+    /// Makes it impossible to read the rows of sandboxes, or possible again.
+    pub fn hide_rows(&self, hidden: bool) {
+        self.lock().rows_unreadable = hidden;
     }
 
     /// Makes it impossible to list or remove files of images and kernels, or possible again.

@@ -24,7 +24,7 @@ use banger_domain::{
 use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, Status,
-    network::{Connections, Error, Granted, Network, Result},
+    network::{Connections, Error, Granted, Network, Restored, Result},
 };
 
 /// What every guest sends to a client before it closes the connection.
@@ -74,8 +74,9 @@ impl Network for Sim {
         Ok(())
     }
 
-    async fn restore(&self) -> Result<bool> {
-        Ok(std::mem::take(&mut self.step("restore the network")?.lost_rules))
+    async fn restore(&self) -> Result<Restored> {
+        let rules = std::mem::take(&mut self.step("restore the network")?.lost_rules);
+        Ok(Restored { rules, ..Restored::default() })
     }
 
     async fn withdraw(&self) -> Result<()> {

@@ -11,12 +11,24 @@ use banger_image::record::{Image, Kernel};
 
 use super::Sim;
 
-use crate::ports::store::{Result, Store};
+use crate::ports::{
+    FromHost as _,
+    store::{Error, Result, Store},
+};
 
 #[async_trait]
 impl Store for Sim {
     async fn vms(&self) -> Result<Vec<Vm>> {
-        Ok(self.lock().vms.values().cloned().collect())
+        let mut state = self.lock();
+        if let Some(vm) = state.leaving.take() {
+            state.disks.remove(&vm);
+            state.mappers.remove(&vm);
+            state.sockets.remove(&vm);
+        }
+        match state.rows_unreadable {
+            true => Err(Error::not_ready("the database cannot be read")),
+            false => Ok(state.vms.values().cloned().collect()),
+        }
     }
 
     async fn put_vm(&self, vm: &Vm) -> Result<()> {
@@ -25,7 +37,11 @@ impl Store for Sim {
     }
 
     async fn delete_vm(&self, vm: VmId) -> Result<()> {
-        self.lock().vms.remove(&vm);
+        let mut state = self.lock();
+        if state.rows_kept {
+            return Err(Error::no_space("delete a sandbox"));
+        }
+        state.vms.remove(&vm);
         Ok(())
     }
 

@@ -26,7 +26,7 @@ use banger_system::{
     host::{dns::NameServer, network::LinuxNetwork},
     ports::{
         names::Names,
-        network::{Granted, Network},
+        network::{Granted, Network, Restored},
     },
     tasks::Tasks,
 };
@@ -283,6 +283,51 @@ fn a_repeated_look_up_changes_nothing_in_the_packet_filter() {
         assert!(in_set(&world, "hosts4").contains("8.8.8.8"));
         let restored = changes(&world);
         assert_eq!(grant("a.example", &["8.8.8.8"]).await, restored);
+    });
+}
+
+#[test]
+fn a_repair_changes_no_packet_filter_that_has_everything_and_gives_back_nothing_that_has_ended() {
+    require_a_host!();
+    let world = world();
+    on_a_runtime(async || {
+        let first = network().await;
+        let guest = world.guest(&first, restricted(&["a.example", "10.0.0.0/8"])).await;
+        let grant = async |network: &LinuxNetwork, to: &str| {
+            network.grant(guest.nic.vm, &"a.example".parse().unwrap(), &[address(to)]).await.unwrap();
+        };
+        grant(&first, INTERNET).await;
+        // The next run of the service does not know when the time of what it finds began.
+        let network = network().await;
+        network.reattach(&guest.nic).await.unwrap();
+        grant(&network, OTHER).await;
+        let before = changes(&world);
+        assert_eq!(network.restore().await.unwrap(), Restored::default());
+        assert_eq!(changes(&world), before);
+
+        let end = |to: &str| {
+            let all: serde_json::Value =
+                serde_json::from_str(&world.host.command("nft -j list set inet banger hosts4").unwrap())
+                    .unwrap();
+            let set =
+                all["nftables"].as_array().unwrap().iter().find_map(|object| object.get("set")).unwrap();
+            let elements = set["elem"].as_array().unwrap();
+            let of_address = |element: &&serde_json::Value| element.to_string().contains(to);
+            let concat = &elements.iter().find(of_address).unwrap()["elem"]["val"]["concat"];
+            let words: Vec<String> =
+                concat.as_array().unwrap().iter().map(|word| word.to_string().replace('"', "")).collect();
+            nft(&world, &format!("delete element inet banger hosts4 {{ {} }}", words.join(" . ")));
+        };
+        end(INTERNET);
+        let before = changes(&world);
+        assert_eq!(network.restore().await.unwrap(), Restored::default());
+        assert_eq!(changes(&world), before);
+        assert!(!in_set(&world, "hosts4").contains(INTERNET), "it had ended");
+        // What was looked up just before has not ended: somebody has removed it.
+        end(OTHER);
+        assert_eq!(network.restore().await.unwrap(), Restored { guests: true, ..Restored::default() });
+        let now = in_set(&world, "hosts4");
+        assert!(now.contains(OTHER) && !now.contains(INTERNET), "{now}");
     });
 }
 

@@ -20,7 +20,7 @@ use banger_system::{
     host::network::{LinuxNetwork, tap_of},
     ports::{
         Status,
-        network::{Error, Network},
+        network::{Error, Network, Restored},
     },
     tasks::Tasks,
 };
@@ -85,14 +85,25 @@ fn refused<T>(result: std::io::Result<T>) -> bool {
 fn what_others_removed_from_the_packet_filter_is_restored_on_request() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let guest = world.guest(network, nic(0, ALICE)).await;
-        assert!(!network.restore().await.unwrap(), "nothing is missing");
+        let nothing = Restored::default();
+        assert_eq!(network.restore().await.unwrap(), nothing);
         for damage in ["delete table inet banger", "flush table inet banger", "flush set inet banger source4"]
         {
             world.host.command(&format!("nft {damage}")).unwrap();
-            assert!(network.restore().await.unwrap(), "{damage}");
-            assert!(!network.restore().await.unwrap(), "{damage}: it is whole again");
+            let restored = network.restore().await.unwrap();
+            assert!(restored.rules || restored.guests, "{damage}");
+            assert_eq!(network.restore().await.unwrap(), nothing, "{damage}: it is whole again");
             assert_eq!(network.found().await.unwrap(), [guest.nic.vm], "{damage}");
         }
+        world.host.command("nft add rule inet banger from_guest counter").unwrap();
+        assert_eq!(network.restore().await.unwrap(), Restored { rules: true, ..nothing });
+        world.host.ip("link delete banger0");
+        assert_eq!(network.restore().await.unwrap(), Restored { link: true, ..nothing });
+        network.change(&guest.nic, &with_nat(guest.nic.clone())).await.unwrap();
+        assert_eq!(network.restore().await.unwrap(), nothing);
+        world.host.run(|| std::fs::write("/proc/sys/net/ipv4/conf/up0/forwarding", "0")).unwrap();
+        assert_eq!(network.restore().await.unwrap(), Restored { forwarding: true, ..nothing });
+        assert_eq!(network.restore().await.unwrap(), nothing);
     });
 }
 

@@ -173,8 +173,7 @@ impl Operation {
                 return engine.delete_image(image).await;
             }
             Self::Repair => {
-                engine.repair(ALICE).await;
-                return Ok(());
+                return engine.repair(ALICE).await.map(drop);
             }
         };
         engine.wait_job(job, None).await.map(drop)

@@ -3,9 +3,11 @@
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use banger_domain::{
+    dns::table::Client,
     egress::{Egress, preset::Presets},
     id::Uid,
     net::{
@@ -23,7 +25,7 @@ use banger_system::engine::{
 
 use tokio::task::JoinSet;
 
-use crate::engine_lab::{ALICE, BOB, EngineLab, request};
+use crate::engine_lab::{ALICE, BOB, EngineLab, TIMEOUT, request};
 
 fn port(text: &str) -> Port {
     text.parse().unwrap()
@@ -248,6 +250,29 @@ async fn an_egress_policy_changes_while_a_sandbox_runs_and_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_name_server_follows_the_egress_policy_of_a_running_sandbox() {
+    let lab = with_ceiling(&["all"]).await;
+    let vm = lab.running().await;
+    for change in [policy(&["a.example"]), policy(&["b.example"]), Egress::Everything, Egress::Nothing] {
+        lab.engine.set_egress(vm, change.clone()).await.unwrap();
+        let nic = lab.sim.nic(vm).unwrap();
+        let follows = async {
+            loop {
+                let names = lab.sim.names();
+                if let Some(Client::Guest(guest)) =
+                    names.as_ref().and_then(|names| names.client(nic.v4.into()))
+                    && (guest.nat, &guest.allowed) == (nic.nat, &nic.allowed)
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        assert!(tokio::time::timeout(TIMEOUT, follows).await.is_ok(), "{change}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_goes_beyond_the_ceiling() {
     let lab = with_ceiling(&["git", "*.example.com"]).await;
     let vm = lab.running().await;
@@ -415,9 +440,9 @@ async fn a_denial_is_announced_and_a_flood_of_them_is_bounded() {
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
     assert_eq!(announced[0], "host0.example");
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     while let Some(event) = lab.events.try_recv() {
         assert!(!matches!(event, Event::EgressDenied { .. }), "more than the bound");
     }

@@ -2,7 +2,7 @@
 //! takes microseconds.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -13,7 +13,9 @@ use banger_domain::{
     id::VmId,
     net::{
         TABLE,
-        element::{Element, Ipv6, Set, conflicts, counters, elements, grant_of, take_elements_of},
+        element::{
+            Element, Ipv6, Set, conflicts, counters, elements, grant_element, grant_of, take_elements_of,
+        },
         nic::{Nic, TapName},
         port::Port,
         ruleset::{Bounds, delete_table, ruleset},
@@ -29,7 +31,7 @@ use super::{
 };
 use crate::ports::{
     FromHost as _,
-    network::{Error, Result},
+    network::{Error, Restored, Result},
 };
 
 /// The packet filter. Every method blocks. Clones share the state.
@@ -43,6 +45,8 @@ pub(super) struct State {
     prepared: Option<(Subnet, Ipv6)>,
     /// How many connections guests may have, if the kernel counts them.
     bounds: Option<Bounds>,
+    /// The kernel's numbers of the rules, as this run made them. A rule that replaces another has a new number.
+    rules: BTreeSet<u64>,
     /// The guests that this run of the service added.
     pub(super) known: BTreeMap<VmId, Nic>,
     /// The destinations of restricted guests.
@@ -79,12 +83,16 @@ impl Filter {
         state.repair()
     }
 
-    /// Applies the rules again, as [`Filter::prepare`] does. Returns whether rules or guests were missing.
-    pub(super) fn restore(&self) -> Result<bool> {
+    /// Applies the rules again, as [`Filter::prepare`] does, if rules or elements of guests are not as this run made them.
+    /// Changes nothing otherwise.
+    pub(super) fn restore(&self, ipv6: Ipv6) -> Result<Restored> {
         let mut state = self.lock();
-        let before = state.extent()?;
-        state.repair()?;
-        Ok(state.extent()? != before)
+        state.prepared = state.prepared.map(|(subnet, _)| (subnet, ipv6));
+        let missing = state.missing()?;
+        if missing != Restored::default() {
+            state.repair()?;
+        }
+        Ok(missing)
     }
 
     /// Removes the table with everything in it.
@@ -160,9 +168,13 @@ impl Filter {
         Ok(vms.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
-    /// Marks exactly the links on which forwarding was enabled for guests alone.
-    pub(super) fn mark_opened(&self, links: &BTreeSet<String>) -> Result<()> {
+    /// Marks exactly the links on which forwarding was enabled for guests alone. `before` are those that are marked.
+    pub(super) fn mark_opened(&self, before: &BTreeSet<String>, links: &BTreeSet<String>) -> Result<()> {
         let mut state = self.lock();
+        if before == links {
+            state.opened.clone_from(links);
+            return Ok(());
+        }
         let mut batch = Batch::new();
         batch.flush_set(Family::Inet, TABLE, OPENED);
         batch.add_elems(&marks(links));
@@ -255,14 +267,32 @@ impl State {
         self.prepared.map_or(Ipv6::Absent, |(_, ipv6)| ipv6)
     }
 
-    /// Returns how many rules and guests the table has: none of either if it does not exist.
-    fn extent(&mut self) -> Result<(usize, usize)> {
-        let rules = match self.with(|socket| socket.list_rules(Family::Inet, Some(TABLE), None)) {
-            Ok(rules) => rules.len(),
-            Err(error) if error.is_not_found() => 0,
-            Err(error) => return Err(failed("list the rules of the packet filter", error)),
-        };
-        Ok((rules, self.list(Set::Source4.name())?.len()))
+    /// Returns the numbers of the rules in the table: none if it does not exist.
+    fn rules(&mut self) -> Result<BTreeSet<u64>> {
+        match self.with(|socket| socket.list_rules(Family::Inet, Some(TABLE), None)) {
+            Ok(rules) => Ok(rules.into_iter().filter_map(|rule| rule.handle).collect()),
+            Err(error) if error.is_not_found() => Ok(BTreeSet::new()),
+            Err(error) => Err(failed("list the rules of the packet filter", error)),
+        }
+    }
+
+    /// Returns what is missing in the table. Forgets destinations whose time has ended.
+    fn missing(&mut self) -> Result<Restored> {
+        let (rules, all, now, ipv6) = (self.rules()?, self.all()?, self.now(), self.ipv6());
+        let there: HashSet<_> =
+            all.iter().map(|element| (element.set, &element.key, element.end.as_ref())).collect();
+        let is_there = |element: &Element| there.contains(&(element.set, &element.key, element.end.as_ref()));
+        let was_lost = rules.is_empty() && all.is_empty();
+        for (vm, grants) in &mut self.grants {
+            let tap = TapName::of(*vm);
+            grants.forget_ended(now, was_lost, |grant| is_there(&grant_element(&tap, *grant, None)));
+        }
+        let has_all = |nic: &Nic| elements(nic, ipv6).iter().chain(&self.granted(nic.vm)).all(is_there);
+        Ok(Restored {
+            rules: rules != self.rules,
+            guests: !self.known.values().all(has_all),
+            ..Restored::default()
+        })
     }
 
     /// Restores the table, whatever happened to it.
@@ -287,7 +317,10 @@ impl State {
         remove_from(&mut batch, &self.leaving);
         for nic in self.known.values() {
             add_to(&mut batch, &elements(nic, ipv6));
-            add_to(&mut batch, &self.granted(nic.vm));
+            // Adding an element that exists does not begin its time again on every kernel.
+            let granted = self.granted(nic.vm);
+            remove_from(&mut batch, &granted);
+            add_to(&mut batch, &granted);
         }
         // A link that is no longer a way out meanwhile is closed only if its mark is found.
         if !self.opened.is_empty() {
@@ -295,6 +328,7 @@ impl State {
         }
         self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))?;
         self.leaving.clear();
+        self.rules = self.rules()?;
         let now = self.now();
         self.grants.values_mut().for_each(|grants| grants.note_restored(now));
         Ok(())

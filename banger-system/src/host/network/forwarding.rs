@@ -73,6 +73,11 @@ pub(super) fn open(link: &str) -> Result<()> {
     switch("ipv6", link, FORCE_FORWARDING, "1")
 }
 
+/// Returns whether IPv4 forwarding is enabled for an uplink.
+pub(super) fn is_open(link: &str) -> bool {
+    is_on("ipv4", link, "forwarding")
+}
+
 /// Disables it again.
 pub(super) fn close(link: &str) -> Result<()> {
     switch("ipv4", link, "forwarding", "0")?;

@@ -98,15 +98,15 @@ impl Links {
     }
 
     /// Makes the link that holds the host's addresses in the guest network, and nothing else.
-    pub(super) async fn make_shared(&self, subnet: Subnet, ipv6: Ipv6) -> Result<()> {
-        let index = match self.find(LINK).await? {
-            Some(link) if link.alias == LINK_ALIAS => link.index,
+    pub(super) async fn make_shared(&self, subnet: Subnet, ipv6: Ipv6) -> Result<bool> {
+        let (index, is_new) = match self.find(LINK).await? {
+            Some(link) if link.alias == LINK_ALIAS => (link.index, false),
             Some(_) => {
                 let message =
                     format!("the host has a link {LINK} that is not banger's; rename it or remove it");
                 return Err(Error::Taken { message });
             }
-            None => self.add_shared().await?,
+            None => (self.add_shared().await?, true),
         };
         let (v4, v6) = subnet.gateway();
         let result = async {
@@ -121,7 +121,7 @@ impl Links {
                 self.add_address(index, v6.into(), 128).await?;
                 self.add_route(v6_route(subnet.v6(), 64).kind(RouteType::Unreachable)).await?;
             }
-            Ok(())
+            Ok(is_new)
         };
         result.await.map_err(|error| failed(format!("set up the link {LINK}"), error))
     }

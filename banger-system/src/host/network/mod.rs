@@ -96,7 +96,7 @@ use super::{blocking::blocking, process::descriptor_store::DescriptorStore};
 use crate::{
     ports::{
         Check, FromHost as _, HostError,
-        network::{Connections, Error, Granted, Network, Result},
+        network::{Connections, Error, Granted, Network, Restored, Result},
     },
     tasks::Tasks,
 };
@@ -207,7 +207,7 @@ impl LinuxNetwork {
     async fn follow_way_out(&self) -> Result<()> {
         let filter = self.filter.clone();
         match blocking("look for guests", move || Ok::<_, Error>(filter.reaches_outside())).await? {
-            true => self.open_outside().await?,
+            true => drop(self.open_outside().await?),
             // The next guest that needs forwarding enables it again.
             false => self.outside_is_open.store(false, Ordering::Relaxed),
         }
@@ -225,25 +225,28 @@ impl LinuxNetwork {
         blocking("set the neighbours of the host", move || filter.set_neighbours(neighbours)).await
     }
 
-    /// Enables forwarding for the current uplinks, and disables it for earlier ones.
-    async fn open_outside(&self) -> Result<()> {
+    /// Enables forwarding for the current uplinks, and disables it for earlier ones. Returns whether it was not so before.
+    async fn open_outside(&self) -> Result<bool> {
         // A host that its administrator made a router needs nothing, and must stay one.
         let router = forwarding::forwards_everything();
         let outside = if router { BTreeSet::new() } else { self.links.outside().await? };
         let filter = self.filter.clone();
-        blocking("turn forwarding on", move || {
+        let changed = blocking("turn forwarding on", move || {
             let before = filter.opened()?;
+            let changed = before != outside || !outside.iter().all(|link| forwarding::is_open(link));
+            let both = if router { before.clone() } else { before.union(&outside).cloned().collect() };
             if !router {
                 // First the restrictions, then the permissions.
-                filter.mark_opened(&before.union(&outside).cloned().collect())?;
+                filter.mark_opened(&before, &both)?;
                 outside.iter().try_for_each(|link| forwarding::open(link))?;
                 before.difference(&outside).try_for_each(|link| forwarding::close(link))?;
             }
-            filter.mark_opened(&outside)
+            filter.mark_opened(&both, &outside)?;
+            Ok::<_, Error>(changed)
         })
         .await?;
         self.outside_is_open.store(true, Ordering::Relaxed);
-        Ok(())
+        Ok(changed)
     }
 
     /// Reserves exactly these ports for a guest.
@@ -260,7 +263,7 @@ impl LinuxNetwork {
 
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
         match nic.reaches_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
-            true => self.open_outside().await,
+            true => self.open_outside().await.map(drop),
             false => Ok(()),
         }
     }
@@ -293,19 +296,23 @@ impl Network for LinuxNetwork {
         self.follow_neighbours().await?;
         let guests = self.filter.clone();
         match blocking("look for guests", move || Ok::<_, Error>(guests.reaches_outside())).await? {
-            true => self.open_outside().await,
+            true => self.open_outside().await.map(drop),
             false => Ok(()),
         }
     }
 
-    async fn restore(&self) -> Result<bool> {
+    async fn restore(&self) -> Result<Restored> {
         let prepared = *self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(subnet) = prepared else { return Ok(false) };
+        let Some(subnet) = prepared else { return Ok(Restored::default()) };
+        let ipv6 = forwarding::ipv6();
+        let link = self.links.make_shared(subnet, ipv6).await?;
         let filter = self.filter.clone();
-        let missing = blocking("restore the packet filter", move || filter.restore()).await?;
-        // The rest: links, neighbours and forwarding.
-        self.prepare(subnet).await?;
-        Ok(missing)
+        let restored = blocking("restore the packet filter", move || filter.restore(ipv6)).await?;
+        self.follow_neighbours().await?;
+        let guests = self.filter.clone();
+        let reaches = blocking("look for guests", move || Ok::<_, Error>(guests.reaches_outside())).await?;
+        let forwarding = reaches && self.open_outside().await?;
+        Ok(Restored { link, forwarding, ..restored })
     }
 
     async fn withdraw(&self) -> Result<()> {
