@@ -78,6 +78,10 @@ class Arguments(Case):
         self.assertEqual(stand_in.arguments(), ["vm", "create", "-q", "--json", "--"])
         with self.assertRaises(TypeError):
             client.create(egress="github.com")
+        with self.assertRaises(TypeError):
+            client.create(publish="8080:80")
+        with self.assertRaises(TypeError):
+            client.list(filters="state=running")
 
     def test_a_command_is_passed_word_by_word(self) -> None:
         words = ["printf", "a b", "", "$HOME", "--", "-x", "new\nline", "*"]

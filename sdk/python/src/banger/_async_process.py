@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from typing import TypeVar
@@ -14,6 +15,7 @@ from ._errors import OutputTooLargeError, ProgramNotFoundError, TimeLimitError, 
 from ._process import (
     LAST_GRACE,
     MAX_ERRORS,
+    NOT_FOUND,
     PIECE,
     DeadlinePassed,
     Prepared,
@@ -65,6 +67,7 @@ class AsyncProcess:
                 stderr=asyncio.subprocess.PIPE,
                 env=prepared.environment,
                 pass_fds=prepared.descriptors,
+                start_new_session=True,
             )
         )
         try:
@@ -72,6 +75,8 @@ class AsyncProcess:
             child, cancelled = await _undisturbed(starting)
         except OSError as error:
             prepared.close()
+            if error.errno not in NOT_FOUND:
+                raise
             raise ProgramNotFoundError(program, error) from error
         except BaseException:
             prepared.close()
@@ -144,7 +149,8 @@ class AsyncProcess:
             if self._exit.done():
                 break
             try:
-                self._child.send_signal(number)
+                # asyncio's own `send_signal` may take the exit status from who waits for it.
+                os.kill(self._child.pid, number)
             except ProcessLookupError:
                 pass
             deadline = None if seconds is None else loop.time() + seconds
@@ -191,10 +197,16 @@ async def _before(deadline: float | None, wanted: Awaitable[T]) -> T:
     if deadline is None:
         return await wanted
     left = deadline - asyncio.get_running_loop().time()
+    # `wait_for` of Python 3.11 and earlier can lose a cancellation.
+    task = asyncio.ensure_future(wanted)
     try:
-        return await asyncio.wait_for(wanted, max(0.0, left))
-    except asyncio.TimeoutError:
-        raise DeadlinePassed from None
+        done, _ = await asyncio.wait({task}, timeout=max(0.0, left))
+    finally:
+        if not task.done():
+            task.cancel()
+    if not done:
+        raise DeadlinePassed
+    return await task
 
 
 async def _undisturbed(task: asyncio.Future[T]) -> tuple[T, bool]:
@@ -204,7 +216,7 @@ async def _undisturbed(task: asyncio.Future[T]) -> tuple[T, bool]:
         try:
             return await asyncio.shield(task), cancelled
         except asyncio.CancelledError:
-            if task.done():
+            if task.cancelled():
                 raise
             cancelled = True
 

@@ -114,6 +114,12 @@ def _texts(name: str, value: Sequence[str] | None) -> list[str] | None:
     return None if value is None else list(value)
 
 
+def _list(name: str, value: Sequence[str | int]) -> Sequence[str | int]:
+    if isinstance(value, str):
+        raise TypeError(f"{name} is a list, not one text")
+    return value
+
+
 def version() -> Call[types.Version]:
     return _call(["version"])
 
@@ -124,7 +130,7 @@ def doctor() -> Call[list[types.Check]]:
 
 
 def listing(filters: Sequence[str], labels: Mapping[str, str] | None) -> Call[list[types.SandboxProperties]]:
-    wanted = list(filters) + [f"label={key}={value}" for key, value in (labels or {}).items()]
+    wanted = (_texts("filters", filters) or []) + [f"label={key}={value}" for key, value in (labels or {}).items()]
     return _call(["vm", "list", *_options(filter=wanted)])
 
 
@@ -175,7 +181,7 @@ def create(
         disk_size=_size(disk_size),
         egress=_texts("egress", egress),
         restart=restart,
-        publish=None if publish is None else [str(port) for port in publish],
+        publish=None if publish is None else [str(port) for port in _list("publish", publish)],
         label=[f"{key}={value}" for key, value in (labels or {}).items()],
         vmm=vmm,
         timezone=timezone,

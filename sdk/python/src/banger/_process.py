@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -32,6 +33,8 @@ Undo = Callable[[T], "Call[Any] | None"]
 
 #: The oldest version of the command that has what this package uses.
 NEEDED = "0.1.0"
+#: Errors of a start that are about the program. Others are about this process, or its arguments.
+NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
 #: How much is read at once, in bytes.
 PIECE = 64 << 10
 #: How much of standard error is kept for an error.
@@ -133,9 +136,13 @@ class Process:
                 stderr=subprocess.PIPE,
                 env=self._prepared.environment,
                 pass_fds=self._prepared.descriptors,
+                # A signal of the terminal would reach it, too, and count as the first of two.
+                start_new_session=True,
             )
         except OSError as error:
             self._prepared.close()
+            if error.errno not in NOT_FOUND:
+                raise
             raise ProgramNotFoundError(program, error) from error
         except BaseException:
             self._prepared.close()
