@@ -21,10 +21,10 @@ use serde::Serialize;
 use crate::{
     activity, archive, boot, boot_wait,
     channels::InitKind,
-    clock, commit, copies, detached, exec, files, forward, freezer, locale,
+    clock, commit, copies, detached, exec, files, forward, freezer, locale, mount,
     phases::{PhaseTracker, Waited},
     port::{Greeting, Port},
-    ports, power, programs, rejuvenation, stats, stopping, terminfo,
+    ports, power, programs, registry_helper, rejuvenation, stats, stopping, terminfo,
 };
 
 /// Where the work disk is mounted.
@@ -107,6 +107,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Connect(endpoint) => forward::connect(port, &endpoint),
         Request::Listen(endpoint) => forward::listen(port, &endpoint),
         Request::Accept(number) => forward::accept(port, number),
+        Request::RegistryHelper(wanted) => registry_helper::offer(port, &wanted),
         Request::Ports => reply_json(port, &ports::listening()),
         Request::Stats => reply_json(port, &stats::now()),
         Request::Use => reply_json(port, &activity::now()),
@@ -124,6 +125,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Complete { path } => {
             reply_json(port, &copies::complete(&path, guest.programs.user.as_deref()))
         }
+        Request::Mount(wanted) => mount::serve(port, &wanted, guest.programs.user.as_deref()),
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
             Waited::Reached => port.send(&Frame::Done).map(drop),
             Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),
@@ -150,7 +152,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
 fn must_wait_for_boot(request: &Request) -> bool {
     match request {
         Request::PutTar { directory, .. } => !Path::new(directory).starts_with(WORK_DISK),
-        Request::CopyIn(_) | Request::PrepareCommit => true,
+        Request::CopyIn(_) | Request::PrepareCommit | Request::Mount(_) => true,
         _ => false,
     }
 }

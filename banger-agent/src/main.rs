@@ -47,7 +47,8 @@
 //! of it ([`apply`]). Commands may do what they like in the guest; [`cgroups`] keeps memory and processes for the
 //! agent.
 //!
-//! The kernel also runs this program under another name to load modules, in images without `modprobe` ([`modprobe`]).
+//! The kernel also runs this program under another name to load modules, in images without `modprobe` ([`modprobe`]), and so
+//! do clients of registries to get credentials of the host ([`registry_helper`]).
 
 mod account;
 mod activity;
@@ -81,6 +82,7 @@ mod managed_block;
 mod modprobe;
 mod module_tree;
 mod modules;
+mod mount;
 mod netlink;
 mod network;
 mod phases;
@@ -88,6 +90,7 @@ mod port;
 mod ports;
 mod power;
 mod programs;
+mod registry_helper;
 mod rejuvenation;
 mod runtime_dir;
 mod spawn;
@@ -117,6 +120,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if modprobe::is_request(&arguments) {
         return modprobe::run(&arguments);
+    }
+    if registry_helper::is_request(&arguments) {
+        return registry_helper::run(&arguments);
     }
     if std::process::id() == 1 && power::is_shutdown_program() {
         return power::finish(std::env::args().nth(1).as_deref());

@@ -44,9 +44,7 @@ pub fn is_request(arguments: &[String]) -> bool {
 
 /// Loads the module that the kernel requests: the last argument.
 pub fn run(arguments: &[String]) -> ExitCode {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let directory = Path::new("/lib/modules").join(release);
-    let loaded = arguments.last().map_or(Ok(false), |wanted| load(&directory, wanted));
+    let loaded = arguments.last().map_or(Ok(false), |wanted| load_own(wanted));
     match loaded {
         Ok(true) => ExitCode::SUCCESS,
         // The kernel requests many modules that do not exist.
@@ -56,6 +54,12 @@ pub fn run(arguments: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Loads a module of the kernel that runs. Returns whether there is any.
+pub fn load_own(wanted: &str) -> io::Result<bool> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    load(&Path::new("/lib/modules").join(release), wanted)
 }
 
 /// Loads a module, or all modules with this alias, after their dependencies. Returns whether there is any.

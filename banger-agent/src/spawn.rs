@@ -165,7 +165,20 @@ fn command_of(exec: &Exec, account: &Account) -> Command {
         command.env_remove(name);
     }
     command.envs(exec.env.iter().map(|(key, value)| (key, value)));
+    if !exec.path.is_empty() {
+        command.env("PATH", search_path(exec));
+    }
     command
+}
+
+/// Returns the search path, with the directories that were asked for first.
+fn search_path(exec: &Exec) -> String {
+    let set = exec.env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_str());
+    let usual = if exec.unset.iter().any(|name| name == "PATH") { "" } else { PATH };
+    let rest = set.unwrap_or(usual);
+    let parts =
+        exec.path.iter().map(String::as_str).chain([rest].into_iter().filter(|path| !path.is_empty()));
+    parts.collect::<Vec<_>>().join(":")
 }
 
 /// Returns the working directory of a command. A requested directory must exist, a home may be missing.
@@ -248,4 +261,22 @@ fn with_terminal(mut command: Command, terminal: &Terminal) -> io::Result<Runnin
 
 fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | OFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_go_before_the_search_path_of_the_command() {
+        let exec = |env: &[(&str, &str)], unset: &[&str]| Exec {
+            path: vec!["/run/x/bin".to_owned()],
+            env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            unset: unset.iter().map(|name| (*name).to_owned()).collect(),
+            ..Exec::default()
+        };
+        assert_eq!(search_path(&exec(&[], &[])), format!("/run/x/bin:{PATH}"));
+        assert_eq!(search_path(&exec(&[("PATH", "/a"), ("PATH", "/b:/c")], &[])), "/run/x/bin:/b:/c");
+        assert_eq!(search_path(&exec(&[], &["PATH"])), "/run/x/bin");
+    }
 }

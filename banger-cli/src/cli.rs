@@ -14,6 +14,7 @@ use crate::{
     command::{Command, habits},
     error::{Error, FAILURE, Result},
     error_file,
+    remote::choice::CommandLine,
 };
 
 /// Sandboxes with a kernel of their own, in one command
@@ -43,6 +44,8 @@ pub struct Cli {
     /// Also write errors to this file, a JSON object on each line; the first option on the command line
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     error_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub host: CommandLine,
     /// The command to run.
     #[command(subcommand)]
     pub command: Command,
@@ -53,7 +56,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
     (
         "Sandboxes",
         &[
-            "run", "create", "list", "start", "stop", "restart", "pause", "unpause", "suspend", "resume",
+            "run", "agent", "create", "list", "start", "stop", "restart", "pause", "suspend", "resume",
             "kill", "delete",
         ],
     ),
@@ -66,6 +69,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
             "kernel",
             "events",
             "config",
+            "context",
             "doctor",
             "metrics",
             "mcp",

@@ -12,6 +12,7 @@ use zbus::{DBusError, fdo};
 use crate::{
     error_file,
     guest::attach,
+    remote,
     ui::{hint, sanitize},
 };
 
@@ -65,6 +66,9 @@ pub enum Error {
     /// The bus connection failed in another way.
     #[error("cannot talk to the banger service")]
     Bus(#[source] Box<zbus::Error>),
+    /// A remote host cannot be used.
+    #[error(transparent)]
+    Remote(#[from] remote::error::Error),
     /// The guest's agent refused the request.
     #[error("{}", .0.message)]
     Guest(Failure),
@@ -180,6 +184,7 @@ impl Error {
             Self::OtherVersion { .. } => Some(hint::OTHER_VERSION.to_owned()),
             Self::Attach(_) => Some(hint::STREAM_LOST.to_owned()),
             Self::Detached { .. } => Some(hint::DETACHED.to_owned()),
+            Self::Remote(error) => error.hint(),
             _ => None,
         }
     }
@@ -194,6 +199,7 @@ impl Error {
             Self::ServiceEnded => "service-ended",
             Self::OtherVersion { .. } => "other-version",
             Self::Attach(_) => "connection-lost",
+            Self::Remote(_) => "host-unreachable",
             Self::Io { .. } => "io",
             Self::Refused(_) | Self::WithHint { .. } => "refused",
             Self::NotAllowed(_) => "not-allowed",
@@ -226,8 +232,15 @@ impl Error {
                 | Self::ServiceEnded
                 | Self::OtherVersion { .. }
                 | Self::Bus(_)
+                | Self::Remote(_)
                 | Self::Foreign { .. }
         )
+    }
+
+    /// Returns whether the service does not support the call.
+    pub fn is_of_other_version(&self) -> bool {
+        use remote::error::Error::OtherService;
+        matches!(self.bare(), Self::OtherVersion { .. } | Self::Remote(OtherService { .. }))
     }
 
     /// Returns whether a second signal detached the command.

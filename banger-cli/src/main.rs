@@ -3,11 +3,14 @@
 mod build;
 mod cli;
 mod client;
+mod coding_agent;
 mod command;
 mod error;
 mod error_file;
 mod guest;
 mod mcp;
+mod mount;
+mod remote;
 mod share;
 mod ssh;
 mod ui;
@@ -21,6 +24,7 @@ use crate::{command::complete, error::Error};
 fn main() -> ExitCode {
     complete::answer_shell();
     let cli = cli::parse();
+    remote::choice::set(&cli.host);
     // One thread: the client mostly waits, so another thread would only add cost.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -53,6 +53,8 @@ pub enum Event {
     SuspendFailed,
     /// A resumption is requested.
     Resume,
+    /// It was put back to a snapshot with memory.
+    Restored,
     /// A stop is requested.
     Stop,
     /// The VMM ended well, or because the service ended it.
@@ -113,6 +115,7 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
         (S::Suspending, E::SuspendFailed) => to(S::Running),
         (S::Suspended, E::Resume) => to(S::Resuming),
         (S::Resuming | S::Running, E::Resume) => Ok(Transition::Unchanged),
+        (S::Created | S::Stopped | S::Failed, E::Restored) => to(S::Suspended),
 
         (S::Starting | S::Running | S::Paused | S::Suspending | S::Resuming, E::Stop) => to(S::Stopping),
         // A suspended sandbox loses its memory.
@@ -136,7 +139,9 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
         | (S::Starting | S::Running | S::Paused | S::Suspending | S::Resuming | S::Stopping, E::Delete)
         | (S::Created, E::Exited | E::Rebooted | E::Crashed)
         | (_, E::Launched | E::LaunchFailed | E::Pause | E::Unpause)
-        | (_, E::Suspend | E::Suspended | E::SuspendFailed | E::Resume) => Err(Refused { state, event }),
+        | (_, E::Suspend | E::Suspended | E::SuspendFailed | E::Resume | E::Restored) => {
+            Err(Refused { state, event })
+        }
     }
 }
 
@@ -200,7 +205,7 @@ impl fmt::Display for State {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Event; 14] = [
+    pub const ALL: [Event; 15] = [
         Event::Start,
         Event::Launched,
         Event::LaunchFailed,
@@ -210,6 +215,7 @@ impl Event {
         Event::Suspended,
         Event::SuspendFailed,
         Event::Resume,
+        Event::Restored,
         Event::Stop,
         Event::Exited,
         Event::Rebooted,
@@ -228,6 +234,7 @@ impl Event {
             Event::Suspended => "written to disk",
             Event::SuspendFailed => "failing to suspend",
             Event::Resume => "resumed",
+            Event::Restored => "restored",
             Event::Stop => "stopped",
             Event::Exited => "ended",
             Event::Rebooted => "rebooted",

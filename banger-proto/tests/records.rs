@@ -11,8 +11,9 @@ use banger_proto::guest::{
     hello::{HostHello, Verdict, answer, take_answer},
     message::{
         Algorithm, CopyIn, CopyOut, CopyOwner, DetachedLog, Endpoint, Exit, Phase, Phases, Placement,
-        Started, WindowSize,
+        RegistryHelper, Started, WindowSize,
     },
+    mount::Mount,
 };
 use serde_json::Value;
 
@@ -33,6 +34,7 @@ fn requests() -> Vec<Request> {
         of_image: true,
         env: vec![(text("A"), text("b c"))],
         unset: vec![text("B")],
+        path: vec![text("/run/a/bin")],
         cwd: Some(text("/tmp")),
         user: Some(text("root")),
         terminal: Some(terminal),
@@ -65,6 +67,11 @@ fn requests() -> Vec<Request> {
         Request::Connect(Endpoint::Unix(text("/run/a"))),
         Request::Listen(Endpoint::Tcp(text("localhost"), 80)),
         Request::Accept(7),
+        Request::RegistryHelper(RegistryHelper {
+            directory: text("/run/a"),
+            registries: vec![text("ghcr.io")],
+            user: text("root"),
+        }),
         Request::Ports,
         Request::Stats,
         Request::SetTime { unix_usec: 7 },
@@ -77,6 +84,8 @@ fn requests() -> Vec<Request> {
         Request::StopDetached(7),
         Request::PrepareCommit,
         Request::Complete { path: text("/a/b") },
+        Request::Mount(Mount { path: text("/a"), read_only: true, user: Some(text("b")) }),
+        Request::Mount(Mount { path: text("/a"), read_only: false, user: None }),
     ]
 }
 

@@ -15,6 +15,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -195,6 +196,8 @@ impl Tasks {
         let rounds = self.inner.round.subscribe();
         let (entry, answer) = Entry::add(&self.inner, task, *rounds.borrow());
         let (inner, number) = (Arc::clone(&self.inner), entry.number);
+        // Each future that takes the work as a value would have room for a copy of it, and that of a sandbox is large.
+        let work = Box::pin(work);
         let run = async move {
             let _entry = entry;
             let work = answering(work, rounds, &answer, &inner.answered);
@@ -221,12 +224,11 @@ impl Tasks {
 
 /// Does the work, and answers checks between its steps.
 async fn answering(
-    work: impl Future<Output = ()>,
+    mut work: Pin<Box<dyn Future<Output = ()> + Send>>,
     mut rounds: watch::Receiver<u64>,
     answer: &AtomicU64,
     answered: &Notify,
 ) {
-    let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
             // The answer comes first: work that uses up its budget of tokio leaves none for the question.

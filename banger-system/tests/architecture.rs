@@ -40,6 +40,7 @@ const OURS: &[&str] = &["banger-domain", "banger-image", "banger-proto", "banger
 const CRATES: &[(&str, &[&[&str]])] = &[
     ("banger-domain", &[OUTSIDE, HOST_AND_DECODERS]),
     ("banger-image", &[OUTSIDE]),
+    ("banger-mount", &[OUTSIDE, &["banger-domain", "banger-image", "flate2", "ruzstd", "tar", "zstd"]]),
     ("banger-jail", &[OUTSIDE, OURS, &["flate2", "ruzstd", "tar", "zstd"]]),
 ];
 

@@ -1,5 +1,5 @@
 //! Shared by the fuzz targets: seeds, and archives whose checksums are made right whatever else is wrong with them.
-//! The targets cover banger-image, which reads hostile files, and the guest protocol of banger-proto. They do not
+//! The targets cover banger-image, which reads hostile files, banger-mount, and the guest protocol of banger-proto. They do not
 //! need banger-system, which would take a quarter of an hour to build for libFuzzer.
 
 mod seeds;

@@ -27,9 +27,43 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "import" | "rootfs" => archives(),
         "kernel" => kernels(),
         "modules" => modules(),
+        "mount" => mount(),
         "oci" => documents(),
         other => panic!("there are no seeds for {other}"),
     }
+}
+
+/// Returns requests of a guest's kernel: an opcode, a number of a file, the length of what follows, and that.
+fn mount() -> Vec<Vec<u8>> {
+    let request = |opcode: u8, node: u8, body: &[u8]| [&[opcode, node, body.len() as u8], body].concat();
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let named = |fields: &[u32], names: &[u8]| [words(fields), names.to_vec()].concat();
+    // Numbers are given in order, from 2.
+    let lookup = request(1, 1, b"file\0");
+    let all: Vec<Vec<u8>> = vec![
+        request(14, 2, &words(&[2, 0])),
+        request(16, 2, &named(&[3, 0, 1, 0, 3, 0, 0, 0, 0, 0], b"abc")),
+        request(15, 2, &words(&[3, 0, 0, 0, 100, 0, 0, 0, 0, 0])),
+        request(4, 2, &[words(&[8 | 1, 0, 0, 0, 7]), vec![0; 68]].concat()),
+        request(35, 1, &named(&[2, 0o644, 0, 0], b"new\0")),
+        request(9, 1, &named(&[0o755, 0], b"sub\0")),
+        request(6, 1, b"link\0../outside\0"),
+        request(12, 1, &named(&[1, 0], b"file\0moved\0")),
+        request(45, 1, &named(&[1, 0, 2, 0], b"file\0directory\0")),
+        request(13, 1, &named(&[2, 0], b"twin\0")),
+        request(27, 1, &words(&[0, 0])),
+        request(44, 1, &words(&[3, 0, 0, 0, 0, 1, 0, 0, 0, 0])),
+        request(10, 1, b"link\0"),
+        request(11, 1, b"directory\0"),
+        request(1, 1, b"..\0"),
+        request(1, 1, b"outward\0"),
+        request(5, 3, b""),
+        request(2, 2, &[1, 0, 0, 0, 0, 0, 0, 0]),
+        request(42, 0, &words(&[1, 0, 2, 0, 1, 0])),
+        request(17, 1, b""),
+    ];
+    let each = all.iter().map(|request| [lookup.clone(), request.clone()].concat());
+    each.chain([[lookup.clone(), all.concat()].concat()]).collect()
 }
 
 /// Returns a layout and a Docker archive.
@@ -264,6 +298,7 @@ fn frames() -> Vec<Vec<u8>> {
         argv: vec!["sh".into(), "-c".into(), "true".into()],
         env: vec![("A".into(), "b".into())],
         unset: vec!["B".into()],
+        path: vec!["/run/a/bin".into()],
         cwd: Some("/tmp".into()),
         user: Some("root".into()),
         terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),

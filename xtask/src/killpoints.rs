@@ -17,7 +17,7 @@ const ONLY: &str = "BANGER_KILLPOINTS_ONLY";
 /// Arguments of `cargo xtask killpoints`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Run only the operations whose names contain TEXT, such as suspend
+    /// Run only the operations whose names contain TEXT, such as suspend; capture for suspensions, forks and snapshots
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Then kill the real service this often, at random moments of its work in a private host

@@ -17,6 +17,7 @@ mod packages;
 mod picture;
 mod run;
 mod sdk;
+mod soak;
 mod test;
 mod testhost;
 mod tidy;
@@ -56,6 +57,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Fail or kill every operation at each of its points, and recover
     Killpoints(killpoints::Arguments),
+    /// Create and delete many sandboxes, and check that nothing is left behind
+    Soak(soak::Arguments),
     /// Fuzz the parsers with hostile bytes
     Fuzz(test::fuzz::Arguments),
     /// Write the types and errors of the SDKs from the schemas
@@ -101,6 +104,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => return test::run(&arguments),
         Task::Bench(arguments) => return bench::run(&arguments),
         Task::Killpoints(arguments) => return killpoints::run(&arguments),
+        Task::Soak(arguments) => return soak::run(&arguments),
         Task::Testhost(task) => return testhost::dispatch(task),
         Task::Host(HostTask::Exec(exec)) => return host::exec(&exec),
         Task::Host(HostTask::Shell) => return host::shell(),

@@ -45,6 +45,8 @@ const PACKAGES: &[&str] = &[
     "libclang-dev",
     "pkg-config",
     "openssh-client",
+    // For the server of ssh that is unpacked.
+    "libwrap0",
     "rsync",
     "curl",
     // Other programs that read and write archives, and that write and push images.
@@ -196,6 +198,11 @@ pub fn docker_registry() -> Result<PathBuf> {
 /// Returns the program with the parser of Prometheus, unpacked: installed, its package would start a server.
 pub fn promtool() -> Result<PathBuf> {
     unpacked("prometheus", "usr/bin/promtool")
+}
+
+/// Returns the server of ssh, unpacked: installed, it would listen on all addresses at once.
+pub fn sshd() -> Result<PathBuf> {
+    unpacked("openssh-server", "usr/sbin/sshd")
 }
 
 /// Returns a file of a package that is not installed.

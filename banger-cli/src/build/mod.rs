@@ -28,10 +28,12 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     events::Reporter,
-    instruction::Recipe,
+    instruction::{Recipe, read_text, refused},
     plan::build_arg,
-    session::{Request, build, is_missing},
-    shipped::{Missing, of_default_image},
+    recipe_file::part,
+    session::{Request, build, digest_of, is_missing},
+    shipped::{Missing, Once, of_default_image, once},
+    template::is_name as is_variable,
 };
 use crate::error::Result;
 
@@ -49,7 +51,7 @@ pub fn read(what: &str, file: Option<&Path>) -> Result<Recipe> {
         (None, true) => (path.join(DOCKERFILE), path.to_owned()),
         (None, false) => (path.to_owned(), parent(path)),
     };
-    let text = instruction::read_text(&file)?;
+    let text = read_text(&file)?;
     match file.extension().is_some_and(|extension| extension == "toml") {
         true => recipe_file::parse(&text, &file, &context),
         false => dockerfile::parse(&text, &file, &context),

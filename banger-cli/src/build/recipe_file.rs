@@ -90,8 +90,26 @@ struct RawImage {
 
 /// Parses a recipe.
 pub fn parse(text: &str, file: &Path, context: &Path) -> Result<Recipe> {
-    let unusable = |why: String| refused(file, 0, why);
     let raw = from_toml(text).map_err(|(line, why)| refused(file, line, why))?;
+    recipe(raw, digest(text), file, context)
+}
+
+/// Reads a recipe that is a part of another file, which names the image.
+pub fn part(table: toml::Table, file: &Path) -> Result<Recipe> {
+    let unusable = |why: String| refused(file, 0, format!("its recipe: {why}"));
+    check_keys(&table).map_err(unusable)?;
+    if table.contains_key("name") {
+        return Err(unusable("it has a name, but its image has the name of the preset".to_owned()));
+    }
+    // The keys of a table are in order.
+    let digest = digest(&serde_json::to_string(&table).map_err(|error| unusable(error.to_string()))?);
+    let raw = table.try_into::<Raw>();
+    let raw = raw.map_err(|error| unusable(error.message().trim_end().to_owned()))?;
+    recipe(raw, digest, file, &super::parent(file))
+}
+
+fn recipe(raw: Raw, digest: String, file: &Path, context: &Path) -> Result<Recipe> {
+    let unusable = |why: String| refused(file, 0, why);
     if raw.base.is_empty() {
         return Err(unusable("the base has no name".to_owned()));
     }
@@ -142,7 +160,7 @@ pub fn parse(text: &str, file: &Path, context: &Path) -> Result<Recipe> {
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     Ok(Recipe {
         file: file.to_owned(),
-        digest: digest(text),
+        digest,
         context: context.to_owned(),
         name: raw.name.or(stem),
         base: Text::Literal(raw.base),
@@ -152,7 +170,7 @@ pub fn parse(text: &str, file: &Path, context: &Path) -> Result<Recipe> {
     })
 }
 
-/// Parses the text, and suggests the known key that is most similar to an unknown one.
+/// Parses the text.
 fn from_toml(text: &str) -> Result<Raw, (usize, String)> {
     let line = |error: &toml::de::Error| match error.span() {
         Some(span) => text[..span.start.min(text.len())].matches('\n').count() + 1,
@@ -160,9 +178,15 @@ fn from_toml(text: &str) -> Result<Raw, (usize, String)> {
     };
     let said = |error: toml::de::Error| (line(&error), error.message().trim_end().to_owned());
     let table: toml::Table = toml::from_str(text).map_err(said)?;
+    check_keys(&table).map_err(|why| (0, why))?;
+    toml::from_str(text).map_err(said)
+}
+
+/// Refuses unknown keys, and suggests the known one that is most similar.
+fn check_keys(table: &toml::Table) -> Result<(), String> {
     let files = table.get("file").and_then(toml::Value::as_array).into_iter().flatten();
     let tables =
-        [(Some(&table), &KEYS[..]), (table.get("image").and_then(toml::Value::as_table), &IMAGE_KEYS[..])];
+        [(Some(table), &KEYS[..]), (table.get("image").and_then(toml::Value::as_table), &IMAGE_KEYS[..])];
     let files = files.map(|file| (file.as_table(), &FILE_KEYS[..]));
     for (table, known) in tables.into_iter().chain(files) {
         let unknown =
@@ -170,13 +194,13 @@ fn from_toml(text: &str) -> Result<Raw, (usize, String)> {
         if let Some(key) = unknown {
             let alike = suggest::closest(key, known.iter().copied());
             let suggestion = alike.map(|key| format!("; did you mean {key}")).unwrap_or_default();
-            return Err((0, format!("there is no key {key}{suggestion}")));
+            return Err(format!("there is no key {key}{suggestion}"));
         }
     }
-    if !table.contains_key("base") {
-        return Err((0, "it has no base; add base = \"IMAGE\"".to_owned()));
+    match table.contains_key("base") {
+        true => Ok(()),
+        false => Err("it has no base; add base = \"IMAGE\"".to_owned()),
     }
-    toml::from_str(text).map_err(said)
 }
 
 /// Checks that the package manager takes a name for one, and not for an option or a list.

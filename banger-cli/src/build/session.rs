@@ -34,6 +34,7 @@ use crate::{
     client::{
         bus::Bus,
         job::Jobs,
+        object::Object,
         pull::{self, PullPolicy},
         service::{Kind, id_of},
     },
@@ -115,8 +116,7 @@ impl Session<'_> {
             Ok(found) if !request.force => self.bus.properties(&found, IMAGE_INTERFACE).await?,
             _ => return Ok(()),
         };
-        let is_own = found.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
-        match is_own && found.name() == request.name {
+        match self.bus.is_own(&found) && found.name() == request.name {
             true => Err(Error::Refused(format!("you already have an image {}", request.name))
                 .with_hint("`--force` replaces it, and `--name NAME` builds another one.")),
             false => Ok(()),
@@ -381,7 +381,33 @@ fn commit_options<'a>(plan: &Plan, request: &Request<'a>) -> Options<'a> {
     ])
 }
 
+/// Returns the digest of the recipe that an image was built from.
+pub fn digest_of(image: &Object) -> Option<String> {
+    let image = image.json();
+    let label = image["config"]["labels"][RECIPE].as_str()?;
+    label.rsplit_once(' ').map(|(_, digest)| digest.to_owned())
+}
+
 /// Returns whether an error says that an image is missing.
 pub fn is_missing(error: &Error) -> bool {
     matches!(error.name(), Some(ErrorName::NoSuchImage | ErrorName::NotPublished))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_label_of_an_image_has_the_digest_of_its_recipe() {
+        let image = |label: &str| {
+            let labels = HashMap::from([(RECIPE.to_owned(), label.to_owned())]);
+            let config = HashMap::from([("labels".to_owned(), Variant::from(labels))]);
+            let config = zbus::OwnedVariant::try_from(Variant::from(config)).unwrap();
+            Object::new(HashMap::from([("Config".to_owned(), config)]))
+        };
+        assert_eq!(digest_of(&image("my tool.toml sha256:00")).as_deref(), Some("sha256:00"));
+        assert_eq!(digest_of(&image("")), None);
+        assert_eq!(digest_of(&Object::default()), None);
+    }
 }

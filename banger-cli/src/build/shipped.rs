@@ -79,27 +79,52 @@ pub async fn of_default_image(
     let Some(path) = find(name, &DIRECTORIES.map(PathBuf::from)) else { return Err(Missing::NoRecipe) };
     let built = async {
         let recipe = recipe_file::parse(&read_text(&path)?, &path, &parent(&path))?;
-        let _lock = lock(&UserDirs::of_caller()?.builds(), name, reporter, listener).await?;
-        if let Ok(image) = bus.find(Kind::Image, name).await {
-            return Ok(image);
-        }
-        reporter.note(&format!(
-            "building the default image {name} from {}, once; this needs internet access and takes some minutes.",
-            path.display()
-        ));
-        let request = Request {
-            recipe: &recipe,
-            name,
-            arguments: &[],
-            force: false,
-            keep: false,
-            pull: PullPolicy::Missing,
-            kernel: None,
-            sizes: SizeArgs::default(),
-        };
-        session::build(bus, jobs, reporter, listener, &request).await
+        let title = format!("the default image {name}");
+        once(bus, jobs, reporter, listener, &Once { recipe: &recipe, name, title, replace: false }).await
     };
     built.await.map_err(Missing::Failed)
+}
+
+/// An image that is built if it is missing.
+pub struct Once<'a> {
+    pub recipe: &'a Recipe,
+    /// The name of the image.
+    pub name: &'a str,
+    /// What messages call it.
+    pub title: String,
+    /// Whether it is built again if it exists.
+    pub replace: bool,
+}
+
+/// Builds an image, unless it exists by then. Of several commands of a user, one builds, and the others wait for it. Returns
+/// the image.
+pub async fn once(
+    bus: &Bus,
+    jobs: &Jobs,
+    reporter: &Reporter,
+    listener: &mut Listener,
+    wanted: &Once<'_>,
+) -> Result<OwnedObjectPath> {
+    let Once { recipe, name, title, replace } = wanted;
+    let _lock = lock(&UserDirs::of_caller()?.builds(), name, reporter, listener).await?;
+    if !replace && let Ok(image) = bus.find(Kind::Image, name).await {
+        return Ok(image);
+    }
+    reporter.note(&format!(
+        "building {title} from {}, once; this needs internet access and takes some minutes.",
+        recipe.file.display()
+    ));
+    let request = Request {
+        recipe,
+        name,
+        arguments: &[],
+        force: *replace,
+        keep: false,
+        pull: PullPolicy::Missing,
+        kernel: None,
+        sizes: SizeArgs::default(),
+    };
+    session::build(bus, jobs, reporter, listener, &request).await
 }
 
 /// Takes the lock of a build, which the kernel releases when this process ends.

@@ -8,7 +8,7 @@ use std::{
 
 use banger_proto::bus::{
     ErrorName,
-    names::{MANAGER_PATH, SERVICE},
+    names::{MANAGER_INTERFACE, MANAGER_PATH, SERVICE},
 };
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -22,9 +22,17 @@ use zbus::{
 use crate::{
     client::{object::Object, text_agent::TextAgent},
     error::{Error, Result},
+    remote::{
+        self,
+        client::{Filled, Remote},
+        passing::Passing,
+        server::Server,
+    },
 };
 
-/// A connection to the system bus.
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// A connection to the system bus of the host in use.
 #[derive(Debug, Clone)]
 pub struct Bus {
     connection: Connection,
@@ -32,13 +40,55 @@ pub struct Bus {
     prompt_lock: Arc<Mutex<()>>,
     /// Whether the user may be asked for a password.
     may_prompt: bool,
+    /// The host, if it is not the local one.
+    remote: Option<Arc<Remote>>,
 }
 
 impl Bus {
     /// Connects to the bus, without starting the service.
     pub async fn connect() -> Result<Self> {
+        match remote::chosen()? {
+            None => Self::local().await,
+            Some(server) => Ok(Self::remote(Remote::connect(server, has_terminal()).await?)),
+        }
+    }
+
+    /// Connects for a question of the shell: asks nothing, and leaves nothing behind.
+    pub async fn connect_briefly() -> Result<Self> {
+        let bus = match remote::chosen()? {
+            None => Self::local().await?,
+            Some(server) => Self::remote(Remote::connect_briefly(server).await?),
+        };
+        Ok(bus.without_prompts())
+    }
+
+    async fn local() -> Result<Self> {
         let connection = Connection::system().await.map_err(|error| Error::NoBus(Box::new(error)))?;
-        Ok(Self { connection, prompt_lock: Arc::default(), may_prompt: true })
+        Ok(Self { connection, prompt_lock: Arc::default(), may_prompt: true, remote: None })
+    }
+
+    fn remote((connection, remote): (Connection, Remote)) -> Self {
+        // The agent that asks for passwords would have to run there.
+        let (prompt_lock, remote) = (Arc::default(), Some(Arc::new(remote)));
+        Self { connection, prompt_lock, may_prompt: false, remote }
+    }
+
+    /// Returns the host, if it is not the local one.
+    pub fn server(&self) -> Option<&Server> {
+        self.remote.as_ref().map(|remote| remote.server())
+    }
+
+    /// Returns the user as whom the service knows the caller.
+    pub fn uid(&self) -> u32 {
+        match &self.remote {
+            Some(remote) => remote.uid(),
+            None => rustix::process::getuid().as_raw(),
+        }
+    }
+
+    /// Returns whether an object is the caller's.
+    pub fn is_own(&self, object: &Object) -> bool {
+        object.number("OwnerUid") == u64::from(self.uid())
     }
 
     /// Returns the same connection, which never asks for a password.
@@ -79,7 +129,7 @@ impl Bus {
             Err(error) if error.name() == Some(ErrorName::InteractiveAuthorizationRequired) => error,
             answer => return answer,
         };
-        if !self.may_prompt || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        if !self.may_prompt || !has_terminal() {
             return Err(refused);
         }
         let _one = self.prompt_lock.lock().await;
@@ -92,7 +142,81 @@ impl Bus {
         answer
     }
 
+    /// Has the service fill an empty file. Returns the answer of the call; the file has its content after
+    /// [`Bus::fetch`].
+    pub async fn fill<B, R>(
+        &self,
+        path: &ObjectPath<'_>,
+        interface: &str,
+        method: &str,
+        body: &B,
+    ) -> Result<(R, Option<Filled>)>
+    where
+        B: Serialize + DynamicType,
+        R: for<'d> DynamicDeserialize<'d>,
+    {
+        match &self.remote {
+            None => Ok((self.call(path, interface, method, body).await?, None)),
+            Some(remote) => {
+                let called = remote.call(path.as_str(), interface, method, Passing::Fill, body).await;
+                match called {
+                    Ok(answer) => Ok(answer),
+                    Err(error) => Err(self.explain(error, remote).await),
+                }
+            }
+        }
+    }
+
+    /// Returns the error that no more messages come.
+    pub async fn ended(&self, error: Error) -> Error {
+        match &self.remote {
+            Some(remote) => self.explain(error, remote).await,
+            None => error,
+        }
+    }
+
+    /// Says what an error of a remote host means for the user here.
+    async fn explain(&self, error: Error, remote: &Remote) -> Error {
+        match error.bare() {
+            Error::Bus(_) | Error::ServiceEnded if remote.has_ended().await => remote.lost().await,
+            Error::OtherVersion { .. } => {
+                let (path, of) = (manager_path(), (MANAGER_INTERFACE,));
+                let manager = self.call_on_bus(&path, PROPERTIES, "GetAll", &of, MethodFlags::empty()).await;
+                remote.has_other_version(&manager.map(Object::new).unwrap_or_default())
+            }
+            _ => remote.explain(error),
+        }
+    }
+
     async fn call_once<B, R>(
+        &self,
+        path: &ObjectPath<'_>,
+        interface: &str,
+        method: &str,
+        body: &B,
+        flags: MethodFlags,
+    ) -> Result<R>
+    where
+        B: Serialize + DynamicType,
+        R: for<'d> DynamicDeserialize<'d>,
+    {
+        let Some(remote) = &self.remote else {
+            return self.call_on_bus(path, interface, method, body, flags).await;
+        };
+        let called = match Passing::of(method) {
+            // The only way to a descriptor.
+            Some(passing) => {
+                remote.call(path.as_str(), interface, method, passing, body).await.map(|(answer, _)| answer)
+            }
+            None => self.call_on_bus(path, interface, method, body, flags).await,
+        };
+        match called {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.explain(error, remote).await),
+        }
+    }
+
+    async fn call_on_bus<B, R>(
         &self,
         path: &ObjectPath<'_>,
         interface: &str,
@@ -120,7 +244,6 @@ impl Bus {
 
     /// Returns all properties of an object, in one call.
     pub async fn properties(&self, path: &ObjectPath<'_>, interface: &str) -> Result<Object> {
-        const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
         let properties: HashMap<String, OwnedVariant> =
             self.call(path, PROPERTIES, "GetAll", &(interface,)).await?;
         Ok(Object::new(properties))
@@ -137,6 +260,11 @@ impl Bus {
         });
         Ok(ours.collect())
     }
+}
+
+/// Returns whether there is a terminal on which the user can be asked.
+fn has_terminal() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 /// Returns the path of the manager.

@@ -17,6 +17,7 @@ use crate::{
         object::Object,
     },
     error::{Error, Result},
+    remote::client::Filled,
     ui::suggest,
 };
 
@@ -167,6 +168,11 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "Diagnose", &(Options::new(),)).await
     }
 
+    /// Repairs what can be repaired without risk. Returns what was repaired, and the service's checks of the host.
+    pub async fn repair(&self) -> Result<Vec<CheckRow>> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "Repair", &(Options::new(),)).await
+    }
+
     /// Opens a stream with the metrics of the service.
     pub async fn open_metrics(&self, filter: &Options<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd =
@@ -254,6 +260,11 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "ListSnapshots", &()).await
     }
 
+    /// Puts a sandbox back to a snapshot of it. Returns the job.
+    pub async fn restore_snapshot(&self, vm: &ObjectPath<'_>, name: &str) -> Result<OwnedObjectPath> {
+        self.call(vm, VM_INTERFACE, "RestoreSnapshot", &(name, Options::new())).await
+    }
+
     /// Deletes a snapshot of a sandbox.
     pub async fn delete_snapshot(&self, vm: &ObjectPath<'_>, name: &str) -> Result<()> {
         self.call(vm, VM_INTERFACE, "DeleteSnapshot", &(name,)).await
@@ -316,9 +327,13 @@ impl Bus {
         self.call(object, kind.interface(), "Delete", &(Options::new(),)).await
     }
 
-    /// Writes an image to an empty file. Returns the job.
-    pub async fn export_image(&self, image: &ObjectPath<'_>, file: Fd<'_>) -> Result<OwnedObjectPath> {
-        self.call(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
+    /// Writes an image to an empty file. Returns the job, and for a remote host the file there.
+    pub async fn export_image(
+        &self,
+        image: &ObjectPath<'_>,
+        file: Fd<'_>,
+    ) -> Result<(OwnedObjectPath, Option<Filled>)> {
+        self.fill(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
     }
 
     /// Gives an image another name. Returns the image with this name.

@@ -4,7 +4,7 @@
 mod bash;
 mod values;
 
-use std::ffi::OsStr;
+use std::{env, ffi::OsStr};
 
 use banger_proto::bus::option::catalog;
 use clap::{Arg, Command, CommandFactory};
@@ -14,11 +14,17 @@ use clap_complete::{
     env::{Elvish, Fish, Powershell, Shells, Zsh},
 };
 
+pub use self::bash::LINE;
 use self::{bash::WholeWords, values::Source};
 use crate::{
     cli::{Cli, verbs_of_vm},
     client::service::Kind,
+    coding_agent,
     command::{list, vm},
+    remote::{
+        choice,
+        contexts::{Contexts, DEFAULT},
+    },
     ui::column::List,
     user::{dirs::UserDirs, settings},
 };
@@ -47,6 +53,9 @@ const SOURCES: [(&str, Source); 7] = [
 
 /// Answers a shell that requests completions, and exits. Must be called before anything else is done or printed.
 pub fn answer_shell() {
+    if env::var_os(VARIABLE).is_some() {
+        choice::set_for_completion();
+    }
     CompleteEnv::with_factory(|| with_completers(Cli::command())).var(VARIABLE).shells(SHELLS).complete();
 }
 
@@ -122,6 +131,22 @@ pub fn profiles(typed: &OsStr) -> Vec<CompletionCandidate> {
     names.map(CompletionCandidate::new).collect()
 }
 
+/// Returns the names of the presets of coding agents with this prefix. Returns none if they cannot be read.
+pub fn agents(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(typed) = typed.to_str() else { return Vec::new() };
+    let names = coding_agent::names().unwrap_or_default();
+    names.into_iter().filter(|name| name.starts_with(typed)).map(CompletionCandidate::new).collect()
+}
+
+/// Returns the names of the user's contexts with this prefix. Returns none if they cannot be read.
+pub fn contexts(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(typed) = typed.to_str() else { return Vec::new() };
+    let known = Contexts::of_caller().unwrap_or_default();
+    let all = [(DEFAULT, "the local host")].into_iter().chain(known.iter());
+    let fitting = all.filter(|(name, _)| name.starts_with(typed));
+    fitting.map(|(name, host)| CompletionCandidate::new(name).help(Some(host.to_owned().into()))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -159,6 +184,8 @@ mod tests {
             ("kernel pull", &["entry"]),
             ("image pull", &["reference", "kernel"]),
             ("config show", &["profile"]),
+            ("agent", &["preset", "image", "kernel", "egress", "profile"]),
+            ("agent show", &["name"]),
             ("ssh-config", &[]),
             ("vm cp", &["from", "to"]),
             ("vm kill", &["sandboxes", "signal"]),
@@ -168,6 +195,7 @@ mod tests {
             ("vm files", &["sandbox", "columns", "sort", "format"]),
             ("vm fork", &["sandbox"]),
             ("vm snapshot create", &["sandbox"]),
+            ("vm snapshot restore", &["sandbox"]),
             ("vm snapshot list", &["sandbox", "columns", "sort", "format"]),
             ("vm unpublish", &["sandbox", "ports"]),
             ("vm list", &["filter", "columns", "sort", "format"]),

@@ -42,15 +42,10 @@ pub async fn delete(bus: &Bus, kind: Kind, object: &OwnedObjectPath) -> Result<E
     bus.delete(kind, object).await?;
     let Some(deleted) = deleted else { return Ok(Effect::Changed) };
     let digest = deleted.text("Digest");
-    let is_name_of_it = |image: &Object| is_own(image) && image.text("Digest") == digest;
+    let is_name_of_it = |image: &Object| bus.is_own(image) && image.text("Digest") == digest;
     let left = bus.objects(IMAGE_INTERFACE).await.unwrap_or_default();
     Ok(match left.iter().any(is_name_of_it) {
         true => Effect::ChangedTo("untagged"),
         false => Effect::Changed,
     })
-}
-
-/// Returns whether an object is the caller's.
-pub fn is_own(object: &Object) -> bool {
-    object.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw())
 }

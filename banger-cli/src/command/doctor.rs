@@ -12,15 +12,23 @@ use crate::{
 
 /// Check whether this host is ready
 ///
-/// The service runs the checks that it also runs before it starts a sandbox, and changes nothing. The exit
-/// status is 1 if a check fails; warnings do not count.
+/// The service runs the checks that it also runs before it starts a sandbox, and changes nothing unless --fix
+/// is given. The exit status is 1 if a check fails; warnings do not count.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Example:
+Examples:
   banger doctor
+  banger doctor --fix
 
-Each failed check says what to do about it. When all pass, `banger vm run` works.")]
+Each failed check says what to do about it. When all pass, `banger vm run` works.
+
+--fix needs an administrator (dev.banger.host.repair). It removes what deleted sandboxes of all users have left, tries \
+again what has failed, restores the rules of the packet filter, and removes downloads that nothing has used for 30 \
+days. It prints FIXED and a line for each thing that it did, and then the checks.")]
 pub struct Doctor {
+    /// Repair what can be repaired without risk, and print what was done
+    #[arg(long)]
+    fix: bool,
     /// Print a JSON array of objects with the keys check, status, message and hint
     #[arg(long)]
     json: bool,
@@ -28,10 +36,14 @@ pub struct Doctor {
 
 impl Doctor {
     pub async fn run(&self) -> Result<u8> {
-        let checks = Bus::connect().await?.diagnose().await?;
+        let bus = Bus::connect().await?;
+        let checks = if self.fix { bus.repair().await? } else { bus.diagnose().await? };
         if self.json {
             output::json(&checks.iter().map(json).collect())?;
         } else {
+            if let Some(server) = bus.server() {
+                output::text(&format!("HOST  {server}\n"))?;
+            }
             output::text(&checks.iter().map(text).collect::<String>())?;
         }
         Ok(if checks.iter().any(|check| check.status == "fail") { FAILURE } else { 0 })
@@ -49,7 +61,7 @@ fn json(check: &CheckRow) -> serde_json::Value {
 
 fn text(check: &CheckRow) -> String {
     let status = check.status.to_uppercase();
-    let mut text = sanitize::line(&format!("{status:<4}  {}: {}", check.check, check.message)) + "\n";
+    let mut text = sanitize::line(&format!("{status:<5} {}: {}", check.check, check.message)) + "\n";
     if !check.hint.is_empty() {
         text.push_str(&sanitize::line(&format!("      hint: {}", check.hint)));
         text.push('\n');
@@ -72,6 +84,7 @@ mod tests {
         assert_eq!(text(&row("pass", "")), "PASS  kvm: /dev/kvm cannot be opened\n");
         let expect = "FAIL  kvm: /dev/kvm cannot be opened\n      hint: load the module kvm.\n";
         assert_eq!(text(&row("fail", "load the module kvm.")), expect);
+        assert_eq!(text(&row("fixed", "")), "FIXED kvm: /dev/kvm cannot be opened\n");
         assert_eq!(json(&row("warn", "x"))["status"], "warn");
     }
 }

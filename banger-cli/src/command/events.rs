@@ -66,8 +66,9 @@ impl Events {
         loop {
             let next = unless_ended(&mut listener, async { Ok(messages.next().await) }).await;
             let message = match next {
-                Ok(Some(message)) => message?,
-                Ok(None) => return Err(Error::ServiceEnded),
+                Ok(Some(Ok(message))) => message,
+                Ok(Some(Err(error))) => return Err(bus.ended(error.into()).await),
+                Ok(None) => return Err(bus.ended(Error::ServiceEnded).await),
                 // The normal way to end.
                 Err(Error::Interrupted { .. }) => return Ok(0),
                 Err(error) => return Err(error),

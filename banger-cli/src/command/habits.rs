@@ -30,7 +30,7 @@ const VERBS: &[(&[&str], &str)] = &[
         &["login", "logout"],
         "banger uses the credentials of `docker login REGISTRY` and `podman login REGISTRY`.",
     ),
-    (&["mount", "umount", "volume", "volumes"], NO_MOUNTS),
+    (&["mount", "umount", "volume", "volumes"], MOUNTS),
     (&["network", "networks"], NETWORKS),
     (
         &["port"],
@@ -47,7 +47,7 @@ const VERBS: &[(&[&str], &str)] = &[
 
 /// Options of `docker run` that are spelled otherwise here, or that sandboxes do not need.
 const OPTIONS: &[(&[&str], &str)] = &[
-    (&["-v", "--volume", "--mount", "--volumes-from"], NO_MOUNTS),
+    (&["--volumes-from"], MOUNTS),
     (&["--network", "--net", "--link", "--dns", "--add-host", "--ip"], NETWORKS),
     (
         &[
@@ -68,11 +68,14 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["--platform"], "leave it out: sandboxes run programs for the host's processors only."),
     (&["--shm-size", "--ulimit", "--tmpfs", "--read-only"], "set it in the guest, where you are root."),
     (&["--gpus"], "leave it out: sandboxes have no access to graphics processors."),
+    (&["--host", "-H", "--context"], "put it before the command, as in `--host ssh://HOST ps`."),
     (&["--no-trunc"], "leave it out: `--json` prints whole ids."),
 ];
 
-const NO_MOUNTS: &str = "nothing of the host is mounted: `banger run PATH` sends a repository, `banger cp FILE \
-                         NAME:PATH` copies files.";
+const MOUNTS: &str = "`banger run --mount DIR:PATH` mounts a directory of this host while the command runs; `banger run \
+                      PATH` sends a repository, `banger cp FILE NAME:PATH` copies files.";
+/// What users of docker write for `-v`.
+const LONG_MOUNT: &str = "write `--mount DIR:PATH`, or `--mount DIR:PATH:ro`.";
 const NETWORKS: &str = "sandboxes of one owner reach each other as NAME.vm; `--nat` gives internet access, which is \
                         off by default.";
 
@@ -97,6 +100,11 @@ pub fn explain(wrong: &clap::Error, line: &[String]) -> Option<Error> {
             let option = argument.split(['=', ' ']).next()?;
             let usage = Error::Usage(format!("banger has no option {option}"));
             Some(usage.with_hint(lookup(OPTIONS, option)?))
+        }
+        ErrorKind::ValueValidation => {
+            let is_long = |kind| context(wrong, kind).is_some_and(|text| text.starts_with("type="));
+            let usage = Error::Usage("banger mounts directories of this host only".to_owned());
+            is_long(ContextKind::InvalidValue).then(|| usage.with_hint(LONG_MOUNT))
         }
         _ => None,
     }
@@ -196,7 +204,12 @@ mod tests {
             ("banger vm run --rm --name x ls y", "`banger vm run --rm --name x -- ls y`."),
             ("banger run -it alpine:3.20 sh", "`banger run -it --image alpine:3.20 -- sh`."),
             ("banger run --rm ghcr.io/a/b", "`banger run --rm --image ghcr.io/a/b`."),
-            ("banger run -v /a:/b alpine", NO_MOUNTS),
+            (
+                "banger run -v /a:/b alpine",
+                "`banger run -v /a:/b -- alpine`, or for an image of this name `banger run -v /a:/b --image alpine`.",
+            ),
+            ("banger run --mount type=bind,src=/a,dst=/b", LONG_MOUNT),
+            ("banger volume ls", MOUNTS),
             ("banger run --rm -- ls", ""),
             ("banger run --rm", ""),
             ("banger exec web ls -l", ""),
@@ -223,6 +236,8 @@ mod tests {
         for line in [
             "run -it",
             "run -dit --name web",
+            "run --rm -v /a:/b -v .:/c:ro --volume /d:/e:rw --image alpine",
+            "exec -v /a:/b web ls",
             "run -d --rm -e A=b --env-file /dev/null -w /srv -u dev -m 512m --cpus 2 -l a=b -- ./serve",
             "exec -it web bash",
             "ps -a",

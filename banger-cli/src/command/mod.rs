@@ -1,11 +1,13 @@
 //! The commands, one file each.
 
 pub mod add;
+mod agent;
 mod batch;
 mod catalog;
 pub mod complete;
 mod completion;
 mod config;
+mod context;
 mod delete;
 mod doctor;
 mod events;
@@ -18,6 +20,7 @@ mod manual;
 mod mcp;
 mod metrics;
 mod prune;
+mod remote_proxy;
 mod rename;
 mod schema;
 mod show;
@@ -29,9 +32,11 @@ pub mod vm;
 
 use clap::Subcommand;
 
+pub use image::temporary;
+
 use crate::{
     client::service::Kind,
-    error::{FAILURE, Result},
+    error::{FAILURE, OWN_FAILURE, Result},
 };
 
 /// The commands.
@@ -92,6 +97,7 @@ Next: `banger vm run --kernel host`."
     /// Delete images that no sandbox uses
     #[command(hide = true)]
     Rmi(delete::DeleteArgs),
+    Agent(Box<agent::Agent>),
     SshConfig(ssh_config::SshConfig),
     #[command(hide = true)]
     SshProxy(ssh_proxy::SshProxy),
@@ -106,6 +112,22 @@ Example:
   banger config show --origin"
     )]
     Config(config::ConfigCommand),
+    /// Manage names for other hosts, and choose the one to use
+    ///
+    /// A context is a name for a host that ssh reaches and that has banger. All commands use the chosen one; `default`
+    /// is the local host. `--context` and `--host` before a command, and the variable BANGER_HOST, count first.
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger context add lab ssh://alice@lab.example.org
+  banger context use lab        from now on, commands run sandboxes there
+  banger context use default    back to the local host
+  banger --context lab ps       one command"
+    )]
+    Context(context::ContextCommand),
+    #[command(hide = true)]
+    RemoteProxy(remote_proxy::RemoteProxy),
     Doctor(doctor::Doctor),
     Metrics(metrics::Metrics),
     Mcp(mcp::Mcp),
@@ -127,11 +149,14 @@ impl Command {
             Command::Pull(pull) => pull.run().await,
             Command::Tag(tag) => tag.run().await,
             Command::Rmi(delete) => delete.run(Kind::Image).await,
+            Command::Agent(agent) => agent.run().await,
             Command::SshConfig(config) => config.run().await,
             Command::SshProxy(proxy) => proxy.run().await,
             Command::SshKnownHosts(hosts) => hosts.run().await,
             Command::Events(events) => events.run().await,
             Command::Config(config) => config.run().await,
+            Command::Context(context) => context.run(),
+            Command::RemoteProxy(proxy) => proxy.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Metrics(metrics) => metrics.run().await,
             Command::Mcp(mcp) => mcp.run().await,
@@ -146,6 +171,7 @@ impl Command {
     pub fn own_failure(&self) -> u8 {
         match self {
             Command::Flat(command) | Command::Vm(command) => command.own_failure(),
+            Command::Agent(_) => OWN_FAILURE,
             _ => FAILURE,
         }
     }

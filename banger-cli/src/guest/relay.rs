@@ -28,13 +28,15 @@ pub struct Relay {
     writer: OwnedWriteHalf,
 }
 
-struct Frames {
+/// What the agent sends on a stream.
+pub struct Frames {
     reader: OwnedReadHalf,
     decoder: Decoder,
 }
 
 impl Frames {
-    async fn next(&mut self) -> Result<Frame> {
+    /// Returns the next frame. The end of the stream is an error.
+    pub async fn next(&mut self) -> Result<Frame> {
         let mut bytes = vec![0; MAX_DATA];
         loop {
             let frame = self.decoder.next_frame().map_err(|error| Error::Attach(error.into()))?;
@@ -105,6 +107,11 @@ impl Relay {
             Frame::Failed(failure) => Err(Error::Guest(failure)),
             _ => Err(protocol_error()),
         }
+    }
+
+    /// Splits it, for a request that is served frame by frame.
+    pub fn into_parts(self) -> (Frames, OwnedWriteHalf) {
+        (self.frames, self.writer)
     }
 
     /// Relays bytes in both directions until both sides have ended, or one of them is gone. If the host's side is

@@ -1,8 +1,9 @@
 //! Lets commands in a sandbox use credentials of the user while they run.
 //!
 //! ```text
-//!   sandbox: git, ssh ──► socket in /run ──► agent ──► this process ──► git credential fill, ssh-agent
-//!            hostile                                    filter, count, report
+//!   sandbox: git, ssh, docker ──► socket in /run ──► agent ──► this process ──► git credential fill, ssh-agent,
+//!            hostile                                            filter, count,   docker's and podman's files
+//!                                                               report           and helpers
 //! ```
 //!
 //! This process answers, as long as the command runs. Each use is a line on its standard error. Passwords get to the
@@ -11,6 +12,7 @@
 
 mod git;
 mod rate;
+mod registry;
 mod spec;
 mod ssh_agent;
 
@@ -23,7 +25,10 @@ use std::{
 
 use banger_proto::{
     bus::{names::VM_INTERFACE, option::agent},
-    guest::{Exec, Request, message::Endpoint},
+    guest::{
+        Exec, Request,
+        message::{Endpoint, RegistryHelper},
+    },
 };
 use tokio::{io::DuplexStream, sync::Semaphore, task::JoinSet};
 use zbus::OwnedObjectPath;
@@ -31,6 +36,7 @@ use zbus::OwnedObjectPath;
 pub use self::spec::Share;
 use self::{
     rate::{MAX_CONNECTIONS, MAX_USES, Rate, Verdict},
+    registry::{LookUp, Registry},
     ssh_agent::Keys,
 };
 use crate::{
@@ -59,6 +65,8 @@ pub struct Shares {
     variables: Vec<(String, String)>,
     /// Settings of git.
     settings: Vec<(String, String)>,
+    /// Directories that the search path of the command begins with.
+    path: Vec<String>,
     sockets: JoinSet<()>,
 }
 
@@ -78,6 +86,8 @@ enum Source {
     Git(Vec<git::Site>),
     /// An ssh-agent, with these of its keys.
     SshAgent(PathBuf, Keys),
+    /// The user's credentials for these registries.
+    Registries(Vec<Registry>, LookUp),
 }
 
 impl Shares {
@@ -94,7 +104,10 @@ impl Shares {
         };
         for source in sources(shares)? {
             let socket = socket_path(&source)?;
+            // It has to be there before the socket.
+            let helper = helper_of(&source, &socket, user);
             match &source {
+                Source::Registries(..) => this.offer_clients(&socket),
                 Source::Git(sites) => this.settings.extend(git::settings(sites, &socket)),
                 Source::SshAgent(..) => this.variables.push(("SSH_AUTH_SOCK".to_owned(), socket.clone())),
             }
@@ -106,12 +119,21 @@ impl Shares {
                 connections: Mutex::new(Rate::new(MAX_CONNECTIONS)),
                 uses: Mutex::new(Rate::new(MAX_USES)),
             });
+            let helper = match helper {
+                Some(helper) => {
+                    let offered = answerer.open(&Request::RegistryHelper(helper)).await;
+                    Some(offered.map_err(hint_earlier_version)?)
+                }
+                None => None,
+            };
             let relay = answerer.open(&Request::Listen(Endpoint::Unix(socket.clone()))).await?;
             let mut guest = Guest::new(bus.clone(), vm.clone(), listener.resubscribe());
             if let Some(user) = user {
                 tooling::give_socket(&mut guest, user, &socket).await?;
             }
             this.sockets.spawn(async move {
+                // The sandbox has it as long as this stream is open.
+                let _helper = helper;
                 if let Err(error) = Arc::clone(&answerer).accept(Incoming::new(relay)).await {
                     answerer.tell(&format!("gets no more credentials: {error}"));
                 }
@@ -124,7 +146,42 @@ impl Shares {
     pub fn add_to(&self, exec: &mut Exec) {
         exec.env.extend(self.variables.iter().cloned());
         git::configure(&mut exec.env, &self.settings);
+        exec.path.extend(self.path.iter().cloned());
     }
+
+    /// Makes docker, podman and skopeo use the helper beside this socket.
+    fn offer_clients(&mut self, socket: &str) {
+        let directory = directory_of(socket);
+        let variable = |name: &str, file: &str| (name.to_owned(), format!("{directory}/{file}"));
+        self.variables.push(variable("DOCKER_CONFIG", "docker"));
+        self.variables.push(variable("REGISTRY_AUTH_FILE", "auth.json"));
+        self.path.push(format!("{directory}/bin"));
+    }
+}
+
+/// Adds a hint if the agent has hung up at a request: an earlier version does not know it.
+fn hint_earlier_version(error: Error) -> Error {
+    match error {
+        Error::Attach(_) => error.with_hint(
+            "if the sandbox was started by an earlier version of banger, `banger vm restart NAME` gives it this one.",
+        ),
+        error => error,
+    }
+}
+
+/// Returns the directory of a socket.
+fn directory_of(socket: &str) -> &str {
+    socket.rsplit_once('/').map_or(socket, |(directory, _)| directory)
+}
+
+/// Returns the helper that the clients of a source need in the sandbox.
+fn helper_of(source: &Source, socket: &str, user: Option<&str>) -> Option<RegistryHelper> {
+    let Source::Registries(registries, _) = source else { return None };
+    Some(RegistryHelper {
+        directory: directory_of(socket).to_owned(),
+        registries: registries.iter().flat_map(Registry::keys).collect(),
+        user: user.unwrap_or(tooling::OWNER).to_owned(),
+    })
 }
 
 /// Returns the error for a command that would outlive its credentials, because of this option.
@@ -138,18 +195,25 @@ pub fn not_detached(option: &str) -> Error {
 /// Checks that the user has what is to be shared, before anything is done for it.
 pub async fn check(shares: &[Share]) -> Result<()> {
     for source in sources(shares)? {
-        if let Source::SshAgent(path, keys) = source {
-            ssh_agent::check(&path, &keys).await?;
+        match source {
+            Source::SshAgent(path, keys) => ssh_agent::check(&path, &keys).await?,
+            Source::Registries(registries, _) => {
+                for registry in &registries {
+                    registry::check(registry).await?;
+                }
+            }
+            Source::Git(_) => {}
         }
     }
     Ok(())
 }
 
 fn sources(shares: &[Share]) -> Result<Vec<Source>> {
-    let (mut sites, mut keys, mut agent) = (Vec::new(), Keys::default(), None);
+    let (mut sites, mut registries, mut keys, mut agent) = (Vec::new(), Vec::new(), Keys::default(), None);
     for share in shares {
         match share {
             Share::Git(site) => sites.push(site.clone()),
+            Share::Registry(registry) => registries.push(registry.clone()),
             Share::SshAgent(key) => {
                 keys.allow(key.as_deref());
                 agent = Some(ssh_agent::socket_of_caller()?);
@@ -157,7 +221,8 @@ fn sources(shares: &[Share]) -> Result<Vec<Source>> {
         }
     }
     let git = (!sites.is_empty()).then_some(Source::Git(sites));
-    Ok(git.into_iter().chain(agent.map(|path| Source::SshAgent(path, keys))).collect())
+    let registries = (!registries.is_empty()).then(|| Source::Registries(registries, LookUp::default()));
+    Ok(git.into_iter().chain(registries).chain(agent.map(|path| Source::SshAgent(path, keys))).collect())
 }
 
 /// Returns a path for a socket in the guest's file system in memory, which no other command knows.
@@ -166,11 +231,12 @@ fn socket_path(source: &Source) -> Result<String> {
     let filled = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
     filled.map_err(|error| Error::io("get random bytes", error.into()))?;
     let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let kind = match source {
-        Source::Git(_) => "git",
-        Source::SshAgent(..) => "ssh",
-    };
-    Ok(format!("/run/banger-{kind}-{name}.sock"))
+    Ok(match source {
+        Source::Git(_) => format!("/run/banger-git-{name}.sock"),
+        Source::SshAgent(..) => format!("/run/banger-ssh-{name}.sock"),
+        // It has a directory of its own.
+        Source::Registries(..) => format!("/run/banger-registries-{name}/socket"),
+    })
 }
 
 impl Answerer {
@@ -213,6 +279,9 @@ impl Answerer {
         let _ = match &self.source {
             Source::Git(sites) => git::answer(connection, sites, self).await,
             Source::SshAgent(path, keys) => ssh_agent::answer(connection, path, keys, self).await,
+            Source::Registries(registries, look_up) => {
+                registry::answer(connection, registries, look_up, self).await
+            }
         };
     }
 }
@@ -223,6 +292,8 @@ trait Uses {
     fn allow(&self, what: &str) -> bool;
     /// Tells the user about something that was refused.
     fn refuse(&self, what: &str);
+    /// Tells the user what has become of a use that was allowed, and so is counted.
+    fn explain(&self, _what: &str) {}
 }
 
 impl Uses for Answerer {
@@ -232,6 +303,10 @@ impl Uses for Answerer {
             self.tell(&format!("uses {what}"));
         }
         is_allowed
+    }
+
+    fn explain(&self, what: &str) {
+        self.tell(what);
     }
 
     fn refuse(&self, what: &str) {

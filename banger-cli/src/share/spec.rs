@@ -4,7 +4,7 @@ use std::{env, path::PathBuf, str::FromStr};
 
 use ssh_key::{HashAlg, PublicKey};
 
-use super::git::Site;
+use super::{git::Site, registry::Registry};
 
 /// How the name of a key begins that is given by its hash.
 const FINGERPRINT: &str = "SHA256:";
@@ -14,6 +14,8 @@ const FINGERPRINT: &str = "SHA256:";
 pub enum Share {
     /// Passwords of git for one host.
     Git(Site),
+    /// Credentials of docker and podman for one registry.
+    Registry(Registry),
     /// Keys of the ssh-agent: the one with this fingerprint, or all.
     SshAgent(Option<String>),
 }
@@ -26,9 +28,11 @@ impl FromStr for Share {
         match (kind, value) {
             ("git", Some(site)) => site.parse().map(Self::Git),
             ("git", None) => Err("name the host, such as git:github.com".to_owned()),
+            ("docker", Some(registry)) => registry.parse().map(Self::Registry),
+            ("docker", None) => Err("name the registry, such as docker:ghcr.io".to_owned()),
             ("ssh-agent", None) => Ok(Self::SshAgent(None)),
             ("ssh-agent", Some(key)) => fingerprint(key).map(|key| Self::SshAgent(Some(key))),
-            _ => Err("it must be git:HOST or ssh-agent[:KEY]".to_owned()),
+            _ => Err("it must be git:HOST, docker:REGISTRY or ssh-agent[:KEY]".to_owned()),
         }
     }
 }
@@ -67,10 +71,21 @@ mod tests {
             ("ssh-agent:SHA256:abc", Share::SshAgent(Some("SHA256:abc".to_owned()))),
             (of_file.as_str(), Share::SshAgent(Some(expect))),
             ("git:github.com", Share::Git("github.com".parse().unwrap())),
+            ("docker:ghcr.io", Share::Registry("ghcr.io".parse().unwrap())),
         ] {
             assert_eq!(text.parse::<Share>(), Ok(shared), "{text}");
         }
-        for wrong in ["", "git", "git:", "ssh-agent:/nonexistent", "docker:x", "github.com", "git:a b"] {
+        for wrong in [
+            "",
+            "git",
+            "git:",
+            "ssh-agent:/nonexistent",
+            "docker",
+            "docker:a/b",
+            "podman:x",
+            "github.com",
+            "git:a b",
+        ] {
             assert!(wrong.parse::<Share>().is_err(), "{wrong}");
         }
     }

@@ -90,9 +90,8 @@ fn is_user(user: &str) -> bool {
 
 /// Returns the caller's own sandboxes as hosts, by name.
 pub async fn of_caller(bus: &Bus) -> Result<Vec<Host>> {
-    let uid = u64::from(rustix::process::getuid().as_raw());
     let sandboxes = bus.objects(VM_INTERFACE).await?;
-    let own = sandboxes.iter().filter(|sandbox| sandbox.number("OwnerUid") == uid);
+    let own = sandboxes.iter().filter(|sandbox| bus.is_own(sandbox));
     let mut hosts: Vec<Host> = own.filter(|sandbox| sandbox.text("State") != "deleting").map(host).collect();
     hosts.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(hosts)

@@ -14,6 +14,17 @@ const PORTS: &[&str] = &["", "0", "65536", "http", "80/sctp", "80:", "1:2:3"];
 const TIMES: &[&str] = &["", "soon", "25:99", "5 parsecs", "2026-13-01", "99999999999999999999s"];
 const FORWARDS: &[&str] = &["", "a:b:c", "80:65536", "8080:", "127.0.0.1:x:80"];
 
+const HOSTS: &[&str] = &[
+    "",
+    "lab",
+    "tcp://lab",
+    "ssh://",
+    "ssh://-x",
+    "ssh://-x@lab",
+    "ssh://lab:0",
+    "ssh://lab:many",
+    "ssh://lab/x",
+];
 /// The options and arguments whose values are no plain texts, each with bad values.
 const BAD: &[(&str, &[&str])] = &[
     ("--build-arg", &["", "=x"]),
@@ -25,6 +36,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--filter", &["", "colour=red", "state=runing", "name="]),
     ("--format", &["", "name", "{{", "{{.Name", "{{range .}}"]),
     ("--guest-path", &["", "repo", "/root/../etc"]),
+    ("--host", HOSTS),
     ("--idle", &["", "30m", "suspend", "suspend=", "suspend=30", "delete=1h", "stop=-1m"]),
     ("--label", &["", "=x"]),
     ("--local", FORWARDS),
@@ -32,6 +44,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--max-output", SIZES),
     ("--memory", SIZES),
     ("--mode", &["", "deep"]),
+    ("--mount", &["", ":/srv", "src:srv", "src:/proc", "src:/a/../b", "type=bind,src=/a,dst=/b"]),
     ("--older-than", &["", "5", "5y", "-1d", "1.5h", "99999999999999999999d"]),
     ("--only-label", &["", "=x"]),
     ("--publish", PORTS),
@@ -40,7 +53,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--remote", FORWARDS),
     ("--restart", &["", "sometimes", "unless-stopped"]),
     ("--root-size", SIZES),
-    ("--share", &["", "git", "git:", "git:a b", "docker:x", "ssh-agent:/nonexistent"]),
+    ("--share", &["", "git", "git:", "git:a b", "docker:a/b", "ssh-agent:/nonexistent"]),
     ("--signal", &["", "SIGNOTHING", "99", "-9"]),
     ("--session", SESSIONS),
     ("--since", TIMES),
@@ -54,6 +67,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("<LISTEN:CONNECT>", FORWARDS),
     ("<PORT>", PORTS),
     ("<SESSION>", SESSIONS),
+    ("<URL>", HOSTS),
     ("<SHELL>", &["", "tcsh"]),
 ];
 

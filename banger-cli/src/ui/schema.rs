@@ -23,7 +23,12 @@ macro_rules! of {
 
 /// The output of each verb.
 const VERBS: &[(&str, Form, &str)] = &[
+    ("agent", Form::One, of!("run")),
+    ("agent list", Form::Array, of!("agent_preset")),
+    ("agent show", Form::One, of!("agent_preset")),
     ("config show", Form::One, of!("settings")),
+    ("context list", Form::Array, of!("context")),
+    ("context show", Form::One, of!("context")),
     ("doctor", Form::Array, of!("check")),
     ("events", Form::Lines, of!("event")),
     ("image build", Form::Lines, of!("build_event")),
@@ -176,6 +181,9 @@ mod tests {
     /// Verbs whose standard output has no form of ours, or that have no output.
     const WITHOUT: &[(&str, &str)] = &[
         ("completion", "a script for a shell"),
+        ("context add", "the name"),
+        ("context delete", "the names"),
+        ("context use", "the name"),
         ("metrics", "OpenMetrics text"),
         ("mcp", "the messages of a protocol, which are JSON"),
         ("schema", "a schema is JSON already, and the list of verbs is a word a line"),

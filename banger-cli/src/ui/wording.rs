@@ -221,7 +221,9 @@ fn only_commands_blame_the_command_line() {
         let name = path.strip_prefix(&root).unwrap_or(&path);
         if product.contains("Error::Usage(") && !path.ends_with("wording.rs") {
             let reads_it = name.starts_with("command")
-                || ["ssh/mod.rs", "guest/attach/session.rs"].iter().any(|file| name.ends_with(file));
+                || ["ssh/mod.rs", "guest/attach/session.rs", "remote/choice.rs", "remote/contexts.rs"]
+                    .iter()
+                    .any(|file| name.ends_with(file));
             assert!(reads_it, "{}", name.display());
             blaming += 1;
         }

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::error::{Error, Result};
 
 /// Names of Docker's own registry in credential files.
-const DOCKER_HUB: [&str; 3] = ["https://index.docker.io/v1/", "docker.io", "index.docker.io"];
+pub const DOCKER_HUB: [&str; 3] = ["https://index.docker.io/v1/", "docker.io", "index.docker.io"];
 /// Its name in references.
 const DOCKER_IO: &str = "docker.io";
 /// More than any file of credentials has.
@@ -45,6 +45,16 @@ pub async fn of_reference(reference: &str) -> Result<Found> {
     let (found, notes) =
         found.map_err(|error| Error::io("read your registry credentials", io::Error::other(error)))??;
     Ok(Found { file: found.map(|credential| sealed(&credential)).transpose()?, notes })
+}
+
+/// Returns the credentials for a registry, if there are any. A credential helper may take long. Files that cannot be read are
+/// ignored, as a pull says.
+pub fn of_registry(name: &str) -> Result<Option<DockerCredential>> {
+    let servers = match name {
+        DOCKER_IO => DOCKER_HUB.map(str::to_owned).to_vec(),
+        name => vec![name.to_owned()],
+    };
+    look_up(&read_files(&paths()).0, &servers)
 }
 
 /// Returns the keys under which credentials for a reference may be stored, the most specific first.
@@ -91,7 +101,7 @@ impl CredentialFile {
 }
 
 /// Returns a key without what programs add to the name of a registry: a scheme, the version of the API, a slash.
-fn plain_key(key: &str) -> &str {
+pub fn plain_key(key: &str) -> &str {
     let name = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let name = name.trim_end_matches('/');
     let name = name.strip_suffix("/v1").or_else(|| name.strip_suffix("/v2")).unwrap_or(name);

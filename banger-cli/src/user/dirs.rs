@@ -53,6 +53,11 @@ impl UserDirs {
         self.state.join("banger/forwards")
     }
 
+    /// Returns the directory of connections to other hosts, for users without a runtime directory.
+    pub fn ssh_sockets(&self) -> PathBuf {
+        self.state.join("banger/ssh")
+    }
+
     /// Returns the directory with records of workspaces.
     pub fn workspaces(&self) -> PathBuf {
         self.state.join("banger/workspaces")
@@ -66,6 +71,16 @@ impl UserDirs {
     /// Returns the file with the user's settings of this command.
     pub fn settings(&self) -> PathBuf {
         self.config.join("banger/config.toml")
+    }
+
+    /// Returns the directory with the user's presets of coding agents.
+    pub fn agents(&self) -> PathBuf {
+        self.config.join("banger/agents")
+    }
+
+    /// Returns the file with the user's names for hosts.
+    pub fn contexts(&self) -> PathBuf {
+        self.config.join("banger/contexts.toml")
     }
 
     /// Returns the directory of ssh.

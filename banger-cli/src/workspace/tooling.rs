@@ -102,6 +102,22 @@ pub async fn give_socket(guest: &mut Guest, user: &str, path: &str) -> Result<()
     given.map_err(|said| Error::Refused(format!("cannot share credentials with {user}: {}", said.trim())))
 }
 
+/// Returns whether a workspace has commits, on any branch or in the stash, that were not sent. Without git there are none.
+pub async fn has_commits(guest: &mut Guest, record: &Record) -> Result<bool> {
+    const SCRIPT: &str = "command -v git > /dev/null || exit 0\ncd -- \"$1\" || exit 1\n\
+        git -c safe.directory='*' rev-list -n 1 --all HEAD ${2:+--not \"$2\"}";
+    let arguments = [record.guest_path.clone(), record.commit.clone().unwrap_or_default()];
+    let argv = ["sh", "-c", SCRIPT, "sh"].map(str::to_owned).into_iter().chain(arguments).collect();
+    let exec = Exec { argv, cwd: Some("/".to_owned()), user: Some(OWNER.to_owned()), ..Exec::default() };
+    match run_captured(guest, exec).await {
+        Ok((0, output)) => Ok(!output.trim_ascii().is_empty()),
+        // A repository without a commit has no HEAD. Of another failure nothing is known, so the work is kept.
+        Ok(_) => Ok(record.commit.is_some()),
+        Err(Error::Guest(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Mounts file systems in memory. Returns the last lines of the error if that fails.
 pub async fn mount(guest: &mut Guest, all: &[Tmpfs]) -> Result<Result<(), String>> {
     const SCRIPT: &str = "while [ $# -gt 0 ]; do\n\

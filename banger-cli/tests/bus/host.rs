@@ -100,7 +100,8 @@ impl Host {
         Self { dir, bus, _runtime: runtime.unwrap(), service: None, real: None }
     }
 
-    fn address(&self) -> String {
+    /// Returns the address of the bus.
+    pub fn address(&self) -> String {
         format!("unix:path={}/bus", self.dir.path().display())
     }
 

@@ -3,6 +3,7 @@
 
 mod agent;
 mod ask;
+mod coding_agents;
 mod commits;
 mod copies;
 mod devcontainer;
@@ -11,7 +12,9 @@ mod host;
 mod inspect;
 mod interrupts;
 mod mcp;
+mod mount;
 mod real;
+mod remote;
 mod schemas;
 mod sdk;
 mod service;
@@ -416,6 +419,16 @@ fn a_failed_check_is_a_failure() {
     let ended = host.banger(&["doctor"]);
     assert_eq!(ended.status, 1);
     assert_eq!(ended.output, "PASS  kvm: it works\nFAIL  disk: it is full\n      hint: buy another one\n");
+}
+
+#[test]
+fn a_repair_prints_what_it_did_and_then_the_checks() {
+    let host = Host::new();
+    let ended = host.banger(&["doctor", "--fix"]);
+    assert_eq!(
+        (ended.status, ended.output.as_str()),
+        (0, "FIXED cache: removed 1 download\nPASS  kvm: it works\n")
+    );
 }
 
 #[test]

@@ -163,6 +163,7 @@ fn doctor_and_version_ask_the_service() {
     let Some(host) = Host::real() else { return };
     let checks = json(&host.banger(&["doctor", "--json"]));
     assert!(checks.as_array().is_some_and(|checks| !checks.is_empty()), "{checks}");
+    assert_eq!(json(&host.banger(&["doctor", "--fix", "--json"])), checks, "there is nothing to repair");
     let version = json(&host.banger(&["version", "--json"]));
     assert_eq!(version["service"], env!("CARGO_PKG_VERSION"));
 }

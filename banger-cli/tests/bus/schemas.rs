@@ -77,9 +77,19 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
     let settings = host.home().join(".config/banger");
     fs::create_dir_all(&settings).unwrap();
     fs::write(settings.join("config.toml"), "[[file_sync]]\nhost = '/none'\nguest = '/none'\n").unwrap();
+    let presets = settings.join("agents");
+    fs::create_dir_all(&presets).unwrap();
+    let preset =
+        "command = ['true']\nmemory = '1GiB'\n[env]\nA = 'b'\n[[file]]\npath = '~/x'\nsecret = true\n";
+    fs::write(presets.join("tool.toml"), preset).unwrap();
     for (verb, more) in [
         ("doctor", &[][..]),
+        ("doctor", &["--fix"]),
+        ("agent list", &[]),
+        ("agent show", &["tool"]),
         ("version", &[]),
+        ("context list", &[]),
+        ("context show", &[]),
         ("config show", &[]),
         ("config show", &["--origin"]),
         ("image register", &["--name", "mine", "--rootfs", &rootfs]),
@@ -157,6 +167,10 @@ fn of_the_sandbox(checked: &mut Checked) {
     let (host, repo, guest) = (&bench.host, bench.repo.to_str().unwrap(), bench.guest.to_str().unwrap());
     let place = ["--guest-path", guest];
     checked.check(host, "vm run", &["--dry-run", repo]);
+    let presets = host.home().join(".config/banger/agents");
+    fs::create_dir_all(&presets).unwrap();
+    fs::write(presets.join("tool.toml"), "command = ['true']\n").unwrap();
+    checked.check(host, "agent", &["tool", "--dry-run", repo]);
     checked.check(host, "vm workspace prepare", &["--dry-run", "box", repo]);
     checked.check(host, "vm workspace prepare", &[&["-q", "box", repo][..], &place].concat());
     fs::write(bench.guest.join("lines"), "else\n").unwrap();

@@ -114,6 +114,13 @@ impl Service {
             MANAGER_INTERFACE => self.manager(&message, &member, call).await,
             VM_INTERFACE => self.vm(&message, &path, &member, call).await,
             JOB_INTERFACE => self.job(&message, &path, &member).await,
+            IMAGE_INTERFACE if member == "Export" => {
+                let (file, _): (zbus::OwnedFd, Options) = message.body().deserialize().unwrap();
+                File::from(std::os::fd::OwnedFd::from(file)).write_all(&[9; 100_000]).unwrap();
+                let job = self.add_job();
+                self.end_job(&job, ("", String::new()));
+                self.reply(&message, &job).await
+            }
             IMAGE_INTERFACE | KERNEL_INTERFACE => {
                 self.state.lock().unwrap().objects.remove(&path);
                 self.reply(&message, &()).await
@@ -214,6 +221,10 @@ impl Service {
             "Diagnose" => {
                 let rows =
                     [("kvm", "pass", "it works", ""), ("disk", "fail", "it is full", "buy another one")];
+                self.reply(message, &(rows.to_vec(),)).await
+            }
+            "Repair" => {
+                let rows = [("cache", "fixed", "removed 1 download", ""), ("kvm", "pass", "it works", "")];
                 self.reply(message, &(rows.to_vec(),)).await
             }
             other => Err(("org.freedesktop.DBus.Error.UnknownMethod", other.to_owned())),

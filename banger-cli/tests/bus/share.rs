@@ -189,9 +189,58 @@ fn what_cannot_be_shared_is_refused_before_the_command_runs() {
         assert_eq!(ended.status, 125);
         assert!(ended.errors.contains(&format!("hint: leave out `{option}` or `--share`.")), "{ended:?}");
     }
-    let ended = host.banger(&["vm", "exec", "--share", "docker:x", "lasting", "--", "true"]);
+    let ended = host.banger(&["vm", "exec", "--share", "podman:x", "lasting", "--", "true"]);
     assert!(
-        ended.status == 2 && ended.errors.contains("it must be git:HOST or ssh-agent[:KEY]"),
+        ended.status == 2 && ended.errors.contains("it must be git:HOST, docker:REGISTRY or ssh-agent[:KEY]"),
         "{ended:?}"
     );
+    // Nothing is known of this registry.
+    let ended = host.banger(&["vm", "exec", "--share", "docker:one.test", "lasting", "--", "echo", "ran"]);
+    assert_eq!((ended.status, ended.output.as_str()), (125, ""), "{ended:?}");
+    let expect =
+        "error: cannot share credentials for one.test: you have none.\nhint: `docker login one.test`";
+    assert!(ended.errors.starts_with(expect), "{ended:?}");
+}
+
+#[test]
+fn clients_of_registries_get_credentials_of_the_shared_one_only() {
+    let host = host();
+    fs::create_dir_all(host.home().join(".docker")).unwrap();
+    let config = r#"{"auths": {"one.test": {"auth": "YW5uOnNlY3JldA=="}, "https://index.docker.io/v1/": {"auth": "Ym9iOmh1Yg=="},
+        "two.test": {"auth": "ZXZlOm90aGVy"}}}"#;
+    fs::write(host.home().join(".docker/config.json"), config).unwrap();
+    // As docker and podman find the helper and call it.
+    let script = "get() { printf %s $1 | docker-credential-banger get || echo; }\n\
+        get one.test; get https://index.docker.io/v1/; get two.test\n\
+        docker-credential-banger list; echo '{}' | docker-credential-banger store || echo refused\n\
+        cat $DOCKER_CONFIG/config.json; echo; cat $REGISTRY_AUTH_FILE; echo; echo ${REGISTRY_AUTH_FILE%/*}";
+    let output = shared(&host, &["docker:one.test", "docker:docker.io"], None, script);
+    assert!(output.status.success(), "{output:?}");
+    let (said, told) = (text(&output.stdout), text(&output.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    let json = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    assert_eq!(
+        json(lines[0]),
+        serde_json::json!({"ServerURL": "one.test", "Username": "ann", "Secret": "secret"})
+    );
+    assert_eq!((&json(lines[1])["Username"], &json(lines[1])["Secret"]), (&"bob".into(), &"hub".into()));
+    assert_eq!(lines[2..5], ["credentials not found in native keychain", "", "{}"]);
+    assert!(lines[5].contains("are on the host of the sandbox") && lines[6] == "refused", "{said}");
+    for config in &lines[7..9] {
+        let helpers = &json(config)["credHelpers"];
+        for key in ["one.test", "https://index.docker.io/v1/", "docker.io"] {
+            assert_eq!(helpers[key], "banger", "{config}");
+        }
+        assert!(helpers.get("two.test").is_none() && !config.contains("secret"), "{config}");
+    }
+    let told: Vec<&str> = told.lines().filter(|line| line.starts_with("note: ")).collect();
+    assert_eq!(
+        told,
+        [
+            "note: lasting uses your credentials for one.test.",
+            "note: lasting uses your credentials for docker.io.",
+            "note: lasting asked for credentials for two.test, which is not shared.",
+        ]
+    );
+    until("the directory is gone", || !Path::new(lines[9]).exists());
 }

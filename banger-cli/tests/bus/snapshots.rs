@@ -50,6 +50,70 @@ fn a_snapshot_is_made_forked_and_deleted() {
 }
 
 #[test]
+fn a_sandbox_of_a_snapshot_is_made_to_run_a_command() {
+    let Some(host) = host_with_image() else { return };
+    host.banger(&["create", "-q", "--name", "web", "-l", "a=b"]);
+    host.banger(&["snapshot", "create", "-q", "web", "clean"]);
+    let run = |more: &[&str]| host.banger(&[&["run", "-q", "--from-snapshot", "web/clean"], more].concat());
+    // Guests in memory run no commands, so that this one is deleted at once.
+    assert_eq!(run(&["--rm", "--", "true"]).status, 125);
+    let ran = run(&["-d", "--name", "again", "-l", "c=d", "--nat"]);
+    assert_eq!((ran.status, ran.output.as_str()), (0, "again\n"), "{ran:?}");
+    let again = json(&host.banger(&["show", "--json", "again"]));
+    assert_eq!((&again["labels"]["a"], &again["labels"]["c"]), (&"b".into(), &"d".into()), "{again}");
+    assert_eq!((&again["nat"], &again["state"]), (&true.into(), &"running".into()), "{again}");
+    let names = || host.banger(&["list", "-q", "--all"]).output;
+    assert_eq!(names().lines().count(), 2, "{}", names());
+    for (more, status, expect) in [
+        (&["--memory", "1G", "--", "true"][..], 2, "error: --from-snapshot makes the sandbox as it was; "),
+        (&["--name", "web", "--", "true"], 125, "error: "),
+        (&["--egress", "no-such-preset", "--rm", "--", "true"], 125, "error: "),
+    ] {
+        let refused = run(more);
+        assert_eq!((refused.status, refused.output.as_str()), (status, ""), "{refused:?}");
+        assert!(refused.errors.starts_with(expect), "{refused:?}");
+    }
+    let nowhere = host.banger(&["run", "-q", "--from-snapshot", "web/nope", "--rm"]);
+    assert_eq!(nowhere.status, 125);
+    assert_eq!(
+        nowhere.errors,
+        "error: web has no snapshot nope.\nhint: `banger vm snapshot list web` shows its snapshots.\n"
+    );
+    assert_eq!(names().lines().count(), 2, "{}", names());
+}
+
+#[test]
+fn a_sandbox_is_put_back_to_a_snapshot() {
+    let Some(host) = host_with_image() else { return };
+    host.banger(&["create", "-q", "--name", "web"]);
+    host.banger(&["snapshot", "create", "-q", "web", "clean"]);
+    let restore = |more: &[&str]| host.banger(&[&["snapshot", "restore", "-q", "web"], more].concat());
+    let state = || json(&host.banger(&["show", "--json", "web"]))["state"].clone();
+    let refused = restore(&["clean"]);
+    assert_eq!(
+        (refused.status, refused.errors.as_str()),
+        (
+            1,
+            "error: a sandbox that is running cannot be restored.\nhint: `banger vm stop web` stops it, and `--force` \
+             ends it at once.\n"
+        )
+    );
+    let missing = restore(&["--force", "nope"]);
+    assert_eq!((missing.status, state()), (1, "running".into()), "{missing:?}");
+    assert!(missing.errors.starts_with("error: web has no snapshot nope.\nhint: "), "{missing:?}");
+    for _ in 0..2 {
+        let restored = restore(&["--force", "clean"]);
+        assert_eq!(
+            (restored.status, restored.output.as_str(), state()),
+            (0, "", "suspended".into()),
+            "{restored:?}"
+        );
+    }
+    assert_eq!(host.banger(&["start", "-q", "web"]).output, "web: started\n");
+    assert_eq!(rows(&host, &["web"]), [["web", "clean", "yes"]]);
+}
+
+#[test]
 fn what_is_wrong_with_a_snapshot_is_said_with_a_hint() {
     let Some(host) = host_with_image() else { return };
     host.banger(&["create", "-q", "--name", "web"]);

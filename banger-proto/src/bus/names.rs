@@ -63,12 +63,14 @@ pub mod action {
     pub const IMAGE_IMPORT: &str = "dev.banger.image.import";
     /// Share, change or delete images and kernels for all users.
     pub const IMAGE_MANAGE_SHARED: &str = "dev.banger.image.manage-shared";
+    /// Repair what sandboxes of all users have left on the host.
+    pub const HOST_REPAIR: &str = "dev.banger.host.repair";
 
     /// Actions that the packaged rules allow to members of the group `banger` in any session.
     pub const OF_GROUP: [&str; 3] = [VM_RUN, IMAGE_PULL, IMAGE_IMPORT];
 
     /// Every action that the policy file declares.
-    pub const ALL: [&str; 8] = [
+    pub const ALL: [&str; 9] = [
         VM_RUN,
         VM_VIEW_OTHERS,
         VM_MANAGE_OTHERS,
@@ -77,5 +79,6 @@ pub mod action {
         IMAGE_PULL,
         IMAGE_IMPORT,
         IMAGE_MANAGE_SHARED,
+        HOST_REPAIR,
     ];
 }

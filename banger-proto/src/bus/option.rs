@@ -243,6 +243,8 @@ pub mod fork {
     pub const NAMES: &str = "names";
     /// `s`: the snapshot of the sandbox to make them of; without it, they are made of the sandbox as it is.
     pub const SNAPSHOT: &str = "snapshot";
+    /// `s`: how long the new sandboxes stay, one of [`lifetime`](super::lifetime); `persistent` without it.
+    pub const LIFETIME: &str = "lifetime";
 }
 
 /// Keys of the snapshots that `VM.ListSnapshots` returns.

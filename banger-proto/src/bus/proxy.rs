@@ -80,6 +80,8 @@ pub trait Manager {
     fn get_limits(&self) -> zbus::Result<Facts>;
     /// Runs the checks of the host that the service itself uses.
     fn diagnose(&self, options: Options<'_>) -> zbus::Result<Vec<CheckRow>>;
+    /// Repairs what can be repaired without risk. Returns rows with the status `fixed`, and then the checks.
+    fn repair(&self, options: Options<'_>) -> zbus::Result<Vec<CheckRow>>;
     /// Opens a stream to read the metrics of the service from, as OpenMetrics text.
     fn open_metrics(&self, filter: Options<'_>) -> zbus::Result<OwnedFd>;
 

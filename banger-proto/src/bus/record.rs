@@ -95,12 +95,12 @@ pub struct PhaseRow {
     pub usec: u64,
 }
 
-/// A check of `Diagnose`, `(ssss)`.
+/// A check of `Diagnose` or `Repair`, `(ssss)`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct CheckRow {
     /// The name of the check.
     pub check: String,
-    /// `pass`, `warn` or `fail`.
+    /// `pass`, `warn` or `fail`; `fixed` for what `Repair` has done.
     pub status: String,
     /// The finding.
     pub message: String,

@@ -270,6 +270,7 @@ mod tests {
             argv: vec!["sh".into(), "-c".into(), "exit 42".into()],
             env: vec![("A".into(), "b c".into())],
             unset: vec!["B".into()],
+            path: vec!["/run/a/bin".into()],
             cwd: Some("/tmp".into()),
             user: Some("root".into()),
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::terminfo::TerminalType;
+use super::{mount::Mount, terminfo::TerminalType};
 
 /// Heartbeats that may be missed before the agent counts as gone.
 const MISSED_HEARTBEATS: u64 = 6;
@@ -67,6 +67,8 @@ pub enum Request {
     Listen(Endpoint),
     /// Take over the incoming connection with this number. Answered as `Connect` is.
     Accept(u64),
+    /// Offer a credential helper to clients of registries. Answered by `Started`. It goes with the stream.
+    RegistryHelper(RegistryHelper),
     /// List listening sockets. Answered by output, an array of [`super::facts::ListeningPort`] in JSON, and `Done`.
     Ports,
     /// Report resource usage. Answered by output, a [`super::facts::Stats`] in JSON, and `Done`.
@@ -114,6 +116,10 @@ pub enum Request {
         /// A path as in [`CopyOut`]; the text is what follows its last slash.
         path: String,
     },
+    /// Mount a directory that the host serves. Answered by `Started` with the process id 0, then by output: a line with
+    /// an [`Owner`](super::mount::Owner) in JSON, and messages of FUSE, which the host answers by input. Ends with the
+    /// stream; then the directory is unmounted, and files that are open there fail.
+    Mount(Mount),
 }
 
 impl Request {
@@ -121,6 +127,18 @@ impl Request {
     pub const fn is_question(&self) -> bool {
         matches!(self, Self::Info | Self::Ports | Self::Stats | Self::Detached | Self::Complete { .. })
     }
+}
+
+/// A credential helper for docker, podman and skopeo, which asks the host over the socket file `socket` in its directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RegistryHelper {
+    /// An absolute path in a file system in memory; nothing may be there.
+    pub directory: String,
+    /// The keys of registries in configurations.
+    pub registries: Vec<String>,
+    /// The user who may use it, by name or number.
+    pub user: String,
 }
 
 /// A session to attach to.
@@ -300,6 +318,9 @@ pub struct Exec {
     /// Variables of a login or of the image that it does not get, unless `env` sets them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unset: Vec<String>,
+    /// Directories that its search path begins with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub path: Vec<String>,
     /// The working directory; the image's directory, else the user's home, when absent.
     #[serde(default)]
     pub cwd: Option<String>,

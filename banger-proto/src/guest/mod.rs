@@ -15,6 +15,7 @@ pub mod frame;
 pub mod hello;
 pub mod listing;
 pub mod message;
+pub mod mount;
 pub mod rejuvenation;
 pub mod terminfo;
 
@@ -27,8 +28,8 @@ pub use rejuvenation::Rejuvenation;
 /// upgrade still has the old agent. A version is served as long as guests with it may run.
 pub const VERSION: u16 = 1;
 /// The newest additions to that version that an agent serves, which it reports in its half of a greeting. 1 has none; 2
-/// has freezing, rejuvenation and sessions.
-pub const REVISION: u16 = 2;
+/// has freezing, rejuvenation and sessions; 3 has mounts.
+pub const REVISION: u16 = 3;
 /// The first revision with [`Request::Freeze`], [`Request::Thaw`] and [`Frame::Rejuvenate`].
 pub const FREEZE_REVISION: u16 = 2;
 

@@ -82,8 +82,9 @@ pub fn name_of(error: &EngineError) -> ErrorName {
             ErrorName::InvalidState
         }
         EngineError::StillWriting { .. } => ErrorName::InvalidState,
-        EngineError::BeingCommitted { .. } | EngineError::BeingForked { .. } => ErrorName::Busy,
+        EngineError::BeingCommitted { .. } | EngineError::DisksBusy { .. } => ErrorName::Busy,
         EngineError::TooDeep => ErrorName::TooDeep,
+        EngineError::GrownSince { .. } | EngineError::DeletedAtStop { .. } => ErrorName::InvalidOption,
         EngineError::InUse { kind: Kind::Image, .. } => ErrorName::ImageInUse,
         EngineError::InUse { kind: Kind::Kernel, .. } => ErrorName::KernelInUse,
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,

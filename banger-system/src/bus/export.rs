@@ -282,8 +282,11 @@ impl<K: Kind> Interface for Exported<K> {
 /// Exports an object; does nothing if it is exported already.
 pub async fn export<K: Kind>(api: &Arc<Api>, kind: K) -> zbus::Result<()> {
     let (server, path) = (api.connection.object_server(), kind.path());
-    api.on_bus.lock().insert(path.clone(), Arc::new(kind.clone()));
+    if !api.on_bus.begin(&path, &kind) {
+        return Ok(());
+    }
     server.at(&path, Exported::new(Arc::clone(api), kind.clone())).await?;
+    api.on_bus.finish(&path);
     // If it is removed from the engine after this check, the publisher removes the object.
     if kind.view(&api.engine).is_none() {
         unexport(api, &kind).await?;
@@ -305,7 +308,7 @@ pub async fn unexport<K: Kind>(api: &Api, kind: &K) -> zbus::Result<()> {
 
 /// Removes all objects from the bus that are gone from the engine.
 pub async fn unexport_gone(api: &Api) -> zbus::Result<()> {
-    let all: Vec<_> = api.on_bus.lock().values().cloned().collect();
+    let all: Vec<_> = api.on_bus.lock().values().map(|entry| Arc::clone(&entry.kind)).collect();
     for kind in all.into_iter().filter(|kind| kind.is_gone(&api.engine)) {
         kind.unexport(api).await?;
     }
@@ -314,10 +317,37 @@ pub async fn unexport_gone(api: &Api) -> zbus::Result<()> {
 
 /// The objects on the bus, by path.
 #[derive(Default)]
-pub struct OnBus(Mutex<HashMap<OwnedObjectPath, Arc<dyn AnyKind>>>);
+pub struct OnBus(Mutex<HashMap<OwnedObjectPath, Entry>>);
+
+struct Entry {
+    kind: Arc<dyn AnyKind>,
+    /// Whether zbus has it, so that calls reach it.
+    is_exported: bool,
+}
 
 impl OnBus {
-    fn lock(&self) -> MutexGuard<'_, HashMap<OwnedObjectPath, Arc<dyn AnyKind>>> {
+    /// Notes that an object is going to be exported. Returns whether it has to be: another call may be about to do it, and
+    /// nobody may rely on that yet.
+    fn begin<K: Kind>(&self, path: &OwnedObjectPath, kind: &K) -> bool {
+        let mut all = self.lock();
+        match all.get(path) {
+            Some(entry) => !entry.is_exported,
+            None => {
+                let kind = Arc::new(kind.clone());
+                all.insert(path.clone(), Entry { kind, is_exported: false });
+                true
+            }
+        }
+    }
+
+    /// Notes that an object is exported, unless it has been removed meanwhile.
+    fn finish(&self, path: &OwnedObjectPath) {
+        if let Some(entry) = self.lock().get_mut(path) {
+            entry.is_exported = true;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnedObjectPath, Entry>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// Increased by one with each addition to the interfaces.
-const API_LEVEL: u32 = 8;
+const API_LEVEL: u32 = 9;
 /// Features of this service, for clients that are newer than it.
 const FEATURES: [&str; 11] = [
     "agent",
@@ -453,18 +453,29 @@ impl Methods {
     async fn diagnose(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<CheckRow>> {
         let (api, caller) = self.caller(&header).await?;
         Options::new(options).finish()?;
-        let row = |check: Check| CheckRow {
-            check: check.name.to_owned(),
-            status: match check.status {
-                Status::Pass => "pass",
-                Status::Warn => "warn",
-                Status::Fail => "fail",
-            }
-            .to_owned(),
-            message: check.message,
-            hint: check.hint,
-        };
-        Ok(api.engine.diagnose(caller.uid).await.into_iter().map(row).collect())
+        Ok(api.engine.diagnose(caller.uid).await.into_iter().map(row_of).collect())
+    }
+
+    #[zbus(out_args("checks"))]
+    async fn repair(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<CheckRow>> {
+        let (api, caller) = self.caller(&header).await?;
+        Options::new(options).finish()?;
+        Ok(api.engine.repair(caller.uid).await.into_iter().map(row_of).collect())
+    }
+}
+
+fn row_of(check: Check) -> CheckRow {
+    CheckRow {
+        check: check.name.to_owned(),
+        status: match check.status {
+            Status::Pass => "pass",
+            Status::Warn => "warn",
+            Status::Fail => "fail",
+            Status::Fixed => "fixed",
+        }
+        .to_owned(),
+        message: check.message,
+        hint: check.hint,
     }
 }
 

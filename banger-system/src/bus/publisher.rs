@@ -188,6 +188,9 @@ async fn completed(api: &Api, to: &[String], job: &JobView) -> zbus::Result<()> 
 }
 
 async fn added<K: Kind>(api: &Api, to: &[String], path: OwnedObjectPath, view: &K::View) -> zbus::Result<()> {
+    if to.is_empty() {
+        return Ok(());
+    }
     let reader = Reader { engine: &api.engine, uid: None };
     let body = (path, object_manager::interfaces::<K>(view, &reader));
     send(api, to, MANAGER_PATH, OBJECT_MANAGER, "InterfacesAdded", &body).await
@@ -206,8 +209,11 @@ async fn changed<K: Kind>(
     old: &K::View,
     new: &K::View,
 ) -> zbus::Result<()> {
+    if to.is_empty() {
+        return Ok(());
+    }
     let values = changes::<K>(old, new, &api.engine);
-    if values.is_empty() || to.is_empty() {
+    if values.is_empty() {
         return Ok(());
     }
     let body = (K::INTERFACE, values, Vec::<String>::new());

@@ -46,7 +46,7 @@ use crate::{
     engine::{
         Engine,
         agent::DEFAULT_TIMEOUT,
-        request::{Configure, EgressChange, KeepMemory, Start, Stop, StopMode, WaitFor},
+        request::{Configure, EgressChange, ForkVm, KeepMemory, Start, Stop, StopMode, WaitFor},
         stream::Service,
         view::{SnapshotView, VmView},
     },
@@ -401,7 +401,11 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(Vec<OwnedObjectPath>, OwnedObjectPath)> {
         let (api, caller) = self.caller(&header).await?;
-        let (children, job) = api.engine.fork_vm(self.id, read_fork(count, options)?).await?;
+        let (request, lifetime) = read_fork(count, options)?;
+        let lifetime = api.lifetime(&caller, lifetime.as_deref()).await?;
+        let request = ForkVm { lifetime: lifetime.clone(), ..request };
+        let (children, job) = api.engine.fork_vm(self.id, request).await?;
+        api.bind(&caller, &lifetime).await;
         for child in &children {
             export(&api, VmKind(*child)).await?;
         }
@@ -424,6 +428,19 @@ impl Methods {
     #[zbus(out_args("snapshots"))]
     async fn list_snapshots(&self) -> Result<Vec<Dict>> {
         api(&self.api)?.engine.snapshots(self.id).iter().map(|view| facts(view)).collect()
+    }
+
+    #[zbus(out_args("job"))]
+    async fn restore_snapshot(
+        &self,
+        name: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (api, caller) = self.caller(&header).await?;
+        Options::new(options).finish()?;
+        let job = api.engine.restore_snapshot(self.id, parse_name(&name)?).await?;
+        api.return_job(&caller, job).await
     }
 
     async fn delete_snapshot(&self, name: String) -> Result<()> {

@@ -18,6 +18,11 @@ const DEFAULT_KERNEL: &str = "default kernel";
 impl Engine {
     /// Checks the host for this user. Changes nothing.
     pub async fn diagnose(&self, caller: Uid) -> Vec<Check> {
+        self.checks(caller, caller).await
+    }
+
+    /// Returns the checks for a user, with the problems that another one sees.
+    pub(super) async fn checks(&self, caller: Uid, seen_by: Uid) -> Vec<Check> {
         let ports = &self.shared.ports;
         let mut checks = ports.vmm.checks().await;
         checks.extend(ports.network.checks().await);
@@ -44,8 +49,8 @@ impl Engine {
             },
         });
         checks.push(self.check_default_kernel(caller).await);
-        checks.extend(self.preset_checks(caller));
-        checks.extend(self.problem_checks(caller));
+        checks.extend(self.preset_checks(seen_by));
+        checks.extend(self.problem_checks(seen_by));
         // Adapters put errors of the system into sentences.
         checks.iter_mut().for_each(|check| check.message = without_codes(&check.message));
         checks

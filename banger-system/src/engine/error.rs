@@ -210,9 +210,25 @@ pub enum Error {
         /// The sandbox's name.
         name: String,
     },
-    /// A job copies its disks.
-    #[error("{name} is being forked; wait until that job has ended, or cancel it")]
-    BeingForked {
+    /// A job forks or replaces its disks.
+    #[error("a job uses the disks of {name}; wait until it has ended, or cancel it")]
+    DisksBusy {
+        /// The sandbox's name.
+        name: String,
+    },
+    /// The memory of a snapshot knows its disks with the sizes that they had.
+    #[error(
+        "the disks of {name} have grown since its snapshot {snapshot}, whose memory does not fit them; fork the snapshot instead"
+    )]
+    GrownSince {
+        /// The sandbox's name.
+        name: String,
+        /// The snapshot's name.
+        snapshot: String,
+    },
+    /// A sandbox is deleted when it stops, with its snapshots.
+    #[error("{name} is deleted when it stops, with its snapshots; fork the snapshot instead")]
+    DeletedAtStop {
         /// The sandbox's name.
         name: String,
     },

@@ -19,8 +19,8 @@ const PERIOD: Duration = Duration::from_secs(60);
 /// Looks at sandboxes until the engine is dropped.
 pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) {
     loop {
-        let Some(watched) = shared.upgrade().map(|shared| shared.inventory.vms()) else { return };
-        if !watched.iter().any(|view| is_watched(view)) {
+        let Some(any) = shared.upgrade().map(|shared| shared.inventory.any_vm(is_watched)) else { return };
+        if !any {
             match changes.changed().await {
                 Ok(()) => continue,
                 Err(_) => return,

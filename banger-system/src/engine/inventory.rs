@@ -8,12 +8,14 @@ mod snapshots;
 
 use std::{
     collections::HashMap,
+    fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use banger_domain::{
-    id::{ImageId, KernelId, Uid, VmId},
+    egress::Egress,
+    id::{ImageId, KernelId, Timestamp, Uid, VmId},
     limits::{Limits, Usage},
     name::{Name, Reference},
     net::subnet::Slot,
@@ -42,6 +44,8 @@ pub(super) struct Inventory {
     clock: Arc<dyn Clock>,
     counts: Arc<Counts>,
     changes: watch::Sender<()>,
+    /// Changes of what names depend on.
+    naming: watch::Sender<()>,
 }
 
 /// The tables. Only [`Stored`] picks one of them.
@@ -162,7 +166,14 @@ impl State {
 
 impl Inventory {
     pub(super) fn new(events: EventSender, clock: Arc<dyn Clock>, counts: Arc<Counts>) -> Self {
-        Self { state: Mutex::default(), events, clock, counts, changes: watch::Sender::default() }
+        Self {
+            state: Mutex::default(),
+            events,
+            clock,
+            counts,
+            changes: watch::Sender::default(),
+            naming: watch::Sender::default(),
+        }
     }
 
     /// Returns a receiver that wakes after any change. Several changes may wake it once.
@@ -170,9 +181,19 @@ impl Inventory {
         self.changes.subscribe()
     }
 
-    /// Wakes the receivers of [`Inventory::changes`] after a change that is not an object's.
-    pub(super) fn notify(&self) {
-        self.changes.send_replace(());
+    /// Returns a receiver that wakes after a change of what the names of VMs depend on. Several changes may wake it once.
+    pub(super) fn name_changes(&self) -> watch::Receiver<()> {
+        self.naming.subscribe()
+    }
+
+    /// Wakes the receivers of [`Inventory::name_changes`].
+    pub(super) fn notify_names(&self) {
+        self.naming.send_replace(());
+    }
+
+    /// Returns whether a condition holds for any VM.
+    pub(super) fn any_vm(&self, condition: impl Fn(&VmView) -> bool) -> bool {
+        self.lock().vms.values().any(|entry| condition(&entry.view))
     }
 
     pub(super) fn vms(&self) -> Vec<Arc<VmView>> {
@@ -245,6 +266,7 @@ impl Inventory {
         let mut history = History::default();
         history.note(now(&*self.clock), &view);
         state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox, history });
+        self.notify_names();
         self.send(Event::VmAdded(view));
     }
 
@@ -292,6 +314,9 @@ impl Inventory {
         self.counts.changed(&entry.view, &view);
         let new = Arc::new(view);
         let old = std::mem::replace(&mut entry.view, Arc::clone(&new));
+        if naming(&old) != naming(&new) {
+            self.notify_names();
+        }
         self.send(Event::VmChanged { old, new });
     }
 
@@ -300,6 +325,9 @@ impl Inventory {
         let mut state = self.lock();
         state.snapshots.remove(&id);
         if let Some(entry) = state.vms.remove(&id) {
+            if naming(&entry.view).is_some() {
+                self.notify_names();
+            }
             self.send(Event::VmRemoved(entry.view));
         }
     }
@@ -311,10 +339,10 @@ impl Inventory {
         reference: &Reference,
         named: Option<Uid>,
     ) -> Result<Arc<VmView>> {
-        let views = self.vms();
-        let candidates = views.iter().map(|view| Candidate {
+        let state = self.lock();
+        let candidates = state.vms.values().map(|Entry { view, .. }| Candidate {
             object: view,
-            id: view.vm.id.to_string(),
+            id: view.vm.id,
             owner: view.vm.owner,
             name: &view.vm.name,
             shared: false,
@@ -347,7 +375,7 @@ impl Inventory {
         let items = self.all::<I>();
         let candidates = items.iter().map(|item| Candidate {
             object: item,
-            id: item.id().to_string(),
+            id: item.id(),
             owner: item.owner(),
             name: item.name(),
             shared: item.is_shared(),
@@ -465,12 +493,18 @@ impl Inventory {
     /// Sends a change. Must be called while the tables are locked, so that events come in the order of the changes.
     fn send(&self, event: Event) {
         self.events.send(event);
-        self.notify();
+        self.changes.send_replace(());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns what the names of a VM depend on; none while it is down and has none.
+fn naming(view: &VmView) -> Option<(&Name, Slot, &Egress, Timestamp)> {
+    let Vm { state, name, slot, spec, started_at, .. } = &view.vm;
+    state.is_up().then_some((name, *slot, &spec.egress, *started_at))
 }
 
 fn kind_plural(kind: Kind) -> &'static str {
@@ -495,9 +529,9 @@ pub(super) fn no_such(kind: Kind, reference: &str) -> Error {
 }
 
 /// The fields of an object that references are matched against.
-struct Candidate<'a, T> {
+struct Candidate<'a, T, Id> {
     object: &'a T,
-    id: String,
+    id: Id,
     owner: Uid,
     name: &'a Name,
     shared: bool,
@@ -505,21 +539,21 @@ struct Candidate<'a, T> {
 
 /// Finds the one object that a reference means: an id prefix of any object, a name of the caller's or else of a
 /// shared object, or `user/name` of that user, who is `named`.
-fn pick<'a, T>(
+fn pick<'a, T, Id: Display>(
     kind: Kind,
     caller: Uid,
     reference: &Reference,
     named: Option<Uid>,
-    candidates: impl Iterator<Item = Candidate<'a, T>>,
+    candidates: impl Iterator<Item = Candidate<'a, T, Id>>,
 ) -> Result<&'a T> {
     let text = || match reference {
         Reference::IdPrefix(prefix) => prefix.clone(),
         Reference::Name(name) => name.to_string(),
         Reference::Owned { user, name } => format!("{user}/{name}"),
     };
-    let matching: Vec<Candidate<'a, T>> = match reference {
+    let matching: Vec<Candidate<'a, T, Id>> = match reference {
         Reference::IdPrefix(prefix) => {
-            candidates.filter(|candidate| candidate.id.starts_with(prefix.as_str())).collect()
+            candidates.filter(|candidate| candidate.id.to_string().starts_with(prefix.as_str())).collect()
         }
         Reference::Owned { name, .. } => {
             let owner = named.ok_or_else(|| no_such(kind, &text()))?;

@@ -105,6 +105,7 @@ impl JobKind {
             JobKind::VmCreate
             | JobKind::VmFork
             | JobKind::VmSnapshot
+            | JobKind::VmRestore
             | JobKind::VmStart
             | JobKind::VmSuspend
             | JobKind::VmResume

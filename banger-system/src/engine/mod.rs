@@ -28,6 +28,7 @@ mod port_error;
 mod problems;
 mod queue;
 mod recover;
+mod repair;
 pub mod request;
 pub mod stream;
 mod templates;
@@ -56,7 +57,7 @@ use banger_domain::{
 };
 use banger_image::record::{DefaultImage, Image, Kernel};
 use banger_proto::size::Bytes;
-use tokio::sync::{Mutex, OnceCell, oneshot};
+use tokio::sync::{Mutex, OnceCell, mpsc::error::TrySendError, oneshot};
 
 use self::{
     agent::StreamQueues,
@@ -139,6 +140,8 @@ struct Shared {
     subnet: OnceCell<Subnet>,
     /// Held from the look at the sandboxes until the host has the mark that makes it start the service, or not.
     autostart: Mutex<()>,
+    /// Held while problems are tried again, which happens once at a time.
+    repairing: Mutex<()>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
     /// What went wrong on the host and is not mended yet.
@@ -171,6 +174,7 @@ impl Engine {
             making: Making::default(),
             subnet: OnceCell::new(),
             autostart: Mutex::default(),
+            repairing: Mutex::default(),
             names: RwLock::default(),
             problems: Problems::default(),
             counts,
@@ -178,7 +182,7 @@ impl Engine {
             events,
             tasks: tasks.clone(),
         });
-        tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.name_changes()));
         tasks.spawn(Task::Egress, egress::announce(Arc::downgrade(&shared)));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
         tasks.spawn(Task::Idle, idle::run(Arc::downgrade(&shared), shared.inventory.changes()));
@@ -387,6 +391,11 @@ impl Engine {
         self.shared.inventory.snapshots_of(id)
     }
 
+    /// Starts to put a VM that is down back to a snapshot of it.
+    pub async fn restore_snapshot(&self, id: VmId, name: Name) -> Result<JobId> {
+        self.send(id, |reply| Command::RestoreSnapshot { name, reply }).await
+    }
+
     /// Deletes a snapshot of a VM.
     pub async fn delete_snapshot(&self, id: VmId, name: Name) -> Result<()> {
         self.send(id, |reply| Command::DeleteSnapshot { name, reply }).await
@@ -453,8 +462,14 @@ impl Engine {
         };
         for view in self.vms().iter().filter(|view| bound(view)) {
             if let Ok(inbox) = self.shared.inventory.inbox(view.vm.id) {
-                // If the task has ended, the VM is deleted already.
-                let _ = inbox.send(Command::CallerVanished).await;
+                // If the task has ended, the VM is deleted already. One that is not there yet may have a full inbox, for
+                // which other callers do not wait.
+                match inbox.try_send(Command::CallerVanished) {
+                    Err(TrySendError::Full(command)) => {
+                        tokio::spawn(async move { drop(inbox.send(command).await) });
+                    }
+                    Ok(()) | Err(TrySendError::Closed(_)) => {}
+                }
             }
         }
     }

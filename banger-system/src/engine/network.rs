@@ -21,8 +21,11 @@ impl Shared {
         if let Some(subnet) = self.subnet.get() {
             return Ok(*subnet);
         }
+        if let Some(subnet) = self.subnet.get() {
+            return Ok(*subnet);
+        }
         let subnet = self.subnet.get_or_try_init(|| self.set_up_network()).await.copied()?;
-        self.inventory.notify();
+        self.inventory.notify_names();
         Ok(subnet)
     }
 

@@ -89,7 +89,7 @@ pub(super) const fn noun(resource: Resource) -> &'static str {
 }
 
 /// Returns the noun for the resources of this kind of all sandboxes.
-const fn plural(resource: Resource) -> &'static str {
+pub(super) const fn plural(resource: Resource) -> &'static str {
     match resource {
         Resource::Disks => "disks",
         Resource::Capture => "suspended memory",
@@ -112,7 +112,7 @@ impl Engine {
     }
 
     fn problem_check(&self, caller: Uid, subject: Subject, cause: &str) -> Option<Check> {
-        const WAIT: &str = "banger tries again every minute";
+        const WAIT: &str = "banger tries again every minute, and at once for `banger doctor --fix`";
         let (name, message) = match subject {
             Subject::Scan(resource) => {
                 ("recovery", format!("cannot list the {} of sandboxes", plural(resource)))

@@ -41,7 +41,7 @@ use tokio::sync::mpsc;
 use super::{
     Engine, Shared,
     error::{Result, one_line},
-    lease::Lease,
+    lease::{Lease, Left},
     library::item::Stored,
     problems::Subject,
     view::{Item, JobKind, VmView},
@@ -120,12 +120,14 @@ pub(super) async fn run(shared: Weak<Shared>) {
         problems.wait().await;
         tokio::time::sleep(RETRY).await;
         let Some(shared) = shared.upgrade() else { return };
+        let _turn = shared.repairing.lock().await;
         shared.retry().await;
     }
 }
 
 impl Shared {
-    async fn retry(self: &Arc<Self>) {
+    /// Tries again what has failed. Only one caller may do so at a time.
+    pub(super) async fn retry(self: &Arc<Self>) {
         let mut left: BTreeMap<VmId, BTreeSet<Resource>> = BTreeMap::new();
         for subject in self.problems.all().into_keys() {
             match subject {
@@ -193,21 +195,22 @@ impl Shared {
         match self.inventory.inbox(vm) {
             // If the task has ended meanwhile, it has released everything, or the next try does.
             Ok(inbox) => drop(inbox.send(Command::Found { resources, process }).await),
-            Err(_) => self.remove_orphan(vm, resources).await,
+            Err(_) => drop(self.remove_orphan(vm, resources).await),
         }
     }
 
     /// Returns the frozen layers of a VM, which only count against a quota. A failure is logged.
-    async fn frozen_layers(&self, vm: VmId) -> Vec<FrozenLayer> {
+    pub(super) async fn frozen_layers(&self, vm: VmId) -> Vec<FrozenLayer> {
         self.ports.disks.frozen(vm).await.unwrap_or_else(|error| {
             tracing::error!(%vm, error = %one_line(&error), "cannot look for the layers of a disk");
             Vec::new()
         })
     }
 
-    async fn remove_orphan(&self, vm: VmId, resources: BTreeSet<Resource>) {
+    /// Removes resources of a VM that is gone. Returns what is left.
+    pub(super) async fn remove_orphan(&self, vm: VmId, resources: BTreeSet<Resource>) -> Vec<Left> {
         tracing::warn!(%vm, ?resources, "removing resources without a sandbox");
-        Lease::of(vm, resources, self.ports.clone(), self.problems.clone()).release_all().await;
+        Lease::of(vm, resources, self.ports.clone(), self.problems.clone()).release_all().await
     }
 
     /// Returns the VMs that have a resource on the host. A failure becomes a problem.
@@ -267,7 +270,7 @@ impl Shared {
         self.jobs.all().iter().any(|job| job.outcome.is_none() && imports.contains(&job.kind))
     }
 
-    fn note<E: std::error::Error>(&self, subject: Subject, result: Result<(), E>) {
+    pub(super) fn note<E: std::error::Error>(&self, subject: Subject, result: Result<(), E>) {
         let _ = self.note_result(subject, result);
     }
 
@@ -288,7 +291,7 @@ impl Shared {
 }
 
 /// Lists the VMs that have a resource on the host.
-async fn look(ports: &Ports, resource: Resource) -> Result<Found> {
+pub(super) async fn look(ports: &Ports, resource: Resource) -> Result<Found> {
     let vms = match resource {
         Resource::Disks => ports.disks.found().await?,
         Resource::Capture => ports.captures.found().await?,

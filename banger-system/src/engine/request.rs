@@ -177,6 +177,8 @@ pub struct ForkVm {
     pub names: Vec<Name>,
     /// The snapshot of the sandbox that they are made of, instead of what the sandbox is now.
     pub snapshot: Option<Name>,
+    /// How long they stay.
+    pub lifetime: Lifetime,
 }
 
 /// A user's file with an image.

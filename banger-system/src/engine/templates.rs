@@ -99,6 +99,14 @@ impl Shared {
         self.note_failed(key.clone());
     }
 
+    /// Removes the templates that no start can use, unless one is being made. Returns how many were removed.
+    pub(super) async fn tidy_templates(&self) -> Result<usize> {
+        match self.making.turn.try_lock() {
+            Ok(_turn) => Ok(self.ports.templates.tidy().await?),
+            Err(_) => Ok(0),
+        }
+    }
+
     /// Makes the template for VMs like this one in the background, unless another is being made.
     pub(super) fn make_template(self: &Arc<Self>, key: TemplateKey, like: LaunchSpec) {
         let Ok(turn) = Arc::clone(&self.making.turn).try_lock_owned() else { return };

@@ -231,6 +231,8 @@ pub enum JobKind {
     VmFork,
     /// Makes a snapshot of a sandbox.
     VmSnapshot,
+    /// Puts a sandbox back to a snapshot.
+    VmRestore,
     /// Imports an image from a file.
     ImageImport,
     /// Pulls an image.
@@ -262,6 +264,7 @@ impl JobKind {
             JobKind::VmDelete => "vm-delete",
             JobKind::VmFork => "vm-fork",
             JobKind::VmSnapshot => "vm-snapshot",
+            JobKind::VmRestore => "vm-restore",
             JobKind::ImageImport => "image-import",
             JobKind::ImagePull => "image-pull",
             JobKind::ImageCommit => "image-commit",

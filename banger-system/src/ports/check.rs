@@ -22,4 +22,6 @@ pub enum Status {
     Warn,
     /// Sandboxes do not work.
     Fail,
+    /// It did not work, and was repaired.
+    Fixed,
 }

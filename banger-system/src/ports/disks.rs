@@ -54,6 +54,8 @@ pub trait Disks: Send + Sync {
     /// Discards what a child has written since it was made. No VMM may have the drives open. A repeat is safe, also after a
     /// crash.
     async fn empty(&self, vm: VmId) -> Result<()>;
+    /// Swaps the disks of two VMs that have no VMM, in one step. Their logs stay.
+    async fn exchange(&self, vm: VmId, with: VmId) -> Result<()>;
     /// Returns the frozen layers of the disks of a VM. The image is not one of them. A layer exists as long as a VM
     /// has it.
     async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>>;

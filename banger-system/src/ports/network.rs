@@ -25,6 +25,9 @@ pub trait Network: Send + Sync {
     /// Creates what all guests share: the link with the host's address, the packet filter rules, forwarding. A repeat
     /// is safe, and restores what somebody removed, including the interfaces of guests.
     async fn prepare(&self, subnet: Subnet) -> Result<()>;
+    /// Makes again what others have removed of what all guests share, as [`Network::prepare`] does. Returns whether rules
+    /// were missing. A repeat is safe. Does nothing before the network is prepared.
+    async fn restore(&self) -> Result<bool>;
     /// Removes what all guests share.
     async fn withdraw(&self) -> Result<()>;
     /// Creates a guest's interface with everything that belongs to it. An existing one is changed to these settings,

@@ -11,8 +11,9 @@ use super::{Check, HostError, vmm::Capture};
 /// any user.
 #[async_trait]
 pub trait Templates: Send + Sync {
-    /// Removes what an interrupted [`Templates::keep`] left, and the templates that no start can use any more.
-    async fn tidy(&self) -> Result<()>;
+    /// Removes what an interrupted [`Templates::keep`] left, and the templates that no start can use any more. Returns how
+    /// many were removed. A repeat is safe.
+    async fn tidy(&self) -> Result<usize>;
     /// Returns a template, or `None` if it does not exist. One that does not verify is moved aside.
     async fn load(&self, key: &TemplateKey) -> Result<Option<Arc<Capture>>>;
     /// Stores a template, which then exists whole or not at all. Removes those that were not used for longest if they

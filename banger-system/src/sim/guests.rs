@@ -379,6 +379,16 @@ impl GuestLink for Sim {
 }
 
 impl Sim {
+    /// Forgets everything about the guest of a VM, which has ended or is new.
+    pub fn forget_guest(&self, vm: VmId) {
+        let mut state = self.lock();
+        state.configured.remove(&vm);
+        state.guest_ends.remove(&vm);
+        state.vmm_logs.remove(&vm);
+        state.machines.remove(&vm);
+        state.clock_syncs.retain(|(other, _), _| *other != vm);
+    }
+
     /// Answers for a guest, unless guests are silent.
     async fn answer(&self, vm: VmId, what: &str, timeout: Duration) -> guest_link::Result<()> {
         if !self.lock().is_silent(vm) {

@@ -1,6 +1,6 @@
 //! Disks, images and kernels in memory, without content.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use banger_domain::{
@@ -152,6 +152,24 @@ impl Disks for Sim {
         Ok(())
     }
 
+    async fn exchange(&self, vm: VmId, with: VmId) -> disks::Result<()> {
+        let mut state = self.step("exchange disks")?;
+        let state = &mut *state;
+        if !(state.disks.contains(&vm) && state.disks.contains(&with)) {
+            return Err(HostError::not_ready("there are no disks to exchange").into());
+        }
+        let was_written = state.written.remove(&vm);
+        if state.written.remove(&with) {
+            state.written.insert(vm);
+        }
+        if was_written {
+            state.written.insert(with);
+        }
+        swap(&mut state.disk_sizes, vm, with);
+        swap(&mut state.frozen_layers, vm, with);
+        Ok(())
+    }
+
     async fn frozen(&self, vm: VmId) -> disks::Result<Vec<FrozenLayer>> {
         Ok(self.step("look for layers")?.frozen_layers.get(&vm).cloned().unwrap_or_default())
     }
@@ -163,6 +181,13 @@ impl Disks for Sim {
     async fn checks(&self) -> Vec<Check> {
         Vec::new()
     }
+}
+
+/// Swaps what two VMs have, if anything.
+fn swap<T>(all: &mut BTreeMap<VmId, T>, one: VmId, other: VmId) {
+    let (of_one, of_other) = (all.remove(&one), all.remove(&other));
+    all.extend(of_other.map(|value| (one, value)));
+    all.extend(of_one.map(|value| (other, value)));
 }
 
 impl State {

@@ -88,6 +88,8 @@ struct State {
     nics: BTreeMap<VmId, Nic>,
     /// Whether no guest of an earlier run can be taken over.
     lost_nics: bool,
+    /// Whether somebody has removed the rules of the packet filter.
+    lost_rules: bool,
     /// What restricted guests were allowed and denied.
     egress_logs: EgressLogs,
     /// Notified when a guest was denied something.
@@ -352,6 +354,14 @@ impl Sim {
         let mut state = self.lock();
         state.vms.remove(&vm);
         state.ledger.retain(|(other, _)| *other != vm);
+    }
+
+    /// Leaves parts of a VM that nothing knows of, as a deletion does that was interrupted with its record lost.
+    pub fn leave_remains(&self, vm: VmId) {
+        let mut state = self.lock();
+        state.disks.insert(vm);
+        state.mappers.insert(vm);
+        state.sockets.insert(vm);
     }
 
     /// Loses the rows of all images and kernels.

@@ -52,6 +52,11 @@ impl Sim {
         self.lock().lost_nics = lost;
     }
 
+    /// Loses the rules of the packet filter.
+    pub fn lose_rules(&self) {
+        self.lock().lost_rules = true;
+    }
+
     /// Returns the interface of a VM.
     pub fn nic(&self, vm: VmId) -> Option<Nic> {
         self.lock().nics.get(&vm).cloned()
@@ -67,6 +72,10 @@ impl Network for Sim {
     async fn prepare(&self, subnet: Subnet) -> Result<()> {
         self.step("prepare the network")?.subnet = Some(subnet);
         Ok(())
+    }
+
+    async fn restore(&self) -> Result<bool> {
+        Ok(std::mem::take(&mut self.step("restore the network")?.lost_rules))
     }
 
     async fn withdraw(&self) -> Result<()> {

@@ -95,8 +95,8 @@ pub(super) fn empty_capture() -> Result<Capture> {
 
 #[async_trait]
 impl Templates for Sim {
-    async fn tidy(&self) -> Result<()> {
-        Ok(())
+    async fn tidy(&self) -> Result<usize> {
+        Ok(0)
     }
 
     async fn load(&self, key: &TemplateKey) -> Result<Option<Arc<Capture>>> {

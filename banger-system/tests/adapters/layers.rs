@@ -90,6 +90,32 @@ fn options(drive: &Drive) -> String {
 }
 
 #[tokio::test]
+async fn disks_are_exchanged_and_logs_stay() {
+    require!(has_program("qemu-io"), "qemu-io");
+    for overlay_by in [OverlayBy::Vmm, OverlayBy::Host] {
+        let host = Host::new(overlay_by).await;
+        host.io(PARENT, 0, &["write -P 7 32M 64k"]).await;
+        host.fork(CHILD).await;
+        for (disk, pattern) in [(0, 8), (1, 9)] {
+            host.io(PARENT, disk, &[&format!("write -P {pattern} 32M 64k")]).await;
+        }
+        let paths = &host.scratch.paths;
+        fs::write(paths.console_log(PARENT), "said").unwrap();
+        let facts = host.disks.identity(CHILD).await.unwrap();
+        host.disks.exchange(PARENT, CHILD).await.unwrap();
+        assert_eq!(host.disks.identity(PARENT).await.unwrap(), facts);
+        assert_eq!(fs::read_to_string(paths.console_log(PARENT)).unwrap(), "said");
+        host.io(PARENT, 0, &["read -P 7 32M 64k", "write -P 1 32M 64k"]).await;
+        host.io(CHILD, 0, &["read -P 8 32M 64k"]).await;
+        host.io(CHILD, 1, &["read -P 9 32M 64k"]).await;
+        host.disks.remove_directory(CHILD).await.unwrap();
+        host.io(PARENT, 0, &["read -P 1 32M 64k"]).await;
+        assert!(host.disks.exchange(PARENT, CHILD).await.is_err());
+        host.io(PARENT, 0, &["read -P 1 32M 64k"]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_child_that_was_never_started_is_forked_as_often_as_wanted_and_stays_as_it_is() {
     require!(has_program("qemu-io"), "qemu-io");
     let host = Host::new(OverlayBy::Vmm).await;

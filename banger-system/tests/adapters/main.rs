@@ -26,6 +26,7 @@ mod ruleset;
 mod scratch;
 #[path = "../skip/mod.rs"]
 mod skip;
+mod soak;
 mod stalled;
 mod store;
 mod supervisor;

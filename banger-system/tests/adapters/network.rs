@@ -82,6 +82,21 @@ fn refused<T>(result: std::io::Result<T>) -> bool {
 }
 
 #[test]
+fn what_others_removed_from_the_packet_filter_is_restored_on_request() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let guest = world.guest(network, nic(0, ALICE)).await;
+        assert!(!network.restore().await.unwrap(), "nothing is missing");
+        for damage in ["delete table inet banger", "flush table inet banger", "flush set inet banger source4"]
+        {
+            world.host.command(&format!("nft {damage}")).unwrap();
+            assert!(network.restore().await.unwrap(), "{damage}");
+            assert!(!network.restore().await.unwrap(), "{damage}: it is whole again");
+            assert_eq!(network.found().await.unwrap(), [guest.nic.vm], "{damage}");
+        }
+    });
+}
+
+#[test]
 fn nat_leads_a_guest_outside_and_is_cut_at_once() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let web = world.internet.serve("0.0.0.0:0");

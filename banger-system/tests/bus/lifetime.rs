@@ -8,12 +8,15 @@ use banger_domain::{
     lifecycle::State,
     vm::{Lifetime, Vm},
 };
-use banger_proto::bus::names::{MANAGER_PATH, SERVICE, VM_PARENT, action};
+use banger_proto::bus::{
+    ErrorName,
+    names::{MANAGER_PATH, SERVICE, VM_PARENT, action},
+};
 use banger_system::ports::store::Store;
-use zbus::{fdo::DBusProxy, names::BusName};
+use zbus::{OwnedObjectPath, fdo::DBusProxy, names::BusName};
 
 use crate::private_bus::{
-    ALICE, Answer, BOB, Bus, Client, Options, Service, is_possible, options, require, until,
+    ALICE, Answer, BOB, Bus, Client, Options, Service, is_possible, options, refused, require, until,
 };
 
 fn bound() -> Options {
@@ -48,6 +51,39 @@ async fn a_sandbox_bound_to_its_caller_is_deleted_with_it_and_others_stay() {
         assert_eq!(other.text(vm, "State").await, "running", "{vm}");
     }
     assert!(!service.sim.alive().iter().any(|thing| thing.contains(&id(&with_her).to_string())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forks_that_are_bound_to_their_caller_are_deleted_with_it() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, other) = (service.client(ALICE).await, service.client(ALICE).await);
+    let vm = alice.create("box", options([])).await;
+    let fork = async |client: &Client, name: &'static str| {
+        let with = options([("lifetime", "caller".into()), ("names", vec![name].into())]);
+        let (children, job): (Vec<OwnedObjectPath>, OwnedObjectPath) =
+            client.call(&vm, "Fork", &(1u32, with)).await.unwrap();
+        client.done(&job).await;
+        children[0].clone()
+    };
+    let (started, suspended, kept) =
+        (fork(&other, "started").await, fork(&other, "suspended").await, fork(&alice, "kept").await);
+    let job: OwnedObjectPath = other.call(&started, "Start", &(options([]),)).await.unwrap();
+    other.done(&job).await;
+    // One whose fork has not ended goes, too.
+    let with = options([("lifetime", "caller".into()), ("names", vec!["late"].into())]);
+    let (late, _): (Vec<OwnedObjectPath>, OwnedObjectPath) =
+        other.call(&vm, "Fork", &(1u32, with)).await.unwrap();
+    drop(other);
+    let gone = [&started, &suspended, &late[0]];
+    until(|| async { gone.iter().all(|vm| service.engine.vm(id(vm)).is_none()) }).await;
+    assert_eq!(alice.text(&kept, "State").await, "suspended");
+    assert_eq!(alice.text(&vm, "State").await, "running");
+    let wrong = options([("lifetime", "eternal".into())]);
+    refused(
+        alice.call::<(Vec<OwnedObjectPath>, OwnedObjectPath)>(&vm, "Fork", &(1u32, wrong)).await,
+        ErrorName::InvalidOption,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@ use banger_domain::{
     id::{JobId, VmId},
     lifecycle::State,
     net::port::Port,
+    vm::Lifetime,
 };
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -20,12 +21,12 @@ use banger_system::{
 use crate::engine_lab::{ALICE, EngineLab, request};
 
 pub fn fork(count: u32) -> ForkVm {
-    ForkVm { count, names: Vec::new(), snapshot: None }
+    ForkVm { count, names: Vec::new(), snapshot: None, lifetime: Lifetime::Persistent }
 }
 
 fn named(names: &[&str]) -> ForkVm {
     let names: Vec<_> = names.iter().map(|name| name.parse().unwrap()).collect();
-    ForkVm { count: names.len() as u32, names, snapshot: None }
+    ForkVm { count: names.len() as u32, names, snapshot: None, lifetime: Lifetime::Persistent }
 }
 
 impl EngineLab {
@@ -163,7 +164,7 @@ async fn nothing_uses_the_disks_of_a_sandbox_while_it_is_forked() {
     lab.sim.block_workers(true);
     let (_, job) = lab.engine.fork_vm(parent, fork(3)).await.unwrap();
     assert_eq!(lab.engine.vm_jobs(parent), [job]);
-    let busy = |error: Error| assert!(matches!(error, Error::BeingForked { .. }), "{error}");
+    let busy = |error: Error| assert!(matches!(error, Error::DisksBusy { .. }), "{error}");
     busy(lab.engine.start_vm(parent, Start::default()).await.unwrap_err());
     busy(lab.engine.delete_vm(parent, StopMode::Forced).await.unwrap_err());
     busy(lab.engine.fork_vm(parent, fork(1)).await.unwrap_err());

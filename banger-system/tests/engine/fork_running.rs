@@ -185,7 +185,7 @@ async fn requests_and_ends_during_a_capture() {
         job
     };
     let job = begin(&lab).await;
-    let busy = |error: Error| assert!(matches!(error, Error::BeingForked { .. }), "{error}");
+    let busy = |error: Error| assert!(matches!(error, Error::DisksBusy { .. }), "{error}");
     busy(lab.engine.suspend_vm(parent).await.unwrap_err());
     busy(lab.engine.pause_vm(parent).await.unwrap_err());
     busy(lab.engine.stop_vm(parent, Stop::default()).await.unwrap_err());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use banger_domain::{
     id::{Uid, VmId},
     lifecycle::State,
+    vm::Lifetime,
 };
 use banger_image::record::Kernel;
 use banger_system::{
@@ -109,7 +110,8 @@ async fn an_old_kernel_stays_for_a_snapshot_and_goes_with_it() {
     stop(&lab, vm).await;
     start(&lab, vm).await;
     assert_eq!((release_of(&lab, vm), imports(&lab).len()), (NEW.to_owned(), 2));
-    let fork = ForkVm { count: 1, names: Vec::new(), snapshot: Some(ready()) };
+    let fork =
+        ForkVm { count: 1, names: Vec::new(), snapshot: Some(ready()), lifetime: Lifetime::Persistent };
     let (children, job) = lab.engine.fork_vm(vm, fork).await.unwrap();
     lab.done(job).await;
     start(&lab, children[0]).await;

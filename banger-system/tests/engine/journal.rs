@@ -1,6 +1,6 @@
 //! The fields of journal entries.
 
-use banger_domain::{guest_end::Ended, lifecycle::State};
+use banger_domain::{guest_end::Ended, lifecycle::State, vm::Lifetime};
 use banger_system::engine::request::{ForkVm, Start, Stop};
 use tracing::Instrument;
 
@@ -70,7 +70,7 @@ async fn the_life_of_a_fork_is_logged_with_its_own_sandbox() {
     let mut lab = EngineLab::new().await;
     let parent = lab.running().await;
     lab.done(lab.engine.stop_vm(parent, Stop::default()).await.unwrap()).await;
-    let fork = ForkVm { count: 1, names: Vec::new(), snapshot: None };
+    let fork = ForkVm { count: 1, names: Vec::new(), snapshot: None, lifetime: Lifetime::Persistent };
     let (children, job) = lab.engine.fork_vm(parent, fork).await.unwrap();
     lab.done(job).await;
     lab.done(lab.engine.start_vm(children[0], Start::default()).await.unwrap()).await;

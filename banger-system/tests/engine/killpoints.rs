@@ -4,7 +4,7 @@
 
 use std::{fs::File, time::Duration};
 
-use banger_domain::{egress::Egress, id::VmId};
+use banger_domain::{egress::Egress, id::VmId, vm::Lifetime};
 use banger_image::oci::{config::ConfigChange, credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -26,7 +26,8 @@ const FAULTS: [Fault; 4] = [Fault::Killed, Fault::Error, Fault::Timeout, Fault::
 /// More than any operation has.
 const MOST_POINTS: usize = 1000;
 
-/// Environment variable of `cargo xtask killpoints` with a part of the names of the wanted operations.
+/// Environment variable of `cargo xtask killpoints` with a part of the names of the wanted operations, or `capture` for all
+/// that have to do with memory and frozen layers.
 const ONLY: &str = "BANGER_KILLPOINTS_ONLY";
 
 /// The state of the sandbox before an operation.
@@ -57,8 +58,11 @@ enum Operation {
     Suspend,
     Resume,
     Fork,
+    ForkRunning,
     CreateSnapshot,
     SnapshotRunning,
+    RestoreSnapshot,
+    RestoreMemory,
     DeleteSnapshot,
     ForkSnapshot,
     DeleteWithSnapshot,
@@ -68,6 +72,7 @@ enum Operation {
     ImportImage,
     ImportKernel,
     DeleteImage,
+    Repair,
 }
 
 impl Operation {
@@ -79,12 +84,37 @@ impl Operation {
             | Self::ImportImage
             | Self::ImportKernel
             | Self::DeleteImage => Before::None,
-            Self::Start | Self::Delete | Self::Resize | Self::Fork | Self::CreateSnapshot | Self::Commit => {
-                Before::Down
-            }
+            Self::Start
+            | Self::Delete
+            | Self::Resize
+            | Self::Fork
+            | Self::CreateSnapshot
+            | Self::RestoreSnapshot
+            | Self::Commit => Before::Down,
             Self::Resume => Before::Suspended,
             _ => Before::Up,
         }
+    }
+
+    /// Returns whether it writes or reads the memory or the frozen layers of a sandbox.
+    const fn is_capture(self) -> bool {
+        matches!(
+            self,
+            Self::Suspend
+                | Self::Resume
+                | Self::Fork
+                | Self::ForkRunning
+                | Self::CreateSnapshot
+                | Self::SnapshotRunning
+                | Self::DeleteSnapshot
+                | Self::ForkSnapshot
+                | Self::DeleteWithSnapshot
+        )
+    }
+
+    /// Returns whether it is among the wanted ones.
+    fn is_wanted(self, only: &str) -> bool {
+        format!("{self:?}").to_lowercase().contains(only) || (only == "capture" && self.is_capture())
     }
 
     /// Does it, and waits for its end.
@@ -123,9 +153,12 @@ impl Operation {
             Self::Pause => return engine.pause_vm(id).await,
             Self::Suspend => engine.suspend_vm(id).await?,
             Self::Resume => engine.resume_vm(id, Start::default()).await?,
-            Self::Fork => engine.fork_vm(id, fork(None)).await?.1,
+            Self::Fork | Self::ForkRunning => engine.fork_vm(id, fork(None)).await?.1,
             Self::CreateSnapshot | Self::SnapshotRunning => {
                 engine.create_snapshot(id, "clean".parse().unwrap()).await?
+            }
+            Self::RestoreSnapshot | Self::RestoreMemory => {
+                engine.restore_snapshot(id, "clean".parse().unwrap()).await?
             }
             Self::DeleteSnapshot => return engine.delete_snapshot(id, "clean".parse().unwrap()).await,
             Self::ForkSnapshot => engine.fork_vm(id, fork(Some("clean"))).await?.1,
@@ -139,13 +172,22 @@ impl Operation {
                 let image = engine.images().first().map(|image| image.id).unwrap();
                 return engine.delete_image(image).await;
             }
+            Self::Repair => {
+                engine.repair(ALICE).await;
+                return Ok(());
+            }
         };
         engine.wait_job(job, None).await.map(drop)
     }
 }
 
 fn fork(snapshot: Option<&str>) -> ForkVm {
-    ForkVm { count: 2, names: Vec::new(), snapshot: snapshot.map(|name| name.parse().unwrap()) }
+    ForkVm {
+        count: 2,
+        names: Vec::new(),
+        snapshot: snapshot.map(|name| name.parse().unwrap()),
+        lifetime: Lifetime::Persistent,
+    }
 }
 
 fn commit() -> CommitVm {
@@ -200,9 +242,20 @@ impl EngineLab {
         }
         if matches!(
             operation,
-            Operation::DeleteSnapshot | Operation::ForkSnapshot | Operation::DeleteWithSnapshot
+            Operation::DeleteSnapshot
+                | Operation::ForkSnapshot
+                | Operation::DeleteWithSnapshot
+                | Operation::RestoreSnapshot
+                | Operation::RestoreMemory
         ) {
             self.done(self.engine.create_snapshot(vm, "clean".parse().unwrap()).await.unwrap()).await;
+        }
+        if matches!(operation, Operation::RestoreMemory) {
+            self.done(self.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+        }
+        if matches!(operation, Operation::Repair) {
+            self.sim.leave_remains(VmId::from_bits(7));
+            self.sim.lose_rules();
         }
         if matches!(operation, Operation::Unpublish) {
             let port = "loopback/tcp/9090/90".parse().unwrap();
@@ -252,7 +305,7 @@ async fn try_point(operation: Operation, point: usize, fault: Fault) -> Option<V
 /// Runs an operation with each fault at each of its points, and prints the figures.
 fn try_all(operation: Operation) {
     let only = std::env::var(ONLY).unwrap_or_default().to_lowercase();
-    if !format!("{operation:?}").to_lowercase().contains(&only) {
+    if !operation.is_wanted(&only) {
         return;
     }
     let (mut points, mut runs, mut failures) = (0, 0, Vec::new());
@@ -303,8 +356,11 @@ operations! {
     a_suspend_recovers_at_every_point: Suspend,
     a_resume_recovers_at_every_point: Resume,
     a_fork_recovers_at_every_point: Fork,
+    a_fork_of_a_running_sandbox_recovers_at_every_point: ForkRunning,
     a_snapshot_recovers_at_every_point: CreateSnapshot,
     a_snapshot_of_a_running_sandbox_recovers_at_every_point: SnapshotRunning,
+    a_restored_snapshot_recovers_at_every_point: RestoreSnapshot,
+    a_restored_snapshot_with_memory_recovers_at_every_point: RestoreMemory,
     a_deletion_of_a_snapshot_recovers_at_every_point: DeleteSnapshot,
     a_fork_of_a_snapshot_recovers_at_every_point: ForkSnapshot,
     a_deletion_with_snapshots_recovers_at_every_point: DeleteWithSnapshot,
@@ -314,4 +370,5 @@ operations! {
     an_image_import_recovers_at_every_point: ImportImage,
     a_kernel_import_recovers_at_every_point: ImportKernel,
     an_image_deletion_recovers_at_every_point: DeleteImage,
+    a_repair_recovers_at_every_point: Repair,
 }

@@ -24,6 +24,7 @@ mod pull;
 mod queue;
 mod reboot;
 mod recovery;
+mod repair;
 mod restart;
 mod sharing;
 mod snapshot;

@@ -218,7 +218,7 @@ async fn the_host_starts_the_service_only_for_sandboxes_that_start_with_it() {
     let off = Configure { autostart: Some(false), ..Configure::default() };
     lab.engine.configure_vm(first, off).await.unwrap();
     assert!(wants());
-    let fork = ForkVm { count: 1, names: Vec::new(), snapshot: None };
+    let fork = ForkVm { count: 1, names: Vec::new(), snapshot: None, lifetime: Lifetime::Persistent };
     let (children, job) = lab.engine.fork_vm(second, fork).await.unwrap();
     lab.done(job).await;
     lab.done(lab.engine.delete_vm(second, StopMode::Graceful).await.unwrap()).await;

@@ -11,10 +11,13 @@ use banger_domain::{
     vm::Lifetime,
 };
 use banger_proto::size::Bytes;
-use banger_system::engine::{
-    error::{Error, Kind},
-    request::{Configure, CreateVm, ForkVm, Start, Stop, StopMode},
-    view::Outcome,
+use banger_system::{
+    engine::{
+        error::{Error, Kind},
+        request::{Configure, CreateVm, ForkVm, Start, Stop, StopMode},
+        view::Outcome,
+    },
+    ports::disks::FrozenLayer,
 };
 
 use crate::engine_lab::{ALICE, EngineLab, LONG, request};
@@ -24,7 +27,7 @@ fn clean() -> Name {
 }
 
 fn of_snapshot(name: &str, count: u32) -> ForkVm {
-    ForkVm { count, names: Vec::new(), snapshot: Some(name.parse().unwrap()) }
+    ForkVm { count, names: Vec::new(), snapshot: Some(name.parse().unwrap()), lifetime: Lifetime::Persistent }
 }
 
 impl EngineLab {
@@ -122,6 +125,152 @@ async fn a_snapshot_of_a_stopped_sandbox_has_its_disks() {
     lab.engine.pause_vm(parent).await.unwrap();
     lab.forked(parent, of_snapshot("clean", 1)).await;
     assert_eq!(lab.state(parent), State::Paused);
+}
+
+impl EngineLab {
+    async fn restore(&self, vm: VmId, name: &str) {
+        self.done(self.engine.restore_snapshot(vm, name.parse().unwrap()).await.unwrap()).await;
+    }
+
+    fn layers_of(&self, vm: VmId, name: &str) -> Vec<FrozenLayer> {
+        let all = self.engine.snapshots(vm);
+        all.iter().find(|snapshot| snapshot.vm.name.as_str() == name).unwrap().frozen.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_is_put_back_to_a_snapshot_of_its_disks() {
+    let lab = EngineLab::new().await;
+    let vm = lab.stopped().await;
+    lab.snapshot(vm, "clean").await;
+    lab.start(vm).await;
+    lab.stop(vm).await;
+    let (disk_size, memory) = (Some(Bytes::gib(20)), Some(Bytes::gib(2)));
+    lab.engine.configure_vm(vm, Configure { disk_size, memory, ..Configure::default() }).await.unwrap();
+    let (sizes, before, usage) = (lab.sim.disk_sizes(vm), lab.sim.alive(), lab.engine.usage(ALICE));
+    lab.restore(vm, "clean").await;
+    let view = lab.engine.vm(vm).unwrap();
+    assert_eq!((view.vm.state, &view.frozen), (State::Stopped, &lab.layers_of(vm, "clean")));
+    // No size changes: the row is right at each step.
+    assert_eq!(lab.sim.disk_sizes(vm), sizes);
+    assert_eq!((view.vm.spec.disk_size, view.vm.spec.memory), (Bytes::gib(20), Bytes::gib(2)));
+    assert_eq!((lab.sim.alive(), lab.engine.usage(ALICE)), (before, usage));
+    lab.start(vm).await;
+    assert!(lab.sim.rejuvenated(vm).is_empty());
+}
+
+#[tokio::test]
+async fn a_sandbox_is_put_back_to_a_snapshot_of_its_guest_as_often_as_wanted() {
+    let lab = EngineLab::new().await;
+    let vm = lab.web().await;
+    lab.snapshot(vm, "ready").await;
+    lab.stop(vm).await;
+    let memory = Some(Bytes::gib(2));
+    lab.engine.configure_vm(vm, Configure { memory, ..Configure::default() }).await.unwrap();
+    lab.engine.rename_vm(vm, "site".parse().unwrap()).await.unwrap();
+    for _ in 0..2 {
+        lab.restore(vm, "ready").await;
+        let view = lab.engine.vm(vm).unwrap();
+        assert_eq!((view.vm.state, &view.frozen), (State::Suspended, &lab.layers_of(vm, "ready")));
+        assert_eq!(view.vm.spec.memory, Bytes::gib(1));
+        lab.start(vm).await;
+        assert!(lab.continues(vm));
+        let [Some(identity)] = &lab.sim.rejuvenated(vm)[..] else { panic!("it has no identity") };
+        // It has the identity that it has now.
+        assert_eq!(identity.hostname, "site");
+        assert_eq!(identity.network.as_ref().unwrap().replaces, Mac::of_guest(vm).0);
+        lab.stop(vm).await;
+    }
+    assert_eq!(lab.snapshots(vm), ["ready+"]);
+    lab.restore(vm, "ready").await;
+    let lab = lab.restart().await;
+    lab.start(vm).await;
+    assert!(lab.continues(vm), "a restart of the service loses nothing");
+    lab.stop(vm).await;
+    let disk_size = Some(Bytes::gib(20));
+    lab.engine.configure_vm(vm, Configure { disk_size, ..Configure::default() }).await.unwrap();
+    let grown = lab.engine.restore_snapshot(vm, "ready".parse().unwrap()).await.unwrap_err();
+    assert!(matches!(grown, Error::GrownSince { .. }), "{grown}");
+}
+
+#[tokio::test]
+async fn a_restoration_that_fails_at_any_step_leaves_what_was_there() {
+    let mut failures = 0;
+    for step in 0.. {
+        let lab = EngineLab::new().await;
+        let vm = lab.web().await;
+        lab.snapshot(vm, "clean").await;
+        lab.start(vm).await;
+        lab.stop(vm).await;
+        let facts = || {
+            let view = lab.engine.vm(vm).unwrap();
+            (
+                view.vm.state,
+                view.vm.spec.clone(),
+                view.frozen.clone(),
+                lab.engine.usage(ALICE),
+                lab.sim.alive(),
+            )
+        };
+        let before = facts();
+        lab.sim.fail_at(Some(step));
+        let restored = match lab.engine.restore_snapshot(vm, clean()).await {
+            Ok(job) => matches!(lab.outcome(job).await, Outcome::Done),
+            Err(_) => false,
+        };
+        let is_over = lab.sim.steps() <= step;
+        lab.sim.fail_at(None);
+        if !restored {
+            failures += 1;
+            assert_eq!(facts(), before, "step {step}");
+        }
+        lab.start(vm).await;
+        assert!(lab.continues(vm), "step {step}");
+        assert_eq!(lab.sim.rejuvenated(vm).len(), usize::from(restored), "step {step}");
+        if is_over {
+            break;
+        }
+    }
+    // Layers, the ledger, a directory, disks; the ledger, memory, the exchange, and the row.
+    assert_eq!(failures, 8);
+}
+
+#[tokio::test]
+async fn what_cannot_be_put_back_stays_as_it_is() {
+    let lab = EngineLab::new().await;
+    let vm = lab.web().await;
+    lab.snapshot(vm, "clean").await;
+    let refused = async |expect: &str| {
+        let error = lab.engine.restore_snapshot(vm, clean()).await.unwrap_err();
+        assert_eq!(error.to_string(), expect);
+    };
+    refused("a sandbox that is running cannot be restored").await;
+    lab.engine.pause_vm(vm).await.unwrap();
+    refused("a sandbox that is paused cannot be restored").await;
+    lab.engine.unpause_vm(vm).await.unwrap();
+    lab.done(lab.engine.suspend_vm(vm).await.unwrap()).await;
+    refused("web is suspended").await;
+    lab.start(vm).await;
+    lab.stop(vm).await;
+    lab.engine.set_lifetime(vm, Lifetime::UntilStopped).await.unwrap();
+    refused("web is deleted when it stops, with its snapshots; fork the snapshot instead").await;
+    lab.engine.set_lifetime(vm, Lifetime::Persistent).await.unwrap();
+    let missing = lab.engine.restore_snapshot(vm, "nope".parse().unwrap()).await.unwrap_err();
+    assert_eq!(missing.to_string(), "web has no snapshot nope");
+
+    // While it is put back, nothing else happens to it; a cancellation changes nothing.
+    let (before, view) = (lab.sim.alive(), lab.engine.vm(vm).unwrap());
+    lab.sim.block_workers(true);
+    let job = lab.engine.restore_snapshot(vm, clean()).await.unwrap();
+    assert_eq!((lab.engine.vm_jobs(vm), lab.snapshots(vm)), (vec![job], vec!["clean+".to_owned()]));
+    let busy = |error: Error| assert!(matches!(error, Error::DisksBusy { .. }), "{error}");
+    busy(lab.engine.start_vm(vm, Start::default()).await.unwrap_err());
+    busy(lab.engine.restore_snapshot(vm, clean()).await.unwrap_err());
+    busy(lab.engine.delete_snapshot(vm, clean()).await.unwrap_err());
+    lab.engine.cancel_job(job).unwrap();
+    assert!(matches!(lab.outcome(job).await, Outcome::Canceled));
+    let after = lab.engine.vm(vm).unwrap();
+    assert_eq!((lab.sim.alive(), after.vm.state, &after.frozen), (before, view.vm.state, &view.frozen));
 }
 
 #[tokio::test]
@@ -353,7 +502,7 @@ async fn nothing_else_happens_to_a_sandbox_and_its_snapshots_while_one_is_made_o
         };
         assert_eq!(lab.engine.vm_jobs(parent), [job]);
         assert_eq!(lab.snapshots(parent), ["clean"], "one that is being made is not there yet");
-        let busy = |error: Error| assert!(matches!(error, Error::BeingForked { .. }), "{error}");
+        let busy = |error: Error| assert!(matches!(error, Error::DisksBusy { .. }), "{error}");
         busy(lab.engine.create_snapshot(parent, second.clone()).await.unwrap_err());
         busy(lab.engine.delete_snapshot(parent, clean()).await.unwrap_err());
         busy(lab.engine.fork_vm(parent, of_snapshot("clean", 1)).await.unwrap_err());
@@ -378,7 +527,7 @@ async fn a_resumption_and_a_fork_of_a_snapshot_wait_for_each_other() {
         lab.engine.resume_vm(parent, Start::default()).await,
         lab.engine.start_vm(parent, Start::default()).await,
     ] {
-        assert!(matches!(refused, Err(Error::BeingForked { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::DisksBusy { .. })), "{refused:?}");
     }
     lab.sim.block_workers(false);
     lab.done(job).await;

@@ -263,6 +263,11 @@ export class ConnectionLostError extends BangerError {
   override name = "ConnectionLostError";
 }
 
+/** The [remote host](remote.md) cannot be used. */
+export class HostUnreachableError extends BangerError {
+  override name = "HostUnreachableError";
+}
+
 /** The service of banger cannot be reached. */
 export class ServiceUnavailableError extends BangerError {
   override name = "ServiceUnavailableError";
@@ -374,6 +379,7 @@ export const BY_CODE: ReadonlyMap<string, new (details: ErrorDetails) => BangerE
   ["cancelled", CancelledError],
   ["io", IoError],
   ["connection-lost", ConnectionLostError],
+  ["host-unreachable", HostUnreachableError],
   ["service-unavailable", ServiceUnavailableError],
   ["service-ended", ServiceEndedError],
   ["other-version", OtherVersionError],

@@ -5,6 +5,48 @@
  * @module
  */
 
+/** A file of your home. */
+export interface AgentPresetFile {
+  /** Its path, which begins with ~/. */
+  path: string;
+  /** Whether it is copied only with --with-credentials. */
+  secret: boolean;
+}
+
+/** A preset of a coding agent. */
+export interface AgentPreset {
+  /** The program and its first arguments. */
+  command: Array<string>;
+  /** For people; empty if there is none. */
+  description: string;
+  /** Bytes of the work disk; null for the default. */
+  disk_size: number | null;
+  /** Entries of its egress policy; an empty list allows nothing. */
+  egress: Array<string>;
+  /** Environment variables of the command. */
+  env: Record<string, string>;
+  /** Its file. */
+  file: string;
+  /** Files that its sandboxes get, if they exist. */
+  files: Array<AgentPresetFile>;
+  /** Image of its sandboxes; null for the default image. */
+  image: string | null;
+  /** Whether the image is built from a recipe in the preset. */
+  image_is_built: boolean;
+  /** Bytes of memory; null for the default. */
+  memory: number | null;
+  /** Name. */
+  name: string;
+  /** Whose it is. */
+  origin: "user" | "administrator" | "package";
+  /** Names of your environment variables that the command gets, if they are set. */
+  pass_env: Array<string>;
+  /** Bytes of the system disk; null for the default. */
+  root_size: number | null;
+  /** Virtual processors; null for the default. */
+  vcpus: number | null;
+}
+
 /** An entry of a catalog, as printed with --available. */
 export interface Available {
   /** The catalog. */
@@ -111,8 +153,8 @@ export interface Check {
   hint: string;
   /** Finding. */
   message: string;
-  /** Result of the check. */
-  status: "pass" | "warn" | "fail";
+  /** Result of the check; `fixed` for what `doctor --fix` has repaired. */
+  status: "pass" | "warn" | "fail" | "fixed";
 }
 
 /** A detached command in a sandbox. */
@@ -143,6 +185,16 @@ export interface Command {
   user: string;
   /** Bytes of output that it has written. */
   written: number;
+}
+
+/** A name for a host. */
+export interface Context {
+  /** Where the host is, as ssh://[USER@]HOST[:PORT]; null for the local one. */
+  host: string | null;
+  /** Whether commands use it. */
+  in_use: boolean;
+  /** Its name; null for a host that was given by its address. */
+  name: string | null;
 }
 
 /** A detached command that was started. */
@@ -889,6 +941,8 @@ export interface Synced {
 export interface Version {
   /** Version of this command. */
   client: string;
+  /** The host of the service, as ssh://[USER@]HOST[:PORT]; null for the local one. */
+  host?: string | null;
   /** Version of the service; null if it does not answer. */
   service: string | null;
 }

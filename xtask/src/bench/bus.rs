@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::{
-    Effort, Report, Side,
+    Effort, Goal, Report, Side,
     service::{Service, samples},
 };
 use crate::run::say;
@@ -12,6 +12,9 @@ use crate::run::say;
 /// How many sandboxes are listed.
 const COUNT: u32 = 1000;
 const FEW: u32 = 20;
+/// The longest that a list may take, and how many times as long as that of the empty service another call may take.
+const LIST: Goal = Goal::Millis(10.0);
+const CALL: Goal = Goal::Ratio(1.5);
 
 /// Runs the benchmark, and returns a report for each call.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
@@ -26,12 +29,14 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
             effort.runs,
             side("ListVMs", "list")?,
             side("the same reply of an empty service", "peer_list")?,
-        )?,
+        )?
+        .with_goal(LIST),
         Report::new(
             "bus: an authorised call",
             effort.runs,
-            side("GetVM, which is authorised and finds a sandbox by its name", "get")?,
-            side("the same reply of an empty service", "peer_get")?,
-        )?,
+            side("ListSnapshots of a sandbox, by its owner", "call")?,
+            side("the same reply of an empty service", "peer_call")?,
+        )?
+        .with_goal(CALL),
     ])
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::{
-    bench::{Effort, Report, Side},
+    bench::{Effort, Goal, Report, Side},
     host::Host,
     run::{output, run as shell, say},
     try_it::IMAGE,
@@ -16,6 +16,8 @@ use crate::{
 /// The sandbox of alice, who asks for too much, and that of bob.
 const HERS: &str = "bench-crowd";
 const HIS: &str = "bench-alone";
+/// How many times as long anything may take for another user.
+const GOAL: Goal = Goal::Ratio(1.2);
 
 /// Runs the benchmark.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
@@ -34,13 +36,15 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
             effort.runs,
             side("list crowded", "banger vm list, another user floods the service")?,
             side("list alone", "the same, alone")?,
-        )?,
+        )?
+        .with_goal(GOAL),
         Report::new(
             "crowd: vm start",
             effort.runs,
             side("start crowded", "banger vm start, until the VMM runs, another user floods the service")?,
             side("start alone", "the same, alone")?,
-        )?,
+        )?
+        .with_goal(GOAL),
     ])
 }
 

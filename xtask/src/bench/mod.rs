@@ -71,6 +71,7 @@ enum Bench {
     /// Compare the host's part of a start with an empty unit of the same confinement
     Start,
     /// Compare a user's list and start during another user's flood with the same alone
+    #[command(alias = "fairness")]
     Crowd,
     /// Compare a command in a guest with ssh, and completion of a name with busctl
     Exec,
@@ -103,6 +104,19 @@ pub struct Report {
     pub peer_median_ms: f64,
     /// Our median divided by the peer's.
     pub ratio: f64,
+    /// What is wanted, if the benchmark itself judges that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Goal>,
+}
+
+/// The goal of a benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// The highest ratio of the medians.
+    Ratio(f64),
+    /// The longest median of ours, in milliseconds.
+    Millis(f64),
 }
 
 /// One side of a comparison.
@@ -204,7 +218,13 @@ impl Report {
         let name = name.into();
         let (median_ms, peer_median_ms) = (median(&ours.samples_ms), median(&peers.samples_ms));
         let ratio = median_ms / peer_median_ms;
-        Ok(Self { name, runs, machine: Machine::this()?, ours, peers, median_ms, peer_median_ms, ratio })
+        let machine = Machine::this()?;
+        Ok(Self { name, runs, machine, ours, peers, median_ms, peer_median_ms, ratio, goal: None })
+    }
+
+    /// Sets the goal, which is printed beside the figures.
+    pub fn with_goal(self, goal: Goal) -> Self {
+        Self { goal: Some(goal), ..self }
     }
 
     fn print(&self) {
@@ -218,7 +238,21 @@ impl Report {
             let digits = if median < 100.0 { 2 } else { 0 };
             println!("{median:>7.digits$} ms {best:>7.digits$} ms {worst:>7.digits$} ms  {}", side.what);
         }
-        println!("ratio of the medians: {:.3}", self.ratio);
+        println!("ratio of the medians: {:.3}{}", self.ratio, self.verdict());
+    }
+}
+
+impl Report {
+    /// Returns the goal, and whether it was missed.
+    fn verdict(&self) -> String {
+        let (is_met, goal) = match self.goal {
+            None => return String::new(),
+            Some(Goal::Ratio(most)) => (self.ratio <= most, format!("goal: {most}")),
+            Some(Goal::Millis(most)) => {
+                (self.median_ms <= most, format!("median: {:.2} ms, goal: {most} ms", self.median_ms))
+            }
+        };
+        format!("; {goal}{}", if is_met { "" } else { " (missed)" })
     }
 }
 
@@ -264,6 +298,18 @@ pub fn median(samples: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_goal_is_shown_with_what_was_measured() {
+        let side = |ms| Side { what: "", samples_ms: vec![ms] };
+        let verdict =
+            |goal| Report::new("", 1, side(6.0), side(5.0)).map(|report| report.with_goal(goal).verdict());
+        let check = |goal, expect: &str| assert_eq!(verdict(goal).unwrap_or_default(), expect);
+        check(Goal::Ratio(1.5), "; goal: 1.5");
+        check(Goal::Ratio(1.1), "; goal: 1.1 (missed)");
+        check(Goal::Millis(10.0), "; median: 6.00 ms, goal: 10 ms");
+        check(Goal::Millis(5.5), "; median: 6.00 ms, goal: 5.5 ms (missed)");
+    }
 
     #[test]
     fn the_median_is_in_the_middle() {

@@ -1,8 +1,9 @@
 //! A service on a host in memory with a bus of its own, for benchmarks of the service alone. Nothing of the host is touched.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -43,12 +44,17 @@ impl Service {
     /// Builds and starts a service.
     pub fn start(effort: Effort) -> Result<Self> {
         say("building");
-        // The agent is not needed.
+        // The agent is not needed. With an example among the targets, cargo would build nothing else, or programs with the
+        // features of tests.
+        build::host_programs(effort.profile())?;
         let client = build::examples(effort.profile(), &[CLIENT])?.join(CLIENT);
         let programs = target().join(effort.profile().directory);
         let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
         let (socket, settings) = (directory.path().join("bus"), directory.path().join("config.toml"));
         let rules = directory.path().join("bus.conf");
+        // The program that measures is not root.
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755))
+            .context("cannot open the directory")?;
         fs::write(&rules, configuration(&socket)).context("cannot write the rules of the bus")?;
         fs::write(&settings, LIMITS).context("cannot write the settings of the service")?;
         let mut bus = Command::new(DAEMON)

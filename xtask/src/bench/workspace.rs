@@ -1,6 +1,7 @@
 //! `cargo xtask bench workspace`: sends a repository of 5,000 files into a guest and exports the work, compared with
 //! `git bundle`, `scp` and `ssh` by hand over an open connection; sends one edited file of them, compared with `rsync`; and
-//! sends a repository of 20,000 small files, compared with `tar` through a command.
+//! sends a repository of 20,000 small files, compared with `tar` through a command. Runs `git status` in the repository of
+//! 5,000 files as it is mounted, compared with the one that was sent.
 
 use anyhow::Result;
 
@@ -34,6 +35,11 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
                 name: "workspace, one of 5,000 files edited",
                 ours: ("sync", "banger vm workspace sync"),
                 peers: ("sync by hand", "rsync"),
+            },
+            Comparison {
+                name: "workspace, git status over a mount",
+                ours: ("status mounted", "banger vm exec --mount, git status"),
+                peers: ("status sent", "banger vm exec, git status in the workspace"),
             },
         ],
     )

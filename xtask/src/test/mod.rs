@@ -70,6 +70,9 @@ const REGISTRY: &str = "BANGER_TEST_DOCKER_REGISTRY";
 /// Environment variable with the program that has the parser of Prometheus.
 const PROMTOOL: &str = "BANGER_TEST_PROMTOOL";
 
+/// Environment variable with a server of ssh.
+const SSHD: &str = "BANGER_TEST_SSHD";
+
 /// The levels that cargo runs, and a nextest filter for the tests of each.
 const CARGO_LEVELS: [(u8, &str, &str); 4] = [
     // Whatever is in no other level, so that no test is in none.
@@ -137,6 +140,10 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     match packages::promtool() {
         Ok(promtool) => drop(nextest.env(PROMTOOL, promtool)),
         Err(error) => say(&format!("no promtool: {error:#}")),
+    }
+    match packages::sshd() {
+        Ok(sshd) => drop(nextest.env(SSHD, sshd)),
+        Err(error) => say(&format!("no sshd: {error:#}")),
     }
     if let Some(python) = packages::mcp_client()? {
         nextest.env(MCP_PYTHON, python);

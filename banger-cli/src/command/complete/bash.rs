@@ -13,7 +13,7 @@ use clap_complete::{
 };
 
 /// The environment variable with the line up to the cursor.
-const LINE: &str = "_BANGER_LINE";
+pub const LINE: &str = "_BANGER_LINE";
 /// What the script of the library does with the word at the cursor: bash calls it empty after a `:`.
 const WORD: &str = "words[COMP_CWORD]=\"$2\"";
 const WORD_OR_BREAK: &str = "[[ ${words[COMP_CWORD]} == [:=]* ]] || words[COMP_CWORD]=\"$2\"";

@@ -123,7 +123,7 @@ fn within_time<T>(query: impl Future<Output = Result<T>>) -> Option<T> {
 
 /// Connects to the service, if it is running.
 async fn service() -> Result<Option<Bus>> {
-    let bus = Bus::connect().await?.without_prompts();
+    let bus = Bus::connect_briefly().await?;
     Ok(bus.service_runs().await.then_some(bus))
 }
 

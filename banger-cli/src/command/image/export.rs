@@ -150,8 +150,11 @@ impl Export {
     ) -> Result<Object> {
         let jobs = Jobs::of(bus);
         let progress = Progress::new(self.progress);
-        let job = bus.export_image(image, Fd::from(file.as_fd())).await?;
+        let (job, filled) = bus.export_image(image, Fd::from(file.as_fd())).await?;
         let facts: Facts = jobs.finish(bus, &job, progress.track(None), listener).await?;
+        if let Some(filled) = filled {
+            unless_ended(listener, filled.fetch(file)).await?;
+        }
         Ok(Object::new(facts))
     }
 }

@@ -11,6 +11,7 @@ mod saved;
 mod tag;
 
 pub use pull::Pull;
+pub use saved::temporary;
 pub use tag::Tag;
 
 use clap::Subcommand;

@@ -9,7 +9,7 @@ use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     command::{
         batch::{self, ResultArgs},
-        delete::{delete, is_own},
+        delete::delete,
         prune::PruneArgs,
     },
     error::Result,
@@ -41,7 +41,7 @@ impl Prune {
     pub async fn run(&self) -> Result<u8> {
         let bus = &Bus::connect().await?;
         let mut images = bus.objects(IMAGE_INTERFACE).await?;
-        images.retain(is_unused);
+        images.retain(|image| bus.is_own(image) && is_unused(image));
         let Some(chosen) = self.prune.choose(images, "", self.output.json)? else { return Ok(0) };
         let mut found = batch::find(bus, Kind::Image, &chosen.ids).await;
         for ((reference, _), name) in found.iter_mut().zip(chosen.names) {
@@ -54,8 +54,8 @@ impl Prune {
     }
 }
 
-/// Returns whether an image is the caller's alone, and has no sandboxes.
+/// Returns whether only its owner has an image, and no sandbox uses it.
 fn is_unused(image: &Object) -> bool {
     let has_users = image.json()["used_by"].as_array().is_none_or(|users: &Vec<Value>| !users.is_empty());
-    is_own(image) && !image.flag("Shared") && !has_users
+    !image.flag("Shared") && !has_users
 }

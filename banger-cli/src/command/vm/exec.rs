@@ -31,6 +31,7 @@ use crate::{
     },
     error::{Error, Result},
     guest::{agent::Guest, attach, terminfo},
+    mount::{self, Mounts},
     share::{self, Shares},
     ui::{
         output,
@@ -126,6 +127,9 @@ impl ExecCommand {
         if self.detach && !exec.shares().is_empty() {
             return Err(share::not_detached("--detach"));
         }
+        if self.detach && !exec.mounts().is_empty() {
+            return Err(mount::not_detached("--detach"));
+        }
         if self.detach {
             let mut listener = Signals::catch()?.listen();
             let ready = target.prepare(exec.detached(&self.command), &mut listener).await?;
@@ -166,6 +170,10 @@ impl Target {
         if self.session.is_some() && !self.exec.shares().is_empty() {
             return Err(share::not_detached("--session"));
         }
+        if self.session.is_some() && !self.exec.mounts().is_empty() {
+            return Err(mount::not_detached("--session"));
+        }
+        let sources = mount::open(self.exec.mounts())?;
         // One listener for everything, because another one would miss the signals before it.
         let mut listener = Signals::catch()?.listen();
         unless_ended(&mut listener.resubscribe(), share::check(self.exec.shares())).await?;
@@ -173,6 +181,8 @@ impl Target {
         let shares = Shares::start((&bus, &vm, &listener), self.exec.shares(), exec.user.as_deref());
         let shares = unless_ended(&mut listener.resubscribe(), shares).await?;
         shares.add_to(&mut exec);
+        let mounts = Mounts::start((&bus, &vm), sources, exec.user.as_deref());
+        let mounts = unless_ended(&mut listener.resubscribe(), mounts).await?;
         if self.session.is_some() {
             proxies.check_detached("--session")?;
         }
@@ -186,7 +196,7 @@ impl Target {
             }
             None => attach::run(stream, exec, self.exec.stdin(), &mut listener).await,
         };
-        drop((proxies, shares));
+        drop((proxies, shares, mounts));
         if let Some(explanation) = lookups.explain(&status, is_shell, true).await {
             eprintln!("{explanation}");
         }

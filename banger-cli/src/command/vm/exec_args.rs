@@ -6,11 +6,12 @@ use banger_proto::{
     causes::without_codes,
     guest::{Exec, message::Phase},
 };
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::wait::Wait;
 use crate::{
     guest::attach::{Stdin, TerminalUse},
+    mount::MountSpec,
     share::Share,
     user::{defaults::Key, locale, settings::Settings},
 };
@@ -53,10 +54,15 @@ pub struct ExecArgs {
     /// Set the environment variables in a file of NAME=VALUE lines, as `docker run --env-file`; --env goes first
     #[arg(long, value_name = "FILE", value_parser = env_file)]
     env_file: Vec<EnvFile>,
-    /// Let it use credentials of yours while it runs: the passwords of git for a host (git:HOST), or the keys of your
-    /// ssh-agent (ssh-agent, or ssh-agent:KEY with a fingerprint or the file of a public key). Each use is reported
+    /// Let it use credentials of yours while it runs: the passwords of git for a host (git:HOST), those of docker and
+    /// podman for a registry (docker:REGISTRY), or the keys of your ssh-agent (ssh-agent, or ssh-agent:KEY with a
+    /// fingerprint or the file of a public key). Each use is reported
     #[arg(long, value_name = "WHAT")]
     share: Vec<Share>,
+    /// Mount a directory of yours while it runs, at PATH or at the directory's own path; with `:ro`, it cannot be changed.
+    /// What the sandbox writes there is on this host at once. Can be repeated
+    #[arg(short = 'v', long, visible_alias = "volume", value_name = "DIR[:PATH][:ro]", value_hint = ValueHint::DirPath)]
+    mount: Vec<MountSpec>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
@@ -146,6 +152,18 @@ impl ExecArgs {
         }
     }
 
+    /// Returns the same options with more variables, which count less than those that were given.
+    pub fn with_variables(&self, variables: Vec<(String, String)>) -> Self {
+        let more = variables.into_iter().map(|(name, value)| Variable { name, value: Some(value) });
+        let env_file = [EnvFile(more.collect())].into_iter().chain(self.env_file.iter().cloned()).collect();
+        Self { env_file, ..self.clone() }
+    }
+
+    /// Returns the same options with this user, if none was given.
+    pub fn with_user(&self, user: &str) -> Self {
+        Self { user: self.user.clone().or_else(|| Some(user.to_owned())), ..self.clone() }
+    }
+
     /// Returns whether the user's proxies are passed on.
     pub fn proxy(&self) -> bool {
         self.proxy || (self.proxy_by_default && !self.no_proxy)
@@ -159,6 +177,11 @@ impl ExecArgs {
     /// Returns the credentials that it may use.
     pub fn shares(&self) -> &[Share] {
         &self.share
+    }
+
+    /// Returns the directories that are mounted while it runs.
+    pub fn mounts(&self) -> &[MountSpec] {
+        &self.mount
     }
 
     /// Returns the variables that are set for the command.
@@ -194,6 +217,7 @@ impl ExecArgs {
             // The last value of a variable counts.
             env: self.env_file.iter().flat_map(|file| &file.0).chain(&self.env).filter_map(set).collect(),
             unset: Vec::new(),
+            path: Vec::new(),
             cwd: self.workdir.clone(),
             user: self.user.clone(),
             terminal: None,

@@ -30,6 +30,7 @@ use crate::{
         agent::Guest,
         relay::{self, Incoming, Relay, RelayEnd},
     },
+    remote,
     ui::{
         age,
         progress::{Progress, ProgressArgs},
@@ -184,6 +185,10 @@ impl Forward {
             )));
         }
         if self.detach && !self.in_background {
+            if remote::chosen()?.is_some() {
+                // The process in the background has no terminal to log in with.
+                drop(Bus::connect().await?);
+            }
             return background::start();
         }
         self.forward(sandbox, &local).await.map_err(|error| error.about(sandbox))

@@ -7,7 +7,7 @@ use super::change::{self, ChangeArgs};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::prune::PruneArgs,
-    error::{Error, Result},
+    error::Result,
     ui::progress::Progress,
 };
 
@@ -42,7 +42,7 @@ async fn has_snapshots(bus: &Bus, id: &str) -> Result<bool> {
         Ok(snapshots) => Ok(!snapshots.is_empty()),
         Err(error) if error.name() == Some(ErrorName::NoSuchVm) => Ok(false),
         // It is too old for snapshots.
-        Err(Error::OtherVersion { .. }) => Ok(false),
+        Err(error) if error.is_of_other_version() => Ok(false),
         Err(error) => Err(error),
     }
 }

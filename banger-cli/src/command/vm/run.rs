@@ -23,6 +23,7 @@ use super::{
     created::{about, explain, print, reminder},
     exec_args::ExecArgs,
     forward,
+    from_snapshot::SnapshotName,
     lookups::Lookups,
     loopback,
     proxy::{self, ProxyRelays},
@@ -34,9 +35,11 @@ use super::{
 use crate::{
     cli,
     client::{bus::Bus, job::Jobs, service::id_of},
+    coding_agent::{self, AgentRun, Apply, Preset, Work},
     command::habits,
-    error::{Error, Result},
+    error::{Error, OWN_FAILURE, Result},
     guest::{agent::Guest, attach, terminfo},
+    mount::{self, Mounts},
     share::{self, Shares},
     ssh::installed,
     ui::{
@@ -93,6 +96,19 @@ pub struct Run {
     /// Command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
+    /// Make the sandbox of this snapshot, instead of an image
+    #[arg(long, value_name = "SANDBOX/SNAPSHOT")]
+    from_snapshot: Option<SnapshotName>,
+    #[command(flatten)]
+    options: RunOptions,
+    /// What `banger agent` adds.
+    #[arg(skip)]
+    agent: Option<AgentRun>,
+}
+
+/// The options of a command that creates a sandbox and runs something in it.
+#[derive(Debug, Clone, Args)]
+pub struct RunOptions {
     /// Delete the sandbox at the end, even if banger is killed; with --detach, when its command ends or it stops
     #[arg(long, conflicts_with_all = ["restart", "autostart"])]
     rm: bool,
@@ -136,21 +152,25 @@ impl Run {
 
     /// Returns whether to install the tools of the repository.
     fn installs_tools(&self) -> bool {
-        !self.no_bootstrap && self.command.is_empty()
+        !self.options.no_bootstrap && self.command.is_empty()
     }
 
     /// Returns whether commands in the sandbox can reach the internet, directly or through the user's proxy.
     fn has_internet(&self) -> bool {
-        self.vm_args.has_egress() || self.exec.proxy()
+        // What the sandbox of a snapshot had is not known here.
+        let may_have = self.from_snapshot.is_some() && !self.options.vm_args.chooses_egress();
+        self.options.vm_args.has_egress() || self.options.exec.proxy() || may_have
     }
 
     /// Refuses --ask if there is nobody to ask, or nothing to ask about.
     fn check_ask(&self) -> Result<()> {
         let has_terminal = || {
-            let stdin_is_terminal = self.exec.stdin() == attach::Stdin::Ours && io::stdin().is_terminal();
-            stdin_is_terminal && io::stderr().is_terminal() && self.exec.exec(&[]).terminal.is_some()
+            let stdin_is_terminal =
+                self.options.exec.stdin() == attach::Stdin::Ours && io::stdin().is_terminal();
+            stdin_is_terminal && io::stderr().is_terminal() && self.options.exec.exec(&[]).terminal.is_some()
         };
-        match (self.ask, self.vm_args.is_restricted()) {
+        let may_be_restricted = self.from_snapshot.is_some() && !self.options.vm_args.chooses_egress();
+        match (self.options.ask, self.options.vm_args.is_restricted() || may_be_restricted) {
             (false, _) => Ok(()),
             (true, false) => Err(Error::Usage("--ask needs an egress policy".to_owned()).with_hint(
                 "`--egress packages` allows the package registries, and `--ask` asks about the rest.",
@@ -162,7 +182,7 @@ impl Run {
 
     /// Refuses options about a repository without one.
     fn require_path(&self) -> Result<()> {
-        match self.workspace.is_requested() || self.devcontainer.is_some() {
+        match self.options.workspace.is_requested() || self.options.devcontainer.is_some() {
             false => Ok(()),
             true => Err(Error::Usage("these options need a repository, but no PATH is given".to_owned())
                 .with_hint("`banger vm run . …` sends the repository in this directory.")),
@@ -171,64 +191,134 @@ impl Run {
 
     /// Reads the repository's devcontainer.json, and notes what is not applied.
     fn read_devcontainer(&self, plan: &Plan, progress: &Progress) -> Result<Devcontainer> {
+        let of_agent = self.agent.as_ref().and_then(AgentRun::image_name);
+        let of_snapshot = self.from_snapshot.as_ref().map(SnapshotName::sandbox);
+        let given = self.options.vm_args.image().or(of_snapshot);
+        let image = of_agent.or_else(|| given.map(str::to_owned));
+        // What the record of a workspace has is written to a file, and variables of a preset may be secrets.
+        let mut passed = self.options.exec.variables();
+        if let Some(agent) = &self.agent {
+            passed.retain(|name, _| !agent.preset.pass_env.contains(name));
+        }
         let wishes = Wishes {
-            file: self.devcontainer.as_deref(),
-            image: self.vm_args.image(),
-            guest_path: self.workspace.given_path(),
-            passed: self.exec.variables(),
+            file: self.options.devcontainer.as_deref(),
+            image: image.as_deref(),
+            guest_path: self.options.workspace.given_path(),
+            passed,
         };
         let container = Devcontainer::of(plan, wishes)?;
-        container.notes(self.vm_args.image().is_some()).iter().for_each(|note| progress.note(note));
+        container.notes(image.is_some()).iter().for_each(|note| progress.note(note));
         Ok(container)
+    }
+
+    /// Returns the run of a coding agent.
+    pub fn of_agent(
+        path: Option<PathBuf>,
+        options: RunOptions,
+        agent: AgentRun,
+        arguments: &[String],
+    ) -> Self {
+        let command = [&agent.preset.command, arguments].concat();
+        Self { path, command, options, from_snapshot: None, agent: Some(agent) }
     }
 
     pub async fn run(&self) -> Result<u8> {
         // Reads the settings first, so that mistakes are reported before a sandbox is created.
-        let settings = self.vm_args.settings()?;
-        self.with(&settings).run_with(&settings).await
+        self.run_in(&self.options.settings()?).await
+    }
+
+    /// Runs it with these settings.
+    pub async fn run_in(&self, settings: &Settings) -> Result<u8> {
+        self.with(settings).run_with(settings).await
     }
 
     /// Returns the same options, with the user's defaults for those that were not given.
     fn with(&self, settings: &Settings) -> Self {
         let bootstrap = settings.defaults.switch(Key::Bootstrap).unwrap_or(true);
-        Self {
-            no_bootstrap: self.no_bootstrap || !(self.bootstrap || bootstrap),
-            vm_args: self.vm_args.with(settings),
-            exec: self.exec.with(settings),
-            ..self.clone()
+        let options = RunOptions {
+            no_bootstrap: self.options.no_bootstrap || !(self.options.bootstrap || bootstrap),
+            // A snapshot has what its sandbox had.
+            vm_args: match self.from_snapshot {
+                Some(_) => self.options.vm_args.clone(),
+                None => self.options.vm_args.with(settings),
+            },
+            exec: self.options.exec.with(settings),
+            ..self.options.clone()
+        };
+        Self { options, ..self.clone() }
+    }
+
+    /// Makes the sandbox, and starts it.
+    async fn create(
+        &self,
+        container: &Devcontainer,
+        bus: &Bus,
+        jobs: &Jobs,
+        progress: &Progress,
+        listener: &mut Listener,
+    ) -> Result<OwnedObjectPath> {
+        let options = &self.options;
+        if let Some(snapshot) = &self.from_snapshot {
+            return snapshot.start(&options.vm_args, bus, jobs, progress, listener, options.rm).await;
+        }
+        let lifetime = if options.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
+        let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
+        let built = match &self.agent {
+            Some(agent) => agent.image(bus, jobs, progress, listener).await?,
+            None => None,
+        };
+        let vm_args = match built {
+            Some(image) => options.vm_args.with_image(image),
+            None => options.vm_args.or_image(container.image.as_deref()),
+        };
+        let vm_args = match container.sizes() {
+            Some(sizes) => vm_args.or_sizes(sizes),
+            None => vm_args,
+        };
+        let (vm, job) = vm_args.create(bus, jobs, progress, listener, lifetime).await?;
+        match jobs.finish(bus, &job, progress.track(None), listener).await {
+            Ok(_) => Ok(vm),
+            Err(error) => Err(explain(bus, &vm, error).await),
         }
     }
 
     async fn run_with(&self, settings: &Settings) -> Result<u8> {
-        if self.json && !self.detach && !self.workspace.dry_run {
+        if self.options.json && !self.options.detach && !self.options.workspace.dry_run {
             return Err(Error::Usage("--json needs --detach or --dry-run".to_owned()));
         }
-        if self.detach && !self.exec.shares().is_empty() {
+        if self.options.detach && !self.options.exec.shares().is_empty() {
             return Err(share::not_detached("--detach"));
         }
+        if self.options.detach && !self.options.exec.mounts().is_empty() {
+            return Err(mount::not_detached("--detach"));
+        }
         self.check_ask()?;
-        share::check(self.exec.shares()).await?;
-        if self.exec.proxy() {
+        if self.from_snapshot.is_some() {
+            self.options.vm_args.changes()?;
+        }
+        share::check(self.options.exec.shares()).await?;
+        let sources = mount::open(self.options.exec.mounts())?;
+        if self.options.exec.proxy() {
             // Reported before a sandbox is created.
             let proxies = Proxies::of_caller()?;
-            let leaves_command = self.detach && !self.command.is_empty();
-            if leaves_command && !proxies.unreachable(self.vm_args.nat()).is_empty() {
+            let leaves_command = self.options.detach && !self.command.is_empty();
+            if leaves_command && !proxies.unreachable(self.options.vm_args.nat()).is_empty() {
                 return Err(proxy::not_detached("--detach"));
             }
         }
-        let progress = Progress::new(self.progress);
+        let progress = Progress::new(self.options.progress);
         // Problems with the repository are reported before a sandbox is created.
         let mut plan = match &self.path {
-            Some(path) => Some(self.workspace.plan(path).map_err(|error| explain_path(path, error))?),
+            Some(path) => Some(self.options.workspace.plan(path).map_err(|error| explain_path(path, error))?),
             None => self.require_path().map(|()| None)?,
         };
         let container = match &plan {
-            Some(plan) if !self.no_devcontainer => self.read_devcontainer(plan, &progress)?,
+            Some(plan) if !self.options.no_devcontainer => self.read_devcontainer(plan, &progress)?,
             _ => Devcontainer::default(),
         };
         if let Some(plan) = &plan {
-            if self.workspace.dry_run {
-                print_plan(plan, self.workspace.guest_path(container.root()), self.json)?;
+            if self.options.workspace.dry_run {
+                print_plan(plan, self.options.workspace.guest_path(container.root()), self.options.json)?;
                 note_left(plan, &progress, true);
                 return Ok(0);
             }
@@ -240,25 +330,16 @@ impl Run {
         }
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
-        let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
         let mut listener = Signals::catch()?.listen();
-        let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
-        let vm_args = self.vm_args.or_image(container.image.as_deref());
-        let vm_args = match container.sizes() {
-            Some(sizes) => vm_args.or_sizes(sizes),
-            None => vm_args,
-        };
-        let (vm, job) = vm_args.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
-        if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
-            return Err(explain(&bus, &vm, error).await);
-        }
+        let vm = self.create(&container, &bus, &jobs, &progress, &mut listener).await?;
         let proxies = ProxyRelays::default();
         let mut sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress, proxies };
         if let Err(error) = sandbox.equip(self, settings, &mut listener).await {
-            let error = sandbox.about(error, self.rm).await;
-            sandbox.clean_up(self.rm, &mut listener).await;
+            let error = sandbox.about(error, self.options.rm).await;
+            sandbox.clean_up(self.options.rm, &mut listener).await;
             return Err(error);
         }
+        let plan_path = plan.as_ref().map(|_| self.options.workspace.guest_path(container.root()).to_owned());
         let prepared = match plan.take() {
             Some(plan) => sandbox.prepare(self, plan, &container, &mut listener).await.map(Some),
             None => Ok(None),
@@ -266,27 +347,78 @@ impl Run {
         installed::refresh(&bus).await;
         let status = match prepared {
             Err(error) => Err(error),
-            Ok(workspace) if self.detach => {
+            Ok(workspace) if self.options.detach => {
                 // Read first: with --rm, a short command may be over, and the sandbox gone, in a moment.
                 let created = bus.properties(&sandbox.vm, VM_INTERFACE).await?;
                 if let Err(error) = sandbox.detach((self, settings), workspace, &mut listener).await {
-                    let error = sandbox.about(error, self.rm).await;
-                    sandbox.clean_up(self.rm, &mut listener).await;
+                    let error = sandbox.about(error, self.options.rm).await;
+                    sandbox.clean_up(self.options.rm, &mut listener).await;
                     return Err(error);
                 }
                 sandbox.note_ports(&container.ports).await;
-                return print(&created, self.json);
+                return print(&created, self.options.json);
             }
             Ok(workspace) => {
-                sandbox.attach((self, settings), workspace, &container.ports, &mut listener).await
+                let begins = (workspace, container.ports.as_slice(), sources);
+                sandbox.attach((self, settings), begins, &mut listener).await
             }
         };
+        let (kept, failed) = match (&self.agent, &plan_path) {
+            (Some(agent), Some(path)) => {
+                // What was broken off is not applied without a question.
+                let is_broken_off = status.is_err() && agent.apply == Apply::Always;
+                let when = if is_broken_off { Apply::Ask } else { agent.apply };
+                sandbox.bring_back(when, path, (self.options.rm, &listener)).await
+            }
+            _ => (false, false),
+        };
+        let removes = self.options.rm && !kept;
         let status = match status {
-            Err(error) => Err(sandbox.about(error, self.rm).await),
+            Err(error) => Err(sandbox.about(error, removes).await),
+            Ok(0) if failed => Ok(OWN_FAILURE),
             status => status,
         };
-        sandbox.clean_up(self.rm, &mut listener).await;
+        sandbox.clean_up(removes, &mut listener).await;
         status
+    }
+}
+
+impl RunOptions {
+    /// Reads the user's settings, with the profile that was given.
+    pub fn settings(&self) -> Result<Settings> {
+        self.vm_args.settings()
+    }
+
+    /// Returns whether an image was given.
+    pub fn has_image(&self) -> bool {
+        self.vm_args.image().is_some()
+    }
+
+    /// Returns the same options with this user of the command, if none was given.
+    pub fn with_user(&self, user: &str) -> Self {
+        Self { exec: self.exec.with_user(user), ..self.clone() }
+    }
+
+    /// Returns whether the sandbox is deleted without a client that looks at it first.
+    pub fn is_deleted_unseen(&self) -> bool {
+        self.detach && self.rm
+    }
+
+    /// Returns whether nothing is created.
+    pub fn is_dry_run(&self) -> bool {
+        self.workspace.dry_run
+    }
+
+    /// Returns where progress is shown.
+    pub fn progress(&self) -> Progress {
+        Progress::new(self.progress)
+    }
+
+    /// Returns the same options, with those of a preset where none were given. Its entries of an egress policy are added to
+    /// those that were.
+    pub fn with_preset(&self, preset: &Preset, variables: Vec<(String, String)>) -> Self {
+        let vm_args = self.vm_args.with_preset(preset.sizes.args(), &preset.egress);
+        Self { vm_args, exec: self.exec.with_variables(variables), ..self.clone() }
     }
 }
 
@@ -323,7 +455,8 @@ impl Sandbox<'_> {
         for problem in user_files::send(&mut guest, settings).await? {
             self.progress.note(&format!("warning: {problem}"));
         }
-        self.proxies = unless_ended(listener, ProxyRelays::start(self.bus, &self.vm, &run.exec)).await?;
+        self.proxies =
+            unless_ended(listener, ProxyRelays::start(self.bus, &self.vm, &run.options.exec)).await?;
         Ok(())
     }
 
@@ -341,7 +474,7 @@ impl Sandbox<'_> {
         container: &Devcontainer,
         listener: &mut Listener,
     ) -> Result<Workspace> {
-        let path = run.workspace.guest_path(container.root()).to_owned();
+        let path = run.options.workspace.guest_path(container.root()).to_owned();
         let start = plan.start_directory(&path);
         let track = self.progress.track(None);
         track.stage("copy", &prepare::summary(plan.files.len(), plan.bytes(), &path));
@@ -350,7 +483,8 @@ impl Sandbox<'_> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
         let tools = tooling::tool_file(&plan).filter(|_| run.installs_tools());
         let mut kept = prepare::send(&mut guest, plan, target, meter).await?;
-        if let Some(user) = &container.user {
+        // The files of a coding agent are root's.
+        if let Some(user) = container.user.as_ref().filter(|_| run.agent.is_none()) {
             match tooling::change_owner(&mut guest, &path, user).await? {
                 true => kept.record.user = Some(user.clone()),
                 false => {
@@ -359,7 +493,8 @@ impl Sandbox<'_> {
             }
         }
         let creation =
-            setup::apply(container, &mut guest, &mut kept.record, &self.progress, !run.no_bootstrap).await?;
+            setup::apply(container, &mut guest, &mut kept.record, &self.progress, !run.options.no_bootstrap)
+                .await?;
         if let Some(file) = tools {
             track.stage("tools", &format!("mise install, for {file}"));
             kept.record.mise =
@@ -424,13 +559,13 @@ impl Sandbox<'_> {
         listener: &mut Listener,
     ) -> Result<()> {
         if run.command.is_empty() {
-            self.wait(run.exec.wait(), listener).await?;
-            return match run.rm {
+            self.wait(run.options.exec.wait(), listener).await?;
+            return match run.options.rm {
                 true => self.bus.set_lifetime(&self.vm, lifetime::UNTIL_STOPPED).await,
                 false => Ok(()),
             };
         }
-        let exec = Exec { power_off: run.rm, ..run.exec.detached(&run.command) };
+        let exec = Exec { power_off: run.options.rm, ..run.options.exec.detached(&run.command) };
         let exec = self.in_workspace((run, settings), exec, workspace.as_ref());
         run_detached::start(self.bus, &self.vm, &exec, listener).await
     }
@@ -438,19 +573,21 @@ impl Sandbox<'_> {
     async fn attach(
         &self,
         (run, settings): (&Run, &Settings),
-        workspace: Option<Workspace>,
-        ports: &[(u16, u16)],
+        (workspace, ports, sources): (Option<Workspace>, &[(u16, u16)], Vec<mount::Source>),
         listener: &mut Listener,
     ) -> Result<u8> {
         // They are forwarded until this returns.
         let _ports = forward::forward_ports(self.bus, &self.vm, &self.progress, ports).await?;
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
         let _watch = self.watch_published(run, listener);
-        let mut exec = self.in_workspace((run, settings), run.exec.exec(&run.command), workspace.as_ref());
+        let mut exec =
+            self.in_workspace((run, settings), run.options.exec.exec(&run.command), workspace.as_ref());
         let sharing = (self.bus, &self.vm, &*listener);
-        let shares = Shares::start(sharing, run.exec.shares(), exec.user.as_deref());
+        let shares = Shares::start(sharing, run.options.exec.shares(), exec.user.as_deref());
         let shares = unless_ended(&mut listener.resubscribe(), shares).await?;
         shares.add_to(&mut exec);
+        let mounts = Mounts::start((self.bus, &self.vm), sources, exec.user.as_deref());
+        let _mounts = unless_ended(&mut listener.resubscribe(), mounts).await?;
         if let Some(terminal) = &mut exec.terminal {
             terminal.term = terminfo::prepare(self.bus, &self.vm, &terminal.term).await;
         }
@@ -459,14 +596,14 @@ impl Sandbox<'_> {
             self.lifecycle(listener).attach(&workspace.record).await?;
         }
         let lookups = Lookups::begin(self.bus, &self.vm).await;
-        let status = match run.ask {
+        let status = match run.options.ask {
             true => {
                 let (keys, _asking) = ask::start(self.bus, &self.vm).await?;
-                attach::run_asking(stream, exec, run.exec.stdin(), listener, keys).await
+                attach::run_asking(stream, exec, run.options.exec.stdin(), listener, keys).await
             }
-            false => attach::run(stream, exec, run.exec.stdin(), listener).await,
+            false => attach::run(stream, exec, run.options.exec.stdin(), listener).await,
         };
-        if let Some(explanation) = lookups.explain(&status, is_shell, !run.rm).await {
+        if let Some(explanation) = lookups.explain(&status, is_shell, !run.options.rm).await {
             self.progress.note(&explanation);
         }
         status
@@ -479,11 +616,11 @@ impl Sandbox<'_> {
         mut exec: Exec,
         workspace: Option<&Workspace>,
     ) -> Exec {
-        exec.wait = run.exec.phase(settings);
+        exec.wait = run.options.exec.phase(settings);
         self.proxies.add_to(&mut exec);
         if let Some(Workspace { directory, record }) = workspace {
             // Other users may not be able to enter it.
-            if run.exec.is_of(record.owner()) {
+            if run.options.exec.is_of(record.owner()) {
                 exec.cwd.get_or_insert_with(|| directory.clone());
             }
             exec.user.get_or_insert_with(|| record.owner().to_owned());
@@ -495,7 +632,7 @@ impl Sandbox<'_> {
     /// Prints a note when the guest listens on its loopback for a published port, until the result is dropped.
     fn watch_published(&self, run: &Run, listener: &Listener) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        if !run.vm_args.published().is_empty() {
+        if !run.options.vm_args.published().is_empty() {
             let guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
             let progress = self.progress.clone();
             let print = move |note: &str| match io::stderr().is_terminal() {
@@ -505,6 +642,48 @@ impl Sandbox<'_> {
             tasks.spawn(loopback::watch(guest, print));
         }
         tasks
+    }
+
+    /// Brings the work of a coding agent back. Returns whether the sandbox is kept although `--rm` was given, since it has
+    /// work that is nowhere else, and whether something failed.
+    async fn bring_back(&self, when: Apply, path: &str, (rm, listener): (bool, &Listener)) -> (bool, bool) {
+        // A signal that has ended the command must not end this, too.
+        let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
+        let name = match self.bus.properties(&self.vm, VM_INTERFACE).await {
+            Ok(sandbox) => sandbox.name().to_owned(),
+            Err(_) => return (false, false),
+        };
+        let work = coding_agent::bring_back(&mut guest, path, &self.progress, when).await;
+        let failed = work.is_err();
+        let is_left = match work {
+            Ok(Work::Unchanged | Work::Applied) => return (false, false),
+            Ok(Work::Declined) => !rm,
+            Ok(Work::Left | Work::Commits) => true,
+            Err(error) => {
+                error.about(&name).print(None);
+                true
+            }
+        };
+        if !is_left {
+            return (false, false);
+        }
+        self.progress.note(&format!(
+            "note: the changes are in {name}: `banger vm workspace export {name} --apply` applies them, and `banger vm \
+             workspace fetch {name}` fetches its commits."
+        ));
+        if !rm {
+            return (false, failed);
+        }
+        match self.bus.set_lifetime(&self.vm, lifetime::PERSISTENT).await {
+            Ok(()) => {
+                self.progress.note(&format!("note: {name} is kept, in spite of `--rm`, for its changes."));
+                (true, failed)
+            }
+            Err(error) => {
+                error.print(Some(&name));
+                (false, true)
+            }
+        }
     }
 
     /// Cleans up. A failure is reported, and does not change the exit status of the command.

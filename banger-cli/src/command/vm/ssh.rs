@@ -8,6 +8,7 @@ use clap::Args;
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     error::{Error, Result},
+    remote::{self, choice::VARIABLE},
     ssh::{config, host_of, hosts::Session, keys},
     user::dirs::UserDirs,
     workspace::record::shell_word,
@@ -57,6 +58,10 @@ impl Ssh {
         if self.tty {
             ssh.arg("-t");
         }
+        if let Some(server) = remote::chosen()? {
+            // Its ProxyCommand is this program.
+            ssh.env(VARIABLE, server.to_string());
+        }
         // An option may also follow the host.
         let error = ssh.arg(host).args(in_directory(&session, &self.arguments)).exec();
         let failed = Error::io("run ssh", error);
@@ -69,8 +74,7 @@ impl Ssh {
         let vm = bus.find(Kind::Vm, &self.sandbox).await?;
         let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
         require_running(&sandbox)?;
-        let is_own = sandbox.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
-        let host = host_of(if is_own { sandbox.name() } else { sandbox.text("Id") });
+        let host = host_of(if bus.is_own(&sandbox) { sandbox.name() } else { sandbox.text("Id") });
         Ok((host, Session::of(sandbox.text("Id"))))
     }
 }

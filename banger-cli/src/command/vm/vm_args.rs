@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use banger_proto::bus::{
     ErrorName,
     names::VM_INTERFACE,
-    option::{create, lifetime, publish::scope, vmm},
+    option::{configure, create, lifetime, publish::scope, vmm},
     proxy::Options,
 };
 use clap::{Args, ValueEnum};
@@ -302,10 +302,31 @@ impl VmArgs {
         Self { name, image, sizes, nat, no_nat, egress, label: labels, ..Self::default() }
     }
 
+    /// Returns the same options with this image, which is not pulled again if it is given by its id.
+    pub fn with_image(&self, image: String) -> Self {
+        let pull = match is_id(Some(&Variant::from(image.as_str()))) {
+            true => Some(PullPolicy::Missing),
+            false => self.pull,
+        };
+        Self { image: Some(image), pull, ..self.clone() }
+    }
+
     /// Returns the same options with this image, if none was given.
     pub fn or_image(&self, image: Option<&str>) -> Self {
         let image = self.image.clone().or_else(|| image.map(str::to_owned));
         Self { image, ..self.clone() }
+    }
+
+    /// Returns the same options with these sizes, where none were given, and with these entries in the egress policy, unless
+    /// all or nothing is asked for.
+    pub fn with_preset(&self, sizes: SizeArgs, egress: &[String]) -> Self {
+        let is_whole = |word: &String| ["all", "none"].contains(&word.as_str());
+        let mut words = self.egress.clone();
+        if !self.nat && !self.no_nat && !words.iter().any(is_whole) {
+            words.extend(egress.iter().filter(|entry| !self.egress.contains(entry)).cloned());
+        }
+        let no_nat = self.no_nat || (!self.nat && words.is_empty());
+        Self { sizes: self.sizes.or(&sizes), egress: words, no_nat, ..self.clone() }
     }
 
     /// Returns the same options with these sizes, where none were given. If the host cannot give them, the sandbox gets
@@ -354,9 +375,47 @@ impl VmArgs {
         self.nat || !(self.egress.is_empty() || self.egress == ["none"])
     }
 
+    /// Returns whether the options say what the sandbox reaches beyond the host.
+    pub fn chooses_egress(&self) -> bool {
+        self.nat || self.no_nat || !self.egress.is_empty()
+    }
+
     /// Returns whether the sandbox reaches only what a policy lists.
     pub fn is_restricted(&self) -> bool {
         self.has_egress() && !self.nat()
+    }
+
+    /// Returns the name that was given.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Returns how long the guest may take to become ready, in microseconds, if that was given.
+    pub fn ready_timeout(&self) -> Option<u64> {
+        let timeout = Duration::from_secs(u64::from(self.ready_timeout?)).as_micros();
+        Some(u64::try_from(timeout).unwrap_or(u64::MAX))
+    }
+
+    /// Returns what the options change in a sandbox that exists. Fails if they include what is chosen only once, for a
+    /// sandbox that boots.
+    pub fn changes(&self) -> Result<Options<'_>> {
+        let mut changes = self.options();
+        changes.remove(create::READY_TIMEOUT);
+        if self.no_nat {
+            changes.insert(configure::NAT, Variant::from(false));
+        }
+        let can_change = [configure::NAT, configure::EGRESS, configure::LABELS];
+        let is_whole = self.publish.is_empty()
+            && self.pull.is_none()
+            && self.timezone.is_none()
+            && self.profile.is_none();
+        match is_whole && changes.keys().all(|key| can_change.contains(key)) {
+            true => Ok(changes),
+            false => Err(Error::Usage(
+                "--from-snapshot makes the sandbox as it was; only its name, labels and internet access can differ"
+                    .to_owned(),
+            )),
+        }
     }
 
     fn options(&self) -> Options<'_> {
@@ -385,9 +444,8 @@ impl VmArgs {
         if let Some(policy) = self.idle {
             options.extend(policy.options());
         }
-        if let Some(seconds) = self.ready_timeout {
-            let timeout = Duration::from_secs(u64::from(seconds)).as_micros();
-            options.insert(create::READY_TIMEOUT, Variant::from(u64::try_from(timeout).unwrap_or(u64::MAX)));
+        if let Some(timeout) = self.ready_timeout() {
+            options.insert(create::READY_TIMEOUT, Variant::from(timeout));
         }
         options
     }
@@ -452,6 +510,28 @@ mod tests {
         assert_eq!(vm.options(), expect);
         assert_eq!(parse("").unwrap().options(), Options::new());
         assert_eq!(parse("--disk 20G").unwrap().options(), parse("--root-size 20G").unwrap().options());
+    }
+
+    #[test]
+    fn what_a_sandbox_of_a_snapshot_can_change() {
+        let keys = |line: &str| {
+            let vm = parse(line).unwrap();
+            let mut keys: Option<Vec<_>> =
+                vm.changes().ok().map(|changes| changes.into_keys().map(str::to_owned).collect());
+            keys.iter_mut().for_each(|keys| keys.sort());
+            keys
+        };
+        let some = |keys: &[&str]| Some(keys.iter().map(ToString::to_string).collect());
+        assert_eq!(keys("--name web --ready-timeout 90"), some(&[]));
+        assert_eq!(keys("-l a=b --egress packages"), some(&["egress", "labels"]));
+        assert_eq!((keys("--nat"), keys("--no-nat")), (some(&["nat"]), some(&["nat"])));
+        for line in
+            ["--image x", "--kernel x", "--vcpu 2", "--memory 1G", "-p 80", "--pull always", "--vmm qemu"]
+        {
+            assert_eq!(keys(line), None, "{line}");
+        }
+        assert_eq!(keys("--profile work"), None);
+        assert_eq!((keys("--timezone UTC"), keys("--idle off"), keys("--autostart")), (None, None, None));
     }
 
     #[test]

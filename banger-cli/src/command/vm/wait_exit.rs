@@ -119,8 +119,12 @@ async fn exit_of(
         }
         loop {
             let next = async { Ok(changes.next().await) };
-            let Some(message) = unless_ended(listener, next).await? else { return Err(Error::ServiceEnded) };
-            if concerns(&message?, &vm) {
+            let message = match unless_ended(listener, next).await? {
+                Some(Ok(message)) => message,
+                Some(Err(error)) => return Err(events.ended(error.into()).await),
+                None => return Err(events.ended(Error::ServiceEnded).await),
+            };
+            if concerns(&message, &vm) {
                 break;
             }
         }

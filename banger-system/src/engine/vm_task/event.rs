@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Background, FORCED, Goal, Next, VmTask, fork::Forked, start::GuestWait};
+use super::{Background, FORCED, Goal, Next, VmTask, fork::Forked, restore::Restored, start::GuestWait};
 use crate::{
     engine::{
         error::{Error, Result},
@@ -66,6 +66,8 @@ pub(super) enum TaskEvent {
     CommitEnded,
     /// The children of a fork exist, or none does.
     ForkEnded(JobHandle, Box<Forked>),
+    /// The disks for a VM that is put back to a snapshot exist, or do not.
+    RestoreEnded(JobHandle, Box<Restored>),
     /// A guest that may have stood still, or been frozen, continues.
     Thawed,
 }
@@ -124,6 +126,7 @@ impl VmTask {
             TaskEvent::JobCanceled(job) => return self.job_canceled(job).await,
             TaskEvent::CommitEnded => return self.commit_ended().await,
             TaskEvent::ForkEnded(job, forked) => return self.fork_ended(job, *forked).await,
+            TaskEvent::RestoreEnded(job, restored) => return self.restore_ended(job, *restored).await,
             TaskEvent::Thawed => {
                 self.is_thawing = false;
                 if self.vm.is_ready() {

@@ -39,6 +39,7 @@ use crate::{
         job::{JobHandle, Stages},
         lease::{Lease, not_released},
         now,
+        queue::Ticket,
         request::ForkVm,
         view::{JobKind, Object, VmView},
     },
@@ -182,7 +183,7 @@ impl VmTask {
     /// Refuses what would end or stop a guest that is being captured, or change disks that are being forked.
     pub(super) fn require_not_forked(&self) -> Result<()> {
         match self.forking {
-            Some(_) => Err(Error::BeingForked { name: self.vm.name.to_string() }),
+            Some(_) => Err(Error::DisksBusy { name: self.vm.name.to_string() }),
             None => Ok(()),
         }
     }
@@ -226,11 +227,13 @@ impl VmTask {
     ) -> Result<Vec<Child>> {
         let limits = &self.shared.settings.limits;
         let owned = self.shared.inventory.usage(self.vm.owner).vms;
+        let lifetime = request.lifetime.clone();
         let names = candidates(&self.vm.name, request, owned)?;
         let (mut admissions, mut inboxes) = (Vec::new(), Vec::new());
         for names in names {
             let (sender, inbox) = mpsc::channel(INBOX);
-            let mut view = self.shared.view(self.child(parent, names[0].clone())?, String::new(), 0);
+            let child = Vm { lifetime: lifetime.clone(), ..self.child(parent, names[0].clone())? };
+            let mut view = self.shared.view(child, String::new(), 0);
             if admissions.is_empty() {
                 view.captured = memory.map(|size| Stored { size, at: view.vm.created_at, file: None });
             }
@@ -334,11 +337,7 @@ async fn make_all(
     // A fork that fails later has frozen them, too.
     *layers = Some(disks.frozen(parent.id).await?);
     let captured = frozen?;
-    // Whole disks are copied.
-    let worker = match layers.as_ref().is_none_or(Vec::is_empty) {
-        true => Some(job.acquire_worker().await?),
-        false => None,
-    };
+    let worker = worker_for_copies(job, layers.as_deref().unwrap_or_default()).await?;
     make_disks(shared, job, parent, children, state).await?;
     drop(worker);
     if let Some(captured) = captured {
@@ -352,7 +351,16 @@ async fn make_all(
     Ok(())
 }
 
-async fn make_disks(
+/// Waits for a worker, if disks with these layers are copied: whole ones are.
+pub(super) async fn worker_for_copies(job: &JobHandle, layers: &[FrozenLayer]) -> Result<Option<Ticket>> {
+    match layers.is_empty() {
+        true => job.acquire_worker().await.map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Gives each child disks of its own, made of those of the parent. Fails with [`Error::Canceled`] once the job is cancelled.
+pub(super) async fn make_disks(
     shared: &Shared,
     job: &JobHandle,
     parent: &Vm,
@@ -391,7 +399,7 @@ async fn undo(shared: &Shared, mut child: Child) {
 /// Returns the acceptable names of each child: the requested one, else the parent's with a number. The owner has this many
 /// sandboxes.
 fn candidates(parent: &Name, request: ForkVm, owned: u32) -> Result<Vec<Arc<[Name]>>> {
-    let ForkVm { count, names, snapshot: _ } = request;
+    let ForkVm { count, names, .. } = request;
     check_fork(count)?;
     if names.is_empty() {
         let numbered = |number| format!("{parent}-{number}").parse::<Name>();
@@ -418,7 +426,7 @@ mod tests {
     fn children_are_numbered_or_have_the_names_of_the_request() {
         let first = |count, names: &[&str]| {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
-            let request = ForkVm { count, names, snapshot: None };
+            let request = ForkVm { count, names, snapshot: None, lifetime: Lifetime::Persistent };
             let children = candidates(&"web".parse().unwrap(), request, 3)?;
             Ok::<_, Error>(children.iter().map(|names| names[0].to_string()).collect::<Vec<_>>())
         };
@@ -428,13 +436,13 @@ mod tests {
             assert!(first(count, names).is_err(), "{count} {names:?}");
         }
         let many = |parent: String, count| {
-            let request = ForkVm { count, names: Vec::new(), snapshot: None };
+            let request = ForkVm { count, names: Vec::new(), snapshot: None, lifetime: Lifetime::Persistent };
             candidates(&parent.parse().unwrap(), request, 9).map(|children| children[0].len())
         };
         assert_eq!(many("web".to_owned(), 2).unwrap(), 11);
         assert_eq!(many("x".repeat(61), 2).unwrap(), 9, "a name with two digits is too long");
         let long: Name = "x".repeat(62).parse().unwrap();
-        let request = ForkVm { count: 1, names: Vec::new(), snapshot: None };
+        let request = ForkVm { count: 1, names: Vec::new(), snapshot: None, lifetime: Lifetime::Persistent };
         assert!(matches!(candidates(&long, request, 3), Err(Error::Name(_))));
     }
 }

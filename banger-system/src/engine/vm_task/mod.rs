@@ -58,6 +58,7 @@ mod reattach;
 mod reboot;
 mod remove;
 mod restart;
+mod restore;
 mod resume;
 mod snapshot;
 mod start;
@@ -187,6 +188,10 @@ pub(super) enum Command {
         name: Name,
         reply: Reply<JobId>,
     },
+    RestoreSnapshot {
+        name: Name,
+        reply: Reply<JobId>,
+    },
     DeleteSnapshot {
         name: Name,
         reply: Reply<()>,
@@ -204,6 +209,10 @@ pub(super) enum Command {
     Used(Option<Option<Use>>),
     /// Probe the guest, because a request to it timed out.
     Probe,
+    /// Answer once all earlier commands are handled.
+    Settle {
+        reply: oneshot::Sender<()>,
+    },
     /// A command of a request. Journal entries about it have the fields of the request's span.
     Traced {
         span: Span,
@@ -452,6 +461,10 @@ impl VmTask {
                 let result = self.create_snapshot(name).await;
                 answer(reply, result);
             }
+            Command::RestoreSnapshot { name, reply } => {
+                let result = self.restore(&name).await;
+                answer(reply, result);
+            }
             Command::DeleteSnapshot { name, reply } => {
                 let result = self.delete_snapshot(&name).await;
                 answer(reply, result);
@@ -461,6 +474,8 @@ impl VmTask {
             Command::RetryNic => self.retry_nic().await,
             Command::Used(used) => self.used(used).await,
             Command::Probe => self.suspect(),
+            // Who has asked may have stopped waiting.
+            Command::Settle { reply } => drop(reply.send(())),
             Command::Traced { command, .. } => return Box::pin(self.handle_command(*command)).await,
         }
         Next::Continue

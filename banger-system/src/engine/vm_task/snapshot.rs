@@ -8,6 +8,7 @@
 //! ```text
 //!    VM ── create ──► snapshot ── fork ──► children, VMs like any other
 //!                        │
+//!                        ├── restore: the VM itself gets its disks and memory (`restore.rs`)
 //!                        └── delete: the row first, then what it holds
 //! ```
 //!
@@ -92,10 +93,15 @@ impl VmTask {
             State::Suspending | State::Resuming => return Err(Error::NotReady { name: of() }),
             _ => {}
         }
-        Ok(self.snapshots[self.snapshot(name)?].vm.clone())
+        Ok(self.snapshot(name)?.clone())
     }
 
-    fn snapshot(&self, name: &Name) -> Result<usize> {
+    /// Returns the row of a snapshot.
+    pub(super) fn snapshot(&self, name: &Name) -> Result<&Vm> {
+        Ok(&self.snapshots[self.index_of(name)?].vm)
+    }
+
+    fn index_of(&self, name: &Name) -> Result<usize> {
         let found = self.snapshots.iter().position(|snapshot| snapshot.vm.name == *name);
         found.ok_or_else(|| Error::NoSuchSnapshot {
             name: self.vm.name.to_string(),
@@ -107,7 +113,7 @@ impl VmTask {
     pub(super) async fn delete_snapshot(&mut self, name: &Name) -> Result<()> {
         // It may be the one that is being forked.
         self.require_not_forked()?;
-        let index = self.snapshot(name)?;
+        let index = self.index_of(name)?;
         self.remove_snapshot(index).await?;
         self.shared.remove_old_host_kernels().await;
         Ok(())

@@ -79,6 +79,14 @@ impl Filter {
         state.repair()
     }
 
+    /// Applies the rules again, as [`Filter::prepare`] does. Returns whether rules or guests were missing.
+    pub(super) fn restore(&self) -> Result<bool> {
+        let mut state = self.lock();
+        let before = state.extent()?;
+        state.repair()?;
+        Ok(state.extent()? != before)
+    }
+
     /// Removes the table with everything in it.
     pub(super) fn withdraw(&self) -> Result<()> {
         let mut state = self.lock();
@@ -245,6 +253,16 @@ impl State {
 
     fn ipv6(&self) -> Ipv6 {
         self.prepared.map_or(Ipv6::Absent, |(_, ipv6)| ipv6)
+    }
+
+    /// Returns how many rules and guests the table has: none of either if it does not exist.
+    fn extent(&mut self) -> Result<(usize, usize)> {
+        let rules = match self.with(|socket| socket.list_rules(Family::Inet, Some(TABLE), None)) {
+            Ok(rules) => rules.len(),
+            Err(error) if error.is_not_found() => 0,
+            Err(error) => return Err(failed("list the rules of the packet filter", error)),
+        };
+        Ok((rules, self.list(Set::Source4.name())?.len()))
     }
 
     /// Restores the table, whatever happened to it.

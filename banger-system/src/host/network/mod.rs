@@ -298,6 +298,16 @@ impl Network for LinuxNetwork {
         }
     }
 
+    async fn restore(&self) -> Result<bool> {
+        let prepared = *self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(subnet) = prepared else { return Ok(false) };
+        let filter = self.filter.clone();
+        let missing = blocking("restore the packet filter", move || filter.restore()).await?;
+        // The rest: links, neighbours and forwarding.
+        self.prepare(subnet).await?;
+        Ok(missing)
+    }
+
     async fn withdraw(&self) -> Result<()> {
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.outside_is_open.store(false, Ordering::Relaxed);

@@ -218,6 +218,11 @@ impl Disks for FileDisks {
         .await
     }
 
+    async fn exchange(&self, vm: VmId, with: VmId) -> Result<()> {
+        let paths = self.paths.clone();
+        blocking("exchange the disks of two sandboxes", move || layers::exchange(&paths, vm, with)).await
+    }
+
     async fn remove_directory(&self, vm: VmId) -> Result<()> {
         let directory = self.paths.vm_dir(vm);
         blocking("remove the directory of a sandbox", move || {

@@ -36,6 +36,10 @@ use std::{
 use banger_domain::{id::VmId, limits::Disk, resource::Paths};
 use banger_image::qcow2;
 use banger_proto::size::Bytes;
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 use super::{partial::Partial, sparse};
 use crate::ports::{
@@ -249,6 +253,34 @@ pub(super) fn create_child(
         put_overlay(&top, disk_size(&chain.top)?)?;
     }
     sync_new(paths, child)
+}
+
+/// Swaps the directories of two VMs in one step. The first one keeps its logs.
+pub(super) fn exchange(paths: &Paths, vm: VmId, with: VmId) -> Result<()> {
+    for log in [Paths::console_log, Paths::vmm_log] {
+        let (log, name) = (log(paths, vm), log(paths, with));
+        if inode(&log)?.is_some() {
+            link(&log, &name)?;
+        }
+    }
+    sync(&paths.vm_dir(with))?;
+    let (one, other) = (paths.vm_dir(vm), paths.vm_dir(with));
+    match renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE) {
+        Ok(()) => {}
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            let message =
+                format!("the file system of {} cannot exchange two directories", paths.vms().display());
+            return Err(Error::Unsupported { message });
+        }
+        Err(error) => {
+            return Err(Error::os(format!("exchange {} and {}", one.display(), other.display()), error));
+        }
+    }
+    // They are exchanged. Storage that cannot be written to fails with what is written next.
+    if let Err(error) = sync(&paths.vms()) {
+        tracing::error!(%vm, %error, "exchanged disks are not on the storage yet");
+    }
+    Ok(())
 }
 
 /// Empties the layers that a child writes to. Their headers stay valid at each step, and the files the same ones.

@@ -125,7 +125,7 @@ fn lock(loaded: &Mutex<BTreeMap<String, Loaded>>) -> MutexGuard<'_, BTreeMap<Str
 
 #[async_trait]
 impl Templates for LocalTemplates {
-    async fn tidy(&self) -> Result<()> {
+    async fn tidy(&self) -> Result<usize> {
         let files = self.files.clone();
         blocking("tidy the templates", move || files.tidy().map_err(|error| os("tidy the templates", error)))
             .await
@@ -200,16 +200,18 @@ struct Stored {
 }
 
 impl Files {
-    fn tidy(&self) -> io::Result<()> {
+    fn tidy(&self) -> io::Result<usize> {
+        let mut removed = 0;
         for name in names(&self.directory)? {
             let path = self.directory.join(&name);
             let is_unfinished = name.starts_with('.');
             if is_unfinished || (name != DAMAGED && !is_current(&path)) {
                 staging::remove_tree(&path)?;
+                removed += 1;
             }
         }
         // The room may have been made smaller, or taken away.
-        self.make_room(0)
+        Ok(removed + self.make_room(0)?)
     }
 
     fn load(&self, id: &str, key: &TemplateKey) -> io::Result<Option<Capture>> {
@@ -257,8 +259,9 @@ impl Files {
         Ok(Kept::Yes)
     }
 
-    /// Removes the templates that were not used for longest, until one of this size fits.
-    fn make_room(&self, size: u64) -> io::Result<()> {
+    /// Removes the templates that were not used for longest, until one of this size fits. Returns how many were removed.
+    fn make_room(&self, size: u64) -> io::Result<usize> {
+        let mut removed = 0;
         let mut stored = self.stored()?;
         stored.sort_by_key(|template| (template.id != DAMAGED, template.used));
         let mut taken: u64 = stored.iter().map(|template| template.bytes).sum();
@@ -268,8 +271,9 @@ impl Files {
             }
             staging::remove_tree(&self.directory.join(&template.id))?;
             taken -= template.bytes;
+            removed += 1;
         }
-        Ok(())
+        Ok(removed)
     }
 
     /// Returns what is stored, whole or damaged.

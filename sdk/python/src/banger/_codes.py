@@ -31,6 +31,7 @@ __all__ = [
     "GuestTimeoutError",
     "HasSnapshotsError",
     "HostNotReadyError",
+    "HostUnreachableError",
     "ImageInUseError",
     "InteractiveAuthorizationRequiredError",
     "InternalError",
@@ -276,6 +277,10 @@ class ConnectionLostError(BangerError):
     """The sandbox has stopped, or its agent has hung up."""
 
 
+class HostUnreachableError(BangerError):
+    """The [remote host](remote.md) cannot be used."""
+
+
 class ServiceUnavailableError(BangerError):
     """The service of banger cannot be reached."""
 
@@ -373,6 +378,7 @@ BY_CODE: dict[str, type[BangerError]] = {
     "cancelled": CancelledError,
     "io": IoError,
     "connection-lost": ConnectionLostError,
+    "host-unreachable": HostUnreachableError,
     "service-unavailable": ServiceUnavailableError,
     "service-ended": ServiceEndedError,
     "other-version": OtherVersionError,

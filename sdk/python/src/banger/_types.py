@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict, Union
 
 __all__ = [
+    "AgentPreset",
+    "AgentPresetFile",
     "Available",
     "BuildEvent",
     "Check",
     "Command",
+    "Context",
     "Detached",
     "Egress",
     "EgressAllowedItem",
@@ -64,6 +67,65 @@ __all__ = [
     "WorkspacePlan",
     "WorkspacePlanFile",
 ]
+
+
+class AgentPresetFile(TypedDict):
+    """A file of your home."""
+
+    #: Its path, which begins with ~/.
+    path: str
+
+    #: Whether it is copied only with --with-credentials.
+    secret: bool
+
+
+class AgentPreset(TypedDict):
+    """A preset of a coding agent."""
+
+    #: The program and its first arguments.
+    command: list[str]
+
+    #: For people; empty if there is none.
+    description: str
+
+    #: Bytes of the work disk; null for the default.
+    disk_size: int | None
+
+    #: Entries of its egress policy; an empty list allows nothing.
+    egress: list[str]
+
+    #: Environment variables of the command.
+    env: dict[str, str]
+
+    #: Its file.
+    file: str
+
+    #: Files that its sandboxes get, if they exist.
+    files: list[AgentPresetFile]
+
+    #: Image of its sandboxes; null for the default image.
+    image: str | None
+
+    #: Whether the image is built from a recipe in the preset.
+    image_is_built: bool
+
+    #: Bytes of memory; null for the default.
+    memory: int | None
+
+    #: Name.
+    name: str
+
+    #: Whose it is.
+    origin: Literal["user", "administrator", "package"]
+
+    #: Names of your environment variables that the command gets, if they are set.
+    pass_env: list[str]
+
+    #: Bytes of the system disk; null for the default.
+    root_size: int | None
+
+    #: Virtual processors; null for the default.
+    vcpus: int | None
 
 
 class _Available(TypedDict):
@@ -222,8 +284,8 @@ class Check(TypedDict):
     #: Finding.
     message: str
 
-    #: Result of the check.
-    status: Literal["pass", "warn", "fail"]
+    #: Result of the check; `fixed` for what `doctor --fix` has repaired.
+    status: Literal["pass", "warn", "fail", "fixed"]
 
 
 class Command(TypedDict):
@@ -267,6 +329,19 @@ class Command(TypedDict):
 
     #: Bytes of output that it has written.
     written: int
+
+
+class Context(TypedDict):
+    """A name for a host."""
+
+    #: Where the host is, as ssh://[USER@]HOST[:PORT]; null for the local one.
+    host: str | None
+
+    #: Whether commands use it.
+    in_use: bool
+
+    #: Its name; null for a host that was given by its address.
+    name: str | None
 
 
 class Detached(TypedDict):
@@ -1266,7 +1341,7 @@ class Synced(TypedDict):
     source: str
 
 
-class Version(TypedDict):
+class _Version(TypedDict):
     """The versions of the client and the service."""
 
     #: Version of this command.
@@ -1274,6 +1349,13 @@ class Version(TypedDict):
 
     #: Version of the service; null if it does not answer.
     service: str | None
+
+
+class Version(_Version, total=False):
+    """The versions of the client and the service."""
+
+    #: The host of the service, as ssh://[USER@]HOST[:PORT]; null for the local one.
+    host: str | None
 
 
 class Waited(TypedDict):

@@ -47,6 +47,26 @@ banger vm list --columns name | grep -E '^(ready|off)' || echo 'no snapshot is a
 banger vm fork --quiet --from-snapshot off --name three base
 echo "three has $(marks three)"
 banger vm delete --quiet base > /dev/null 2>&1 || echo 'refused: it has snapshots'
+
+banger vm start --quiet base > /dev/null
+banger vm exec base -- sh -c 'echo later > /etc/mark; echo later > /root/mark; sync'
+banger vm snapshot restore --quiet base off > /dev/null 2>&1 || echo 'refused: it runs'
+banger vm snapshot restore --quiet --force base off
+banger vm start --quiet base > /dev/null
+echo "base is back at $(marks base)"
+banger vm stop --quiet base > /dev/null
+for round in 1 2; do
+    banger vm snapshot restore --quiet base ready
+    banger vm start --quiet base > /dev/null
+    banger vm exec base -- kill -0 "$pid" && echo "$round: base has the process again"
+    counts_to base $((made + 5))
+    banger vm exec base -- awk '$1 != NR { gap = 1 } END { exit gap }' /root/numbers && echo "$round: base has no gap"
+    echo "$round: base is back at $(marks base)"
+    banger vm exec base -- sh -c 'echo changed > /etc/mark; echo changed > /root/mark; sync'
+    banger vm exec one -- getent hosts base.vm > /dev/null && echo "$round: base is found"
+    banger vm stop --quiet base > /dev/null
+done
+echo "ran: $(banger vm run --quiet --rm --from-snapshot base/ready -- cat /etc/mark)"
 banger vm snapshot delete base off
 banger vm stop --quiet three > /dev/null
 banger vm start --quiet three > /dev/null

@@ -31,7 +31,11 @@ client suspend
 wait_for_memory
 kill -STOP "$held"
 interrupt
-wait_until 180 'the end of the writing' is_given_up
+if ! wait_until 180 'the end of the writing' is_given_up; then
+    grep -E '^(Name|State|Sig|Shd)' "/proc/$(cat /home/alice/client)/status" >&2 || true
+    kill -CONT "$held"
+    exit 1
+fi
 kill -CONT "$held"
 wait "$!" || true
 wait_until 180 'the guest' is running && echo 'it runs on'

@@ -10,7 +10,7 @@ pub(super) const CHECKS: &[(&str, Check)] =
 pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
     ("forks of a stopped sandbox have its files and share no identity", children),
     ("forks of a running sandbox continue its processes and share no identity", running),
-    ("snapshots are forked as often as wanted, and go with their sandbox", snapshots),
+    ("snapshots are forked and restored as often as wanted, and go with their sandbox", snapshots),
 ];
 
 fn children(host: &Host) -> Result<()> {
@@ -77,6 +77,17 @@ fn snapshots(host: &Host) -> Result<()> {
             "no snapshot is a sandbox",
             "three has now now",
             "refused: it has snapshots",
+            "refused: it runs",
+            "base is back at now now",
+            "1: base has the process again",
+            "1: base has no gap",
+            "1: base is back at then then",
+            "1: base is found",
+            "2: base has the process again",
+            "2: base has no gap",
+            "2: base is back at then then",
+            "2: base is found",
+            "ran: then",
             "three still has now now",
         ],
     )

@@ -5,6 +5,7 @@ mod attach;
 mod boot_config;
 mod clients;
 mod cockpit;
+mod coding_agent;
 mod commits;
 mod copies;
 mod devcontainer;
@@ -21,6 +22,7 @@ mod limits;
 mod lists;
 mod mcp;
 mod modules;
+mod mount;
 mod names;
 mod network;
 mod people;
@@ -28,6 +30,7 @@ mod ready;
 mod recipe;
 mod refusals;
 mod registry;
+mod remote;
 mod restart;
 mod sdk;
 mod sessions;
@@ -68,6 +71,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     attach::CHECKS,
     boot_config::CHECKS,
     clients::CHECKS,
+    coding_agent::CHECKS,
     commits::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
@@ -82,6 +86,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     lists::CHECKS,
     mcp::CHECKS,
     modules::CHECKS,
+    mount::CHECKS,
     names::CHECKS,
     network::CHECKS,
     people::CHECKS,
@@ -89,6 +94,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     recipe::CHECKS,
     refusals::CHECKS,
     registry::CHECKS,
+    remote::CHECKS,
     restart::CHECKS,
     sessions::CHECKS,
     settings::CHECKS,
@@ -140,6 +146,7 @@ pub fn run(only: &str) -> Result<Tally> {
     // Prepare these once, not in each host.
     kernel::ensure()?;
     packages::docker_registry()?;
+    packages::sshd()?;
     image::without_init(try_it::IMAGE)?;
     let hosts = (0..host::HOSTS.min(queue.len()))
         .map(|number| host::up(&host::Up { fresh: true, number, ..host::Up::default() }))

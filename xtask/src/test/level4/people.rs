@@ -21,6 +21,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("other users neither see nor stop a sandbox", privacy),
     ("two users work at once", at_once),
     ("doctor changes nothing of what is kept", doctor),
+    ("doctor --fix removes what a deleted sandbox has left, for an administrator", fix),
     ("busctl creates and shows a sandbox", busctl),
     ("a desktop's client sees its user's sandboxes and no others", desktop),
     ("machinectl lists a sandbox while it runs, and not its name", machines),
@@ -109,6 +110,21 @@ fn doctor(host: &Host) -> Result<()> {
     sh(host, "alice", "banger vm delete still")?;
     ensure!(said.contains("\"status\""), "{said:?}");
     ensure!(before == after && before.lines().count() > 5, "doctor changed something:\n{before}\n{after}");
+    Ok(())
+}
+
+fn fix(host: &Host) -> Result<()> {
+    // As after a deletion that was interrupted, with its record lost.
+    let id = "00000000000000000000000000decade";
+    sh_as_root(host, &format!("mkdir -p /var/lib/banger/vms/{id}"))?;
+    let refused = as_user(host, "alice", &["banger", "doctor", "--fix"])?;
+    let message = text(&refused.stderr);
+    ensure!(!refused.status.success() && message.contains("administrator"), "alice: {message:?}");
+    let done = format!("FIXED leftovers: removed the disks of the deleted sandbox {id}");
+    let said = sh_as_root(host, "banger doctor --fix || true")?;
+    ensure!(said.contains(&done), "nothing was removed: {said}");
+    let again = sh_as_root(host, "banger doctor --fix || true; ls /var/lib/banger/vms")?;
+    ensure!(!again.contains(id), "it is still there, or removed twice: {again}");
     Ok(())
 }
 

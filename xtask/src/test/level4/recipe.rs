@@ -19,7 +19,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
 ];
 
 /// Starts a registry of this host with one image, and names it in a recipe.
-fn with_registry(host: &Host, check: Check) -> Result<()> {
+pub(super) fn with_registry(host: &Host, check: impl FnOnce(&Host) -> Result<()>) -> Result<()> {
     let tar = host::inside(&image::archive("minimal")?)?;
     let start = script!(
         "level4/recipe/start.sh" uses "wait.sh",

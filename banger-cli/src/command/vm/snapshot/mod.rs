@@ -3,6 +3,7 @@
 mod create;
 mod delete;
 mod list;
+mod restore;
 
 use banger_proto::bus::option::snapshot as key;
 use clap::Subcommand;
@@ -17,6 +18,7 @@ pub enum SnapshotCommand {
     Create(create::Create),
     #[command(visible_alias = "ls")]
     List(list::ListSnapshots),
+    Restore(restore::Restore),
     #[command(visible_alias = "rm")]
     Delete(delete::Delete),
 }
@@ -26,6 +28,7 @@ impl SnapshotCommand {
         match self {
             SnapshotCommand::Create(create) => create.run().await,
             SnapshotCommand::List(list) => list.run().await,
+            SnapshotCommand::Restore(restore) => restore.run().await,
             SnapshotCommand::Delete(delete) => delete.run().await,
         }
     }

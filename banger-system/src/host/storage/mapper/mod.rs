@@ -175,6 +175,10 @@ impl Disks for MapperDisks {
         self.files.empty(vm).await
     }
 
+    async fn exchange(&self, vm: VmId, with: VmId) -> Result<()> {
+        self.files.exchange(vm, with).await
+    }
+
     async fn frozen(&self, vm: VmId) -> Result<Vec<FrozenLayer>> {
         self.files.frozen(vm).await
     }

@@ -1,5 +1,9 @@
 //! The control protocol of QEMU: JSON lines over a socket (docs/interop/qmp-spec.rst). The guest may have taken over
 //! the other side, so everything it sends is bounded in length and time.
+//!
+//! QEMU has one queue of commands for all connections, one after the other. A command whose connection was closed before its
+//! answer, because its job was cancelled or the service killed, may still run, and its answer goes to the *next*
+//! connection. So every command has an id that no other has, and answers with another id are passed over.
 
 use std::{
     collections::HashSet,
@@ -30,8 +34,8 @@ use crate::ports::{
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest line: a list of all devices.
 const MAX_LINE: u64 = 256 << 10;
-/// How many events may come before an answer.
-const MAX_EVENTS: usize = 1000;
+/// How many other lines may come before an answer.
+const MAX_SKIPPED: usize = 1000;
 
 pub struct Qmp {
     reader: BufReader<OwnedReadHalf>,
@@ -42,6 +46,8 @@ pub struct Qmp {
 struct Line {
     #[serde(rename = "QMP")]
     greeting: Option<serde::de::IgnoredAny>,
+    /// Of the command that this answers.
+    id: Option<String>,
     #[serde(rename = "return")]
     returned: Option<Value>,
     error: Option<Failure>,
@@ -66,10 +72,7 @@ impl Qmp {
             .map_err(|error| Error::Failed { message: format!("cannot reach QEMU: {error}") })?;
         let (reader, writer) = stream.into_split();
         let mut qmp = Self { reader: BufReader::new(reader), writer };
-        let greeting = within(TIMEOUT, qmp.line()).await?;
-        if greeting.greeting.is_none() {
-            return Err(nonsense());
-        }
+        within(TIMEOUT, qmp.skip_to(|line| line.greeting.is_some())).await?;
         qmp.run("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
@@ -112,25 +115,32 @@ impl Qmp {
         timeout: Duration,
     ) -> Result<Value> {
         within(timeout, async {
-            let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+            let id = uuid::Uuid::new_v4().simple().to_string();
+            let request = format!("{}\n", json!({"execute": command, "arguments": arguments, "id": id}));
             let sent = match file {
                 Some(file) => self.send_with(request.as_bytes(), file).await,
                 None => self.writer.write_all(request.as_bytes()).await,
             };
             sent.map_err(|error| gone(&error))?;
-            for _ in 0..MAX_EVENTS {
-                let line = self.line().await?;
-                if let Some(Failure { desc }) = line.error {
-                    let desc: String = desc.chars().take(200).filter(|c| !c.is_control()).collect();
-                    return Err(Error::Failed { message: format!("QEMU refused {command}: {desc}") });
-                }
-                if let Some(value) = line.returned {
-                    return Ok(value);
-                }
+            let answer = self.skip_to(|line| line.id.as_deref() == Some(&id)).await?;
+            if let Some(Failure { desc }) = answer.error {
+                let desc: String = desc.chars().take(200).filter(|c| !c.is_control()).collect();
+                return Err(Error::Failed { message: format!("QEMU refused {command}: {desc}") });
             }
-            Err(nonsense())
+            answer.returned.ok_or_else(nonsense)
         })
         .await
+    }
+
+    /// Reads up to a line, past events and answers that are meant for others.
+    async fn skip_to(&mut self, is_it: impl Fn(&Line) -> bool) -> Result<Line> {
+        for _ in 0..MAX_SKIPPED {
+            let line = self.line().await?;
+            if is_it(&line) {
+                return Ok(line);
+            }
+        }
+        Err(nonsense())
     }
 
     async fn send_with(&self, request: &[u8], file: BorrowedFd<'_>) -> io::Result<()> {
@@ -177,7 +187,8 @@ mod tests {
 
     use super::*;
 
-    /// Connects to a fake VMM that sends these lines: one for the connection and one for each command.
+    /// Connects to a fake VMM that sends these lines: one for the connection and one for each command, with the id of the
+    /// command in the place of `ID`.
     async fn against(lines: &'static [&'static str]) -> Result<HashSet<String>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp");
@@ -186,11 +197,17 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let (reader, mut writer) = stream.into_split();
             let mut reader = BufReader::new(reader);
+            let mut id = String::new();
             for line in lines {
-                if writer.write_all(line.as_bytes()).await.is_err() {
+                if writer.write_all(line.replace("ID", &id).as_bytes()).await.is_err() {
                     return;
                 }
-                let _ = reader.read_line(&mut String::new()).await;
+                let mut command = String::new();
+                if reader.read_line(&mut command).await.is_err() || command.is_empty() {
+                    return;
+                }
+                let command: Value = serde_json::from_str(&command).unwrap();
+                command["id"].as_str().unwrap().clone_into(&mut id);
             }
         });
         let result = async { Qmp::connect(&path).await?.connected_chardevs().await }.await;
@@ -199,24 +216,40 @@ mod tests {
     }
 
     const HELLO: &str = "{\"QMP\":{\"version\":{}}}\n";
-    const READY: &str = "{\"return\":{}}\n";
+    const READY: &str = "{\"return\":{},\"id\":\"ID\"}\n";
+    const DEVICES: &str = "{\"return\":[\
+        {\"label\":\"agent0\",\"filename\":\"unix:/x,server=on\",\"frontend-open\":true},\
+        {\"label\":\"agent1\",\"filename\":\"disconnected:unix:/y,server=on\",\"frontend-open\":true}],\"id\":\"ID\"}\n";
 
     #[tokio::test]
     async fn connected_devices_are_told_and_events_skipped() {
-        let devices = "{\"event\":\"X\",\"data\":{}}\n{\"return\":[\
-            {\"label\":\"agent0\",\"filename\":\"unix:/x,server=on\",\"frontend-open\":true},\
-            {\"label\":\"agent1\",\"filename\":\"disconnected:unix:/y,server=on\",\"frontend-open\":true}]}\n";
+        let devices = format!("{{\"event\":\"X\",\"data\":{{}}}}\n{DEVICES}").leak();
         let connected = against(Box::leak(Box::new([HELLO, READY, devices]))).await.unwrap();
         assert_eq!(connected, HashSet::from(["agent0".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn answers_to_commands_of_an_earlier_connection_are_passed_over() {
+        for late in [
+            "{\"return\":{},\"id\":\"another\"}\n",
+            "{\"return\":{}}\n",
+            "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"},\"id\":\"another\"}\n",
+        ] {
+            for place in 0..3 {
+                let mut lines = [HELLO, READY, DEVICES];
+                lines[place] = format!("{late}{}", lines[place]).leak();
+                let connected = against(Box::leak(Box::new(lines))).await.unwrap();
+                assert_eq!(connected, HashSet::from(["agent0".to_owned()]), "{late} at {place}");
+            }
+        }
     }
 
     #[tokio::test]
     async fn garbage_and_errors_are_errors() {
         for lines in [
             &["garbage\n"][..],
-            &["{\"return\":{}}\n"],
-            &[HELLO, "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"}}\n"],
-            &[HELLO, READY, "{\"return\":7}\n"],
+            &[HELLO, "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"},\"id\":\"ID\"}\n"],
+            &[HELLO, READY, "{\"return\":7,\"id\":\"ID\"}\n"],
         ] {
             assert!(matches!(against(lines).await, Err(Error::Failed { .. })), "{lines:?}");
         }

@@ -1,0 +1,380 @@
+//! The local end: a connection to the bus of a remote host, and calls that pass descriptors.
+
+use std::{
+    fs::File,
+    io,
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream as StdStream,
+    },
+};
+
+use banger_proto::bus::ErrorName;
+use rustix::fs::{SealFlags, fcntl_get_seals};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::Mutex,
+};
+use zbus::{
+    Connection, DynamicType, Signature,
+    conn::{
+        Builder,
+        socket::{ReadHalf, Socket, Split, WriteHalf},
+    },
+    export::async_trait::async_trait,
+    wire::{
+        DynamicDeserialize, Endian, NATIVE_ENDIAN,
+        serialized::{Context, Data},
+        to_bytes_for_signature,
+    },
+};
+
+use super::{
+    error::{self, Error},
+    passing::Passing,
+    server::Server,
+    ssh::{Channel, Questions, Ssh},
+    wire::{self, Call, Greeting, Passed, Reply, Request, Values},
+};
+use crate::{
+    client::object::Object,
+    error::{Error as CallError, Result},
+};
+
+/// What the remote end calls a system bus that does not answer.
+pub(super) const NO_BUS: &str = "dev.banger.Remote.NoBus";
+
+/// A remote host.
+#[derive(Debug)]
+pub struct Remote {
+    ssh: Ssh,
+    /// The user there.
+    uid: u32,
+    /// The channel of the bus.
+    bus: Mutex<Channel>,
+}
+
+impl Remote {
+    /// Connects to the bus of a host. May ask the user if there is a terminal.
+    pub async fn connect(server: Server, has_terminal: bool) -> Result<(Connection, Self)> {
+        let ssh = Ssh::to(server)?;
+        ssh.log_in(if has_terminal { Questions::Ask } else { Questions::Never }).await?;
+        Self::over(ssh).await
+    }
+
+    /// Connects for a moment: asks nothing, and leaves no connection of ssh behind.
+    pub async fn connect_briefly(server: Server) -> Result<(Connection, Self)> {
+        Self::over(Ssh::to(server)?).await
+    }
+
+    async fn over(ssh: Ssh) -> Result<(Connection, Self)> {
+        let Opened { channel, greeting, reply, .. } = open(&ssh, Request::Bus, Vec::new()).await?;
+        match reply {
+            Reply::Bus => {}
+            reply => return Err(refusal(ssh.server(), reply)),
+        }
+        let stream = channel.stream.try_clone().and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        let stream = stream.map_err(|source| passing(ssh.server(), "messages", "to", source))?;
+        // The remote end has opened the connection, so it is its user that the bus knows.
+        let connection = Builder::socket(Stream(stream)).user_id(greeting.uid).build().await;
+        let connection = connection
+            .map_err(|error| Error::NoBus { server: ssh.server().clone(), message: error.to_string() })?;
+        Ok((connection, Self { ssh, uid: greeting.uid, bus: Mutex::new(channel) }))
+    }
+
+    /// Returns the host.
+    pub fn server(&self) -> &Server {
+        self.ssh.server()
+    }
+
+    /// Returns the user there.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Returns whether the connection is lost. ssh may need a moment to notice.
+    pub async fn has_ended(&self) -> bool {
+        self.bus.lock().await.has_ended().await
+    }
+
+    /// Returns the error that the service there is too old or too new.
+    pub fn has_other_version(&self, manager: &Object) -> CallError {
+        Error::OtherService {
+            server: self.server().clone(),
+            version: crate::ui::sanitize::line(manager.text("Version")),
+            level: manager.number("ApiLevel"),
+        }
+        .into()
+    }
+
+    /// Replaces a hint that is about the local host.
+    pub fn explain(&self, error: CallError) -> CallError {
+        match error.name() {
+            Some(ErrorName::AccessDenied | ErrorName::InteractiveAuthorizationRequired) => {
+                let hint = error::access_hint(self.server());
+                error.with_hint(hint)
+            }
+            _ => match error.hint() {
+                Some(hint) => error.with_hint(error::hint_there(self.server(), &hint)),
+                None => error,
+            },
+        }
+    }
+
+    /// Returns the error that the connection is lost.
+    pub async fn lost(&self) -> CallError {
+        let (_, said) = self.bus.lock().await.end().await;
+        Error::Lost { server: self.server().clone(), said }.into()
+    }
+
+    /// Makes a call that passes descriptors. Returns the answer, and the file that the service fills, if there is one.
+    pub async fn call<B, R>(
+        &self,
+        path: &str,
+        interface: &str,
+        method: &str,
+        passing: Passing,
+        body: &B,
+    ) -> Result<(R, Option<Filled>)>
+    where
+        B: Serialize + DynamicType,
+        R: for<'d> DynamicDeserialize<'d>,
+    {
+        let signature = body.signature();
+        let arguments = to_bytes_for_signature(Context::new(NATIVE_ENDIAN, 0), signature.clone(), body)?;
+        let files = arguments.fds().iter().map(|fd| fd.as_fd().try_clone_to_owned().map(File::from));
+        let files: Vec<File> = files
+            .collect::<io::Result<_>>()
+            .map_err(|source| self::passing(self.server(), "a file", "to", source))?;
+        let request = Request::Call(Call {
+            path: path.to_owned(),
+            interface: interface.to_owned(),
+            member: method.to_owned(),
+            arguments: Values {
+                signature: signature.to_string(),
+                little_endian: NATIVE_ENDIAN == Endian::Little,
+                length: u32::try_from(arguments.len()).unwrap_or(u32::MAX),
+            },
+            files: files.iter().map(|file| passed(file, passing)).collect(),
+        });
+        let sent = Sent { arguments: arguments.to_vec(), files };
+        let Opened { channel, reply, values, .. } = open(&self.ssh, request, vec![sent]).await?;
+        let Reply::Answer(answer) = reply else { return Err(refusal(self.server(), reply)) };
+        let endian = if answer.little_endian { Endian::Little } else { Endian::Big };
+        let context = Context::new(endian, 0);
+        let (data, filled) = match passing {
+            Passing::Answer => (Data::new_fds(values, context, [OwnedFd::from(channel.stream)]), None),
+            Passing::Read => (Data::new(values, context), None),
+            Passing::Fill => {
+                let filled = Filled { channel: channel.stream, server: self.server().clone() };
+                (Data::new(values, context), Some(filled))
+            }
+        };
+        let signature = Signature::try_from(answer.signature.as_str()).map_err(zbus::Error::from)?;
+        let (answer, _) = data.deserialize_for_dynamic_signature::<_, R>(signature)?;
+        Ok((answer, filled))
+    }
+}
+
+/// A file that the service fills at the remote end.
+#[derive(Debug)]
+pub struct Filled {
+    channel: StdStream,
+    server: Server,
+}
+
+impl Filled {
+    /// Copies the content into an empty local file, once the service has written it.
+    pub async fn fetch(self, file: &File) -> Result<()> {
+        let failed = |source| passing(&self.server, "a file", "from", source);
+        let file = file.try_clone().map_err(failed)?;
+        let stream = self.channel.try_clone().map_err(failed)?;
+        let fetched = during(&self.channel, move || {
+            // It waits for this.
+            stream.shutdown(Shutdown::Write)?;
+            wire::receive_file(&mut &stream, &file, u64::MAX)
+        });
+        fetched.await.map_err(failed)
+    }
+}
+
+/// What follows a request.
+struct Sent {
+    arguments: Vec<u8>,
+    files: Vec<File>,
+}
+
+/// A channel whose request was answered.
+struct Opened {
+    channel: Channel,
+    greeting: Greeting,
+    reply: Reply,
+    values: Vec<u8>,
+}
+
+/// How far an exchange has come.
+enum Exchanged {
+    /// The remote end ended without a greeting.
+    Silent,
+    /// The line is not a greeting.
+    Noise(String),
+    Greeted(Greeting, io::Result<(Reply, Vec<u8>)>),
+}
+
+/// Opens a channel, and sends a request.
+async fn open(ssh: &Ssh, request: Request, sent: Vec<Sent>) -> Result<Opened> {
+    let server = ssh.server();
+    let mut channel = ssh.open()?;
+    let stream = channel.stream.try_clone().map_err(|source| passing(server, "a request", "to", source))?;
+    let exchanged = during(&channel.stream, move || exchange(&stream, &request, &sent)).await;
+    match exchanged.unwrap_or(Exchanged::Silent) {
+        Exchanged::Greeted(greeting, replied) => {
+            error::check_protocol(server, &greeting)?;
+            match replied {
+                Ok((reply, values)) => Ok(Opened { channel, greeting, reply, values }),
+                Err(source) if source.kind() == io::ErrorKind::InvalidData => {
+                    Err(passing(server, "a call", "to", source))
+                }
+                Err(_) => {
+                    let (_, said) = channel.end().await;
+                    Err(Error::Lost { server: server.clone(), said }.into())
+                }
+            }
+        }
+        Exchanged::Noise(line) => {
+            let line = crate::ui::sanitize::line(&line);
+            Err(Error::Noise { server: server.clone(), line }.into())
+        }
+        Exchanged::Silent => {
+            let (status, said) = channel.end().await;
+            Err(Error::of_end(server, status, said).into())
+        }
+    }
+}
+
+/// Sends a request and what follows it, and reads the reply. Small things are sent before the other end has greeted, which
+/// saves a round trip.
+fn exchange(mut stream: &StdStream, request: &Request, sent: &[Sent]) -> io::Result<Exchanged> {
+    let asked = wire::write_line(&mut stream, "", request)
+        .and_then(|()| sent.iter().try_for_each(|sent| io::Write::write_all(&mut stream, &sent.arguments)));
+    let Some(line) = wire::read_line(&mut stream)? else { return Ok(Exchanged::Silent) };
+    let greeting: Option<Greeting> =
+        line.strip_prefix(wire::GREETING).and_then(|json| serde_json::from_str(json).ok());
+    let Some(greeting) = greeting else { return Ok(Exchanged::Noise(line)) };
+    if greeting.protocol != wire::PROTOCOL {
+        // What it says next may be anything.
+        return Ok(Exchanged::Greeted(greeting, Err(io::ErrorKind::Unsupported.into())));
+    }
+    let replied = asked.and_then(|()| {
+        let passed = match request {
+            Request::Call(call) => call.files.as_slice(),
+            Request::Bus => &[],
+        };
+        let files = sent.iter().flat_map(|sent| &sent.files);
+        let mut contents = files.zip(passed).filter(|(_, passed)| **passed != Passed::Filled);
+        let uploaded = contents.try_for_each(|(file, _)| wire::send_file(file, &mut stream));
+        // One that takes no more says why.
+        let reply: Reply = match (wire::read_json(&mut stream), uploaded) {
+            (Err(_), Err(error)) => return Err(error),
+            (reply, _) => reply?,
+        };
+        let values = match &reply {
+            Reply::Answer(values) => wire::read_values(&mut stream, values)?,
+            _ => Vec::new(),
+        };
+        Ok((reply, values))
+    });
+    Ok(Exchanged::Greeted(greeting, replied))
+}
+
+/// Runs work that blocks on a channel, in a thread. If this is dropped, the channel is broken off, and with it the thread.
+async fn during<T: Send + 'static>(
+    channel: &StdStream,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    struct Breaker(Option<StdStream>);
+    impl Drop for Breaker {
+        fn drop(&mut self) {
+            if let Some(stream) = &self.0 {
+                // A broken channel needs no shutdown.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+    let mut breaker = Breaker(Some(channel.try_clone()?));
+    let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    breaker.0 = None;
+    done
+}
+
+/// Returns how a file is passed. Memory that is sealed stays so.
+fn passed(file: &File, passing: Passing) -> Passed {
+    match passing {
+        Passing::Fill => Passed::Filled,
+        _ if fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::WRITE)) => Passed::Memory,
+        _ => Passed::File,
+    }
+}
+
+fn passing(server: &Server, what: &'static str, to_or_from: &'static str, source: io::Error) -> CallError {
+    Error::Passing { what, to_or_from, server: server.clone(), source }.into()
+}
+
+/// Returns the error of a reply that is none to the request.
+fn refusal(server: &Server, reply: Reply) -> CallError {
+    match reply {
+        Reply::Refused { name, message } if name == NO_BUS => {
+            Error::NoBus { server: server.clone(), message }.into()
+        }
+        Reply::Refused { name, message } => CallError::named(&name, message),
+        Reply::Bus | Reply::Answer(_) => {
+            passing(server, "a call", "to", wire::invalid("the reply is not what was expected"))
+        }
+    }
+}
+
+/// The channel of the bus. Descriptors do not pass it, and zbus refuses to send any.
+struct Stream(UnixStream);
+
+#[derive(Debug)]
+struct Reader(OwnedReadHalf);
+
+#[derive(Debug)]
+struct Writer(OwnedWriteHalf);
+
+impl Socket for Stream {
+    type ReadHalf = Reader;
+    type WriteHalf = Writer;
+
+    fn split(self) -> Split<Reader, Writer> {
+        let (read, write) = self.0.into_split();
+        Split::new(Reader(read), Writer(write))
+    }
+}
+
+#[async_trait]
+impl ReadHalf for Reader {
+    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        Ok((self.0.read(buffer).await?, Vec::new()))
+    }
+}
+
+#[async_trait]
+impl WriteHalf for Writer {
+    async fn sendmsg(&mut self, buffer: &[u8], _: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        self.0.write(buffer).await
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        self.0.shutdown().await
+    }
+}
