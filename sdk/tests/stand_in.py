@@ -20,10 +20,9 @@ if arguments[:1] == ["--error-file"]:
 call = {"arguments": arguments, "error_file": error_file, "pid": os.getpid()}
 for word in arguments:
     if word.startswith("--env-file="):
-        with open(word.split("=", 1)[1]) as file:
+        with open(word.split("=", 1)[1], newline="") as file:
             call["variables"] = file.read()
-    if word.startswith("--env="):
-        call.setdefault("environment", {})[word[6:]] = os.environ.get(word[6:])
+call["environment"] = dict(os.environ)
 
 
 def note(name, line):
@@ -65,6 +64,7 @@ while left > 0:
 if step.get("cat"):
     while data := sys.stdin.buffer.read1(1 << 16):
         write(sys.stdout, data)
+    note("input-ended", "yes")
 for _ in range(step.get("much", 0) >> 16):
     write(sys.stdout, b"x" * (1 << 16))
 write(sys.stdout, bytes.fromhex(step["hex"]) if "hex" in step else step.get("stdout", "").encode())

@@ -106,8 +106,8 @@ class AsyncBanger:
         if workspace is not None:
             try:
                 await sandbox.workspace.prepare(workspace)
-            except BaseException:
-                await sandbox.delete()
+            except BaseException as first:
+                await self._runner.undo(calls.delete(sandbox.id), first)
                 raise
         return sandbox
 
@@ -282,7 +282,13 @@ class AsyncSandbox:
         """Makes new sandboxes from this one, or from a snapshot of it. If one of them does not start, none is kept."""
         call = calls.fork(self.id, count, names, from_snapshot, start)
         ids = await self._runner.run(call, lambda ids: calls.delete(*ids) if ids else None)
-        return [await self._client.get(id) for id in ids]
+        try:
+            return [await self._client.get(id) for id in ids]
+        except BaseException as first:
+            # The caller has no other hold of them.
+            if ids:
+                await self._runner.undo(calls.delete(*ids), first)
+            raise
 
     async def snapshot(self, name: str) -> types.Snapshot:
         """Creates a snapshot of it."""
@@ -548,6 +554,7 @@ class AsyncCommandStream:
     async def __aenter__(self) -> AsyncCommandStream:
         await self._runner.check()
         self._process = await AsyncProcess.start(self._runner.program, self._command.arguments, self._input, self._command)
+        await self._process.raise_cancellation()
         self._deadline = None if self._time_limit is None else asyncio.get_running_loop().time() + self._time_limit
         return self
 
@@ -591,6 +598,7 @@ class AsyncEventStream:
     async def __aenter__(self) -> AsyncEventStream:
         await self._runner.check()
         self._process = await AsyncProcess.start(self._runner.program, self._arguments)
+        await self._process.raise_cancellation()
         return self
 
     async def __aexit__(

@@ -44,8 +44,6 @@ class Exec:
     arguments: tuple[str, ...]
     #: The content of the file of variables.
     variables: bytes
-    #: Variables that a line cannot hold. They come by the environment of banger.
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -320,9 +318,11 @@ def write(id: str, path: str, data: bytes | str, mode: int, chown: str | None) -
 
 
 def host_path(path: HostPath) -> str:
-    """Returns an absolute path, which banger takes for no path in a sandbox. The end keeps its meaning."""
+    """Returns an absolute path, which banger takes for no path in a sandbox. The end keeps its meaning: ``.`` and ``..`` are
+    what is in the directory."""
     text = os.fspath(path)
-    end = next((end for end in ("/.", "/") if text.endswith(end)), "")
+    last = text.rpartition("/")[2]
+    end = "/." if last in (".", "..") else "/" if text.endswith("/") else ""
     return os.path.abspath(text).rstrip("/") + end or "/"
 
 
@@ -336,7 +336,7 @@ def download(id: str, path: str, host: HostPath) -> Call[None]:
 
 
 def prepare(id: str, path: HostPath, **options: object) -> Call[types.PreparedWorkspace]:
-    return _call(["vm", "workspace", "prepare", "-q", *_options(**options)], id, host_path(path))
+    return _call(["vm", "workspace", "prepare", "-q", *_options(**options)], id, os.path.abspath(path))
 
 
 def export(id: str, **options: object) -> Call[types.Export]:
@@ -372,31 +372,26 @@ def exec_(
 ) -> Exec:
     if not command:
         raise ValueError("a command has at least one word, the program")
-    lines, environment = _variables(env or {})
     words = ["vm", "exec", *(["--detach", "--json"] if detach else ["--no-tty"])]
     if not has_input and not detach:
         words.append("--no-stdin")
     words += _options(user=user, workdir=workdir, share=_texts("share", share), wait=wait, guest_path=guest_path)
     words += _switch("proxy", proxy) + _switch("auto-prepare", auto_prepare)
-    words += _options(env=list(environment))
-    return Exec(command, (*words, "--", id, *command), lines, environment)
+    return Exec(command, (*words, "--", id, *command), _variables(env or {}))
 
 
-def _variables(env: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
-    """Returns variables as the lines of a file, and those that a line cannot hold. On a command line, every user of the
-    host could read them."""
-    lines: list[str] = []
-    others: dict[str, str] = {}
+def _variables(env: Mapping[str, str]) -> bytes:
+    """Returns the content of a file of variables. On a command line, every user of the host could read them, and in the
+    environment of banger they would change what it does."""
+    entries: list[str] = []
     for name, value in env.items():
         if not name or name.startswith("#") or any(letter.isspace() or letter in "=\0" for letter in name):
             raise ValueError(f"cannot set the variable {name!r}: it is no name of a variable")
         if "\0" in value:
             raise ValueError(f"cannot set the variable {name!r}: its value has a zero byte")
-        if "\n" in value or "\r" in value:
-            others[name] = value
-        else:
-            lines.append(f"{name}={value}\n")
-    return "".join(lines).encode(), others
+        # Values can have line feeds.
+        entries.append(f"{name}={value}\0")
+    return "".join(entries).encode()
 
 
 def checked(result: ExecResult) -> ExecResult:

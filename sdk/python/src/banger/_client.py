@@ -107,8 +107,8 @@ class Banger:
         if workspace is not None:
             try:
                 sandbox.workspace.prepare(workspace)
-            except BaseException:
-                sandbox.delete()
+            except BaseException as first:
+                self._runner.undo(calls.delete(sandbox.id), first)
                 raise
         return sandbox
 
@@ -283,7 +283,13 @@ class Sandbox:
         """Makes new sandboxes from this one, or from a snapshot of it. If one of them does not start, none is kept."""
         call = calls.fork(self.id, count, names, from_snapshot, start)
         ids = self._runner.run(call, lambda ids: calls.delete(*ids) if ids else None)
-        return [self._client.get(id) for id in ids]
+        try:
+            return [self._client.get(id) for id in ids]
+        except BaseException as first:
+            # The caller has no other hold of them.
+            if ids:
+                self._runner.undo(calls.delete(*ids), first)
+            raise
 
     def snapshot(self, name: str) -> types.Snapshot:
         """Creates a snapshot of it."""
