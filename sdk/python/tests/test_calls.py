@@ -85,6 +85,8 @@ class Arguments(Case):
             client.create(publish="8080:80")
         with self.assertRaises(TypeError):
             client.list(filters="state=running")
+        with self.assertRaises(TypeError):
+            self.sandbox().workspace.prepare("/r", include="src")
 
     def test_a_command_is_passed_word_by_word(self) -> None:
         words = ["printf", "a b", "", "$HOME", "--", "-x", "new\nline", "*"]

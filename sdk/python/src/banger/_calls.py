@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from . import _types as types
 from ._errors import CommandFailedError, NotAFileError, OutputTooLargeError, UnexpectedReplyError
@@ -22,6 +22,17 @@ T = TypeVar("T")
 Size = int | str
 #: Path of a file on the host.
 HostPath = str | os.PathLike[str]
+
+#: When to pull an image.
+Pull = Literal["missing", "never", "always"]
+#: When a sandbox that has stopped is started again.
+Restart = Literal["no", "on-failure", "always"]
+#: What runs a sandbox.
+Vmm = Literal["auto", "firecracker", "qemu"]
+#: Phase of the boot to wait for.
+Wait = Literal["agent", "init", "boot"]
+#: What of a repository is sent.
+Mode = Literal["shallow", "full-copy"]
 
 #: How much of the reply of a command is kept, in bytes.
 MAX_REPLY = 64 << 20
@@ -336,6 +347,8 @@ def download(id: str, path: str, host: HostPath) -> Call[None]:
 
 
 def prepare(id: str, path: HostPath, **options: object) -> Call[types.PreparedWorkspace]:
+    if isinstance(options.get("include"), str):
+        raise TypeError("include is a list of texts, not one text")
     return _call(["vm", "workspace", "prepare", "-q", *_options(**options)], id, os.path.abspath(path))
 
 
