@@ -3,13 +3,15 @@
 #
 # STAND_IN is a directory. `plan.json` there is a list of objects; the first whose `when` are the first words of the
 # arguments counts. Its keys: stdout, stderr (texts), errors (lines for the file of errors), status, cat (standard input to
-# standard output), much (this many bytes to standard output), signals (wait for this many signals first). Each call adds a
-# line to `calls.jsonl`, and each signal one to `signals`.
+# standard output), pieces (this many single bytes to standard output), much (this many bytes there), signals (wait for this
+# many signals first). Each call adds a line to `calls.jsonl`, and each signal one to `signals`; `input-ended` is there once
+# `cat` has read all.
 
 import json
 import os
 import signal
 import sys
+import time
 
 directory = os.environ["STAND_IN"]
 arguments = sys.argv[1:]
@@ -65,6 +67,10 @@ if step.get("cat"):
     while data := sys.stdin.buffer.read1(1 << 16):
         write(sys.stdout, data)
     note("input-ended", "yes")
+for _ in range(step.get("pieces", 0)):
+    # Each is read by itself.
+    write(sys.stdout, b"x")
+    time.sleep(0.005)
 for _ in range(step.get("much", 0) >> 16):
     write(sys.stdout, b"x" * (1 << 16))
 write(sys.stdout, bytes.fromhex(step["hex"]) if "hex" in step else step.get("stdout", "").encode())

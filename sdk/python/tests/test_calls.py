@@ -650,13 +650,13 @@ class Async(Case, unittest.IsolatedAsyncioTestCase):
         self.assertEqual(stand_in.arguments(), ["vm", "delete", "-q", "--force", "--json", "--", ID, "f" * 32])
 
     async def test_nothing_is_left_open_by_streams_that_are_not_read(self) -> None:
-        self.stand_in({"when": ["vm", "exec"], "much": 4 << 20})
+        self.stand_in({"when": ["vm", "exec"], "pieces": 2 * _async_process.QUEUE})
         sandbox = await self.async_sandbox()
 
         async def leave() -> None:
             async with sandbox.stream("yes") as output:
-                async for _chunk in output:
-                    break
+                assert output._process is not None
+                await output._process.wait()
 
         await leave()
         before = len(os.listdir("/proc/self/fd"))
