@@ -3,13 +3,15 @@
 #
 # STAND_IN is a directory. `plan.json` there is a list of objects; the first whose `when` are the first words of the
 # arguments counts. Its keys: stdout, stderr (texts), errors (lines for the file of errors), status, cat (standard input to
-# standard output), much (this many bytes to standard output), signals (wait for this many signals first). Each call adds a
-# line to `calls.jsonl`, and each signal one to `signals`.
+# standard output), pieces (this many single bytes to standard output), much (this many bytes there), signals (wait for this
+# many signals first). Each call adds a line to `calls.jsonl`, and each signal one to `signals`; `input-ended` is there once
+# `cat` has read all.
 
 import json
 import os
 import signal
 import sys
+import time
 
 directory = os.environ["STAND_IN"]
 arguments = sys.argv[1:]
@@ -20,10 +22,9 @@ if arguments[:1] == ["--error-file"]:
 call = {"arguments": arguments, "error_file": error_file, "pid": os.getpid()}
 for word in arguments:
     if word.startswith("--env-file="):
-        with open(word.split("=", 1)[1]) as file:
+        with open(word.split("=", 1)[1], newline="") as file:
             call["variables"] = file.read()
-    if word.startswith("--env="):
-        call.setdefault("environment", {})[word[6:]] = os.environ.get(word[6:])
+call["environment"] = dict(os.environ)
 
 
 def note(name, line):
@@ -65,6 +66,11 @@ while left > 0:
 if step.get("cat"):
     while data := sys.stdin.buffer.read1(1 << 16):
         write(sys.stdout, data)
+    note("input-ended", "yes")
+for _ in range(step.get("pieces", 0)):
+    # Each is read by itself.
+    write(sys.stdout, b"x")
+    time.sleep(0.005)
 for _ in range(step.get("much", 0) >> 16):
     write(sys.stdout, b"x" * (1 << 16))
 write(sys.stdout, bytes.fromhex(step["hex"]) if "hex" in step else step.get("stdout", "").encode())

@@ -37,6 +37,22 @@ fn a_second_interrupt_detaches_and_says_how_to_return() {
 }
 
 #[test]
+fn an_interrupt_after_the_job_of_a_creation_leaves_a_program_the_id() {
+    let host = Host::new();
+    host.hang_agents();
+    let words = ["vm", "create", "--name", "box", "--image", "debian", "--wait", "boot", "--json"];
+    let mut terminal = host.start_in_terminal(&words);
+    // Its job is over: its guest is asked for.
+    crate::host::until("the agent is called", || !host.calls("OpenAgent").is_empty());
+    terminal.type_in(CTRL_C);
+    terminal.wait_for("error: interrupted.");
+    let (status, seen) = terminal.end();
+    assert_eq!(status.code(), Some(130), "{seen}");
+    assert!(seen.contains("\"name\": \"box\""), "{seen}");
+    assert!(host.banger(&["vm", "list", "-q"]).output.contains("box"));
+}
+
+#[test]
 fn an_interrupted_copy_leaves_nothing_on_the_host() {
     let host = Host::new();
     let place = host.path("place");

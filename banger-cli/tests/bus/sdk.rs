@@ -123,6 +123,7 @@ fn the_sdk_for_python_passes_its_tests() {
     passes(&output);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("\nOK") && errors.contains("Ran "), "{errors}");
+    assert!(!errors.contains("Ran 0 tests"), "{errors}");
 }
 
 #[test]
@@ -180,6 +181,8 @@ fn the_sdk_for_typescript_passes_its_tests() {
     test.args(["--test", "--preserve-symlinks", "test/calls.test.js"]).current_dir(compiled.package());
     let text = passes(&test.env_remove("NODE_TEST_CONTEXT").output().unwrap());
     assert!(text.contains("# fail 0") || text.contains("ℹ fail 0"), "{text}");
+    // A file that could not be loaded or has no test counts as one.
+    assert!(!text.contains("# tests 0") && !text.contains("# tests 1\n"), "{text}");
 }
 
 #[test]

@@ -46,6 +46,10 @@ class StandIn:
         file = self.path / "signals"
         return file.read_text().split() if file.exists() else []
 
+    def has_read_all(self) -> bool:
+        """Returns whether the input of a call with ``cat`` has ended."""
+        return (self.path / "input-ended").exists()
+
     def has_started(self) -> bool:
         """Returns whether a call that waits for signals has begun."""
         return (self.path / "started").exists()

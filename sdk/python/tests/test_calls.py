@@ -7,7 +7,10 @@ import inspect
 import io
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import unittest
@@ -17,7 +20,7 @@ from typing import Any
 
 import banger
 from banger import AsyncBanger, AsyncSandbox, Banger, Sandbox
-from banger import _async_client, _client
+from banger import _async_client, _async_process, _calls, _client
 from banger._codes import BY_CODE
 from banger._async_process import AsyncInput
 from banger._process import Input, check_version
@@ -78,6 +81,12 @@ class Arguments(Case):
         self.assertEqual(stand_in.arguments(), ["vm", "create", "-q", "--json", "--"])
         with self.assertRaises(TypeError):
             client.create(egress="github.com")
+        with self.assertRaises(TypeError):
+            client.create(publish="8080:80")
+        with self.assertRaises(TypeError):
+            client.list(filters="state=running")
+        with self.assertRaises(TypeError):
+            self.sandbox().workspace.prepare("/r", include="src")
 
     def test_a_command_is_passed_word_by_word(self) -> None:
         words = ["printf", "a b", "", "$HOME", "--", "-x", "new\nline", "*"]
@@ -92,10 +101,12 @@ class Arguments(Case):
 
     def test_variables_are_on_no_command_line(self) -> None:
         stand_in = self.stand_in()
-        self.sandbox().exec("env", env={"TOKEN": " s3cret ", "KEY": "two\nlines"})
+        self.sandbox().exec("env", env={"TOKEN": " s3cret ", "LD_LIBRARY_PATH": "two\r\nlines", "PATH": "/x\n"})
         call = stand_in.calls()[-1]
-        self.assertEqual(call["variables"], "TOKEN= s3cret \n")
-        self.assertEqual(call["environment"], {"KEY": "two\nlines"})
+        self.assertEqual(call["variables"], "TOKEN= s3cret \0LD_LIBRARY_PATH=two\r\nlines\0PATH=/x\n\0")
+        # What banger itself does, is for its user to say.
+        self.assertEqual(call["environment"]["PATH"], os.environ["PATH"])
+        self.assertNotIn("two\r\nlines", call["environment"].values())
         self.assertNotIn("s3cret", " ".join(call["arguments"]))
         for name, value in {"": "x", "a=b": "x", "a b": "x", "#a": "x", "a": "\0"}.items():
             with self.assertRaises(ValueError, msg=name):
@@ -157,6 +168,19 @@ class Arguments(Case):
         stand_in = self.stand_in()
         self.sandbox().files.upload("web:x", "/b")
         self.assertEqual(stand_in.arguments()[-2], f"{os.getcwd()}/web:x")
+
+    def test_the_end_of_a_path_of_the_host_keeps_its_meaning(self) -> None:
+        here, above = os.getcwd(), os.path.dirname(os.getcwd())
+        for path, expect in [
+            (".", f"{here}/."),
+            ("..", f"{above}/."),
+            ("src/.", f"{here}/src/."),
+            ("src/..", f"{here}/."),
+            ("src/", f"{here}/src/"),
+            ("src", f"{here}/src"),
+            ("/", "/"),
+        ]:
+            self.assertEqual(_calls.host_path(path), expect)
 
     def test_the_block_of_a_sandbox_deletes_it(self) -> None:
         stand_in = self.stand_in()
@@ -261,6 +285,36 @@ class Errors(Case):
             self.sandbox().fork(count=2)
         self.assertEqual(stand_in.arguments(), ["vm", "delete", "-q", "--force", "--json", "--", ID, "f" * 32])
 
+    def test_forks_without_an_object_are_deleted_and_the_first_error_counts(self) -> None:
+        rows = json.dumps([{"reference": "a", "id": ID}, {"reference": "b", "id": "f" * 32}])
+        plan: list[dict[str, Any]] = [
+            {"when": ["vm", "fork"], "stdout": rows},
+            {"when": ["vm", "show", "--json", "--", "f" * 32], "status": 1, "errors": [error("dev.banger.Error.Busy")]},
+            {"when": ["vm", "delete"], "status": 1, "errors": [error("io")]},
+        ]
+        stand_in = self.stand_in(*plan)
+        with self.assertRaises(banger.BusyError) as raised:
+            self.sandbox().fork(count=2)
+        self.assertIsInstance(raised.exception.__context__, banger.IoError)
+        self.assertEqual(stand_in.arguments(), ["vm", "delete", "-q", "--force", "--json", "--", ID, "f" * 32])
+
+    def test_errors_survive_being_pickled(self) -> None:
+        result = banger.ExecResult(("x",), 3, b"out", b"err")
+        kinds: list[type[banger.BangerError]] = [banger.BangerError, *BY_CODE.values()]
+        for raised in [
+            *(kind("code", "no.", ["so."], "`try`.") for kind in kinds),
+            banger.ProgramNotFoundError("banger", OSError(2, "x")),
+            banger.ProgramTooOldError("banger", None, "1.0.0"),
+            banger.UnexpectedReplyError("no.", b"text"),
+            banger.NotAFileError("/x"),
+            banger.CommandFailedError(result),
+            banger.TimeLimitError(result, 2.0),
+            banger.OutputTooLargeError("it", 3, result),
+        ]:
+            copy = pickle.loads(pickle.dumps(raised))
+            self.assertIs(type(copy), type(raised))
+            self.assertEqual((str(copy), vars(copy)), (str(raised), vars(raised)))
+
 
 class Commands(Case):
     def test_the_status_and_the_output_come_back(self) -> None:
@@ -311,6 +365,7 @@ class Commands(Case):
         with self.assertRaises(KeyError):
             self.sandbox().exec("cat", input=pieces())
         self.assertFalse(stand_in.is_running())
+        self.assertFalse(stand_in.has_read_all(), "a part of the input was taken for all of it")
 
     def test_too_much_output_ends_the_command(self) -> None:
         stand_in = self.stand_in({"when": ["vm", "exec"], "much": 1 << 30})
@@ -343,6 +398,26 @@ class Commands(Case):
             sandbox.exec("sleep", "1000")
         self.assertEqual(stand_in.signals(), ["SIGTERM"])
         self.assertFalse(stand_in.is_running())
+
+    def test_an_interrupt_of_the_terminal_is_one_signal(self) -> None:
+        stand_in = self.stand_in({"when": ["vm", "exec"], "signals": 1})
+        program = f"from banger import Banger\nBanger({str(PROGRAM)!r}).get('web').exec('sleep', '1000')"
+        # In a group of its own, as what a shell starts in a terminal.
+        child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, stderr=subprocess.PIPE)
+        stand_in.wait_for_start()
+        os.killpg(child.pid, signal.SIGINT)
+        _, errors = child.communicate()
+        self.assertIn(b"KeyboardInterrupt", errors)
+        self.assertEqual(stand_in.signals(), ["SIGTERM"])
+        self.assertFalse(stand_in.is_running())
+
+    def test_a_creation_that_was_interrupted_after_its_job_is_taken_back(self) -> None:
+        step = {"when": ["vm", "create"], "signals": 1, "stdout": json.dumps(SANDBOX), "status": 143}
+        stand_in = self.stand_in({**step, "errors": [error("cancelled")]})
+        self.interrupt_once_started(stand_in)
+        with self.assertRaises(KeyboardInterrupt):
+            Banger(str(PROGRAM)).create()
+        self.assertEqual(stand_in.arguments(), ["vm", "delete", "-q", "--force", "--json", "--", ID])
 
     def test_a_creation_that_was_interrupted_too_late_is_taken_back(self) -> None:
         stand_in = self.stand_in({"when": ["vm", "create"], "signals": 1, "stdout": json.dumps(SANDBOX)})
@@ -382,7 +457,7 @@ class Commands(Case):
         stand_in = self.stand_in({"when": ["vm", "exec"], "stdout": '{"id": 7}'})
         self.assertEqual(self.sandbox().exec_detached("serve", env={"PORT": "80"}), 7)
         call = stand_in.calls()[-1]
-        self.assertEqual(call["variables"], "PORT=80\n")
+        self.assertEqual(call["variables"], "PORT=80\0")
         self.assertEqual([word for word in call["arguments"] if "env-file" not in word],
                          ["vm", "exec", "--detach", "--json", "--", ID, "serve"])
 
@@ -487,6 +562,12 @@ class Async(Case, unittest.IsolatedAsyncioTestCase):
         with self.assertRaises(KeyError):
             await (await self.async_sandbox()).exec("cat", input=pieces())
         self.assertFalse(stand_in.is_running())
+        self.assertFalse(stand_in.has_read_all(), "a part of the input was taken for all of it")
+        # Of a command that does not read it, either.
+        stand_in = self.stand_in({"when": ["vm", "exec"], "signals": 1})
+        with self.assertRaises(KeyError):
+            await (await self.async_sandbox()).exec("sleep", input=pieces())
+        self.assertFalse(stand_in.is_running())
 
     async def test_a_cancellation_ends_the_command_before_it_arrives(self) -> None:
         stand_in = self.stand_in({"when": ["vm", "exec"], "signals": 1})
@@ -520,6 +601,70 @@ class Async(Case, unittest.IsolatedAsyncioTestCase):
         with self.assertRaises(asyncio.CancelledError):
             await task
         self.assertEqual(stand_in.arguments()[:2], ["vm", "delete"])
+
+    async def test_a_cancellation_when_the_task_ends_does_not_lose_the_result(self) -> None:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(_async_process._undisturbed(future))
+        await asyncio.sleep(0)
+        future.set_result(7)
+        waiting.cancel()
+        self.assertEqual(await waiting, (7, True))
+
+    async def test_a_cancellation_when_the_deadline_is_far_is_not_lost(self) -> None:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+        waiting = asyncio.ensure_future(_async_process._before(loop.time() + 1000, future))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        future.set_result(7)
+        waiting.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await waiting
+
+    async def test_a_cancelled_creation_stays_cancelled_when_its_undo_fails(self) -> None:
+        plan: list[dict[str, Any]] = [
+            {"when": ["vm", "workspace"], "signals": 1},
+            {"when": ["vm", "delete"], "status": 1, "errors": [error("io")]},
+        ]
+        stand_in = self.stand_in(*plan)
+        task = asyncio.ensure_future(AsyncBanger(str(PROGRAM)).create(workspace="/r"))
+        await asyncio.to_thread(stand_in.wait_for_start)
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+        self.assertEqual(stand_in.arguments()[:2], ["vm", "delete"])
+
+    async def test_forks_without_an_object_are_deleted(self) -> None:
+        rows = json.dumps([{"reference": "a", "id": ID}, {"reference": "b", "id": "f" * 32}])
+        plan: list[dict[str, Any]] = [
+            {"when": ["vm", "fork"], "stdout": rows},
+            {"when": ["vm", "show", "--json", "--", "f" * 32], "signals": 1},
+        ]
+        stand_in = self.stand_in(*plan)
+        sandbox = await self.async_sandbox()
+        task = asyncio.ensure_future(sandbox.fork(count=2))
+        await asyncio.to_thread(stand_in.wait_for_start)
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+        self.assertEqual(stand_in.arguments(), ["vm", "delete", "-q", "--force", "--json", "--", ID, "f" * 32])
+
+    async def test_nothing_is_left_open_by_streams_that_are_not_read(self) -> None:
+        self.stand_in({"when": ["vm", "exec"], "pieces": 2 * _async_process.QUEUE})
+        sandbox = await self.async_sandbox()
+
+        async def leave() -> None:
+            async with sandbox.stream("yes") as output:
+                assert output._process is not None
+                await output._process.wait()
+
+        await leave()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            await leave()
+        await asyncio.sleep(0)
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(asyncio.all_tasks(), {asyncio.current_task()})
 
     async def test_limits_of_time_and_of_size_end_the_command(self) -> None:
         stand_in = self.stand_in({"when": ["vm", "exec"], "before": "begun", "signals": 1})

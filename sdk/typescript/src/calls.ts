@@ -48,8 +48,6 @@ export interface Exec {
   words: readonly string[];
   /** The content of the file of variables. */
   variables: string;
-  /** Variables that a line cannot hold. They come by the environment of banger. */
-  environment: Readonly<Record<string, string>>;
 }
 
 /** What a new sandbox is. What is left out is as in your settings, else as the service has it. */
@@ -147,6 +145,14 @@ function choice(name: string, value: boolean | undefined): string[] {
   return value === undefined ? [] : [value ? `--${name}` : `--no-${name}`];
 }
 
+/** Returns a list as it is. A text would be taken apart into letters. */
+function listed<T>(name: string, value: readonly T[] | undefined): readonly T[] | undefined {
+  if (typeof value === "string") {
+    throw new TypeError(`${name} is a list, not one text`);
+  }
+  return value;
+}
+
 function size(value: Size | undefined): string | undefined {
   // A number without a unit would be in MiB.
   return typeof value === "number" ? `${value}B` : value;
@@ -174,7 +180,7 @@ export function list(
   filters: readonly string[] = [],
   labels?: Readonly<Record<string, string>>,
 ): Call<types.SandboxProperties[]> {
-  const filter = [...filters, ...labelled(labels).map((label) => `label=${label}`)];
+  const filter = [...(listed("filters", filters) ?? []), ...labelled(labels).map((label) => `label=${label}`)];
   return read(["vm", "list", ...options({ filter })]);
 }
 
@@ -200,9 +206,9 @@ export function create(wanted: CreateOptions): Call<types.SandboxProperties> {
     memory: size(wanted.memory),
     root_size: size(wanted.root_size),
     disk_size: size(wanted.disk_size),
-    egress: wanted.egress?.length === 0 ? ["none"] : wanted.egress,
+    egress: wanted.egress?.length === 0 ? ["none"] : listed("egress", wanted.egress),
     restart: wanted.restart,
-    publish: wanted.publish,
+    publish: listed("publish", wanted.publish),
     label: labelled(wanted.labels),
     vmm: wanted.vmm,
     timezone: wanted.timezone,
@@ -241,7 +247,7 @@ export function fork(
   wanted: { count?: number; names?: readonly string[]; from_snapshot?: string; start?: boolean },
 ): Call<string[]> {
   const { count, names, from_snapshot, start } = wanted;
-  const words = options({ count, name: names, from_snapshot, no_start: start === false });
+  const words = options({ count, name: listed("names", names), from_snapshot, no_start: start === false });
   return call(["vm", "fork", "-q", ...words, "--json", "--", id], (output) =>
     (json(output) as types.Outcome[]).flatMap((row) => (row.id === null ? [] : [row.id])),
   );
@@ -326,9 +332,12 @@ export function writeFile(
   return { ...nothing(words), input: pack(name, Buffer.from(data), wanted.mode ?? 0o644) };
 }
 
-/** Returns an absolute path, which banger takes for no path in a sandbox. The end keeps its meaning. */
-function hostPath(path: string): string {
-  const end = /\/\.?$/.exec(path)?.[0] ?? "";
+/**
+ * Returns an absolute path, which banger takes for no path in a sandbox. The end keeps its meaning: `.` and `..` are what is in
+ * the directory.
+ */
+export function hostPath(path: string): string {
+  const end = /(^|\/)\.{1,2}$/.test(path) ? "/." : path.endsWith("/") ? "/" : "";
   const absolute = resolve(path).replace(/\/$/, "") + end;
   return absolute === "" ? "/" : absolute;
 }
@@ -342,7 +351,10 @@ export function download(id: string, path: string, host: string): Call<void> {
 }
 
 export function prepare(id: string, path: string, values: Record<string, Value>): Call<types.PreparedWorkspace> {
-  return read(["vm", "workspace", "prepare", "-q", ...options(values)], id, hostPath(path));
+  if (typeof values["include"] === "string") {
+    throw new TypeError("include is a list, not one text");
+  }
+  return read(["vm", "workspace", "prepare", "-q", ...options(values)], id, resolve(path));
 }
 
 export function exported(id: string, values: Record<string, Value>): Call<types.Export> {
@@ -370,7 +382,6 @@ export function exec(
   if (typeof command === "string" || command.length === 0) {
     throw new TypeError("a command is a list with at least one word, the program");
   }
-  const { variables, environment } = split(wanted.env ?? {});
   const words = [
     "vm",
     "exec",
@@ -379,10 +390,9 @@ export function exec(
     ...options({
       user: wanted.user,
       workdir: wanted.workdir,
-      share: wanted.share,
+      share: listed("share", wanted.share),
       wait: wanted.wait,
       guest_path: wanted.guest_path,
-      env: Object.keys(environment),
     }),
     ...choice("proxy", wanted.proxy),
     ...choice("auto-prepare", wanted.auto_prepare),
@@ -390,15 +400,14 @@ export function exec(
     id,
     ...command,
   ];
-  return { command, words, variables, environment };
+  return { command, words, variables: joined(wanted.env ?? {}) };
 }
 
 /**
- * Returns variables as the lines of a file, and those that a line cannot hold. On a command line, every user of the host
- * could read them.
+ * Returns the content of a file of variables. On a command line, every user of the host could read them, and in the environment
+ * of banger they would change what it does.
  */
-function split(env: Readonly<Record<string, string>>): Pick<Exec, "variables" | "environment"> {
-  const environment: Record<string, string> = {};
+function joined(env: Readonly<Record<string, string>>): string {
   let variables = "";
   for (const [name, value] of Object.entries(env)) {
     if (name === "" || name.startsWith("#") || /[\s=\0]/.test(name)) {
@@ -407,11 +416,8 @@ function split(env: Readonly<Record<string, string>>): Pick<Exec, "variables" | 
     if (value.includes("\0")) {
       throw new TypeError(`cannot set the variable ${JSON.stringify(name)}: its value has a zero byte`);
     }
-    if (/[\n\r]/.test(value)) {
-      environment[name] = value;
-    } else {
-      variables += `${name}=${value}\n`;
-    }
+    // Values can have line feeds.
+    variables += `${name}=${value}\0`;
   }
-  return { variables, environment };
+  return variables;
 }

@@ -87,7 +87,7 @@ export class Banger {
       }
       return sandbox;
     } catch (error) {
-      await sandbox.delete();
+      await this.runner.undo(calls.remove(sandbox.id), error);
       throw error;
     }
   }
@@ -253,7 +253,14 @@ export class Sandbox {
   ): Promise<Sandbox[]> {
     const undo = (ids: string[]): calls.Call<void> | null => (ids.length === 0 ? null : calls.remove(...ids));
     const ids = await this.#runner.run(calls.fork(this.id, options), options.signal, undo);
-    return Promise.all(ids.map((id) => this.#client.get(id)));
+    const found = await Promise.allSettled(ids.map((id) => this.#client.get(id, options)));
+    const failed = found.find((result): result is PromiseRejectedResult => result.status === "rejected");
+    if (failed !== undefined) {
+      // The caller has no other hold of them.
+      await this.#runner.undo(calls.remove(...ids), failed.reason);
+      throw failed.reason;
+    }
+    return found.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
   }
 
   /** Creates a snapshot of it. */

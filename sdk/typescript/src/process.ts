@@ -13,6 +13,7 @@ import { join } from "node:path";
 import type { Readable } from "node:stream";
 
 import { BangerError } from "./base.js";
+import { NoSuchVMError } from "./codes.js";
 import * as calls from "./calls.js";
 import type { Call, Exec } from "./calls.js";
 import {
@@ -48,15 +49,38 @@ class DeadlinePassed extends Error {}
 
 /** What is still running when this process ends. */
 const running = new Set<ChildProcess>();
-let isWatched = false;
+/** The signals by which a terminal or a supervisor ends this process. None of them reaches its children by itself. */
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+/** Errors of a start that are about the program. Others are about this process, or its arguments. */
+const NOT_FOUND = ["ENOENT", "ENOTDIR", "EACCES", "ENOEXEC"];
+
+function endAll(): void {
+  running.forEach((child) => child.kill("SIGTERM"));
+}
+
+/** Ends what is running, and this process as if nobody had listened, unless the program itself handles the signal. */
+function onSignal(name: NodeJS.Signals): void {
+  if (process.listenerCount(name) === 1) {
+    endAll();
+    process.removeListener(name, onSignal);
+    process.kill(process.pid, name);
+  }
+}
 
 function watch(child: ChildProcess): void {
-  running.add(child);
-  child.once("exit", () => running.delete(child));
-  if (!isWatched) {
-    isWatched = true;
-    process.on("exit", () => running.forEach((child) => child.kill("SIGTERM")));
+  if (running.size === 0) {
+    process.on("exit", endAll);
+    // Before those of the program, of which one that listens once is still counted then.
+    SIGNALS.forEach((name) => process.prependListener(name, onSignal));
   }
+  running.add(child);
+  child.once("exit", () => {
+    running.delete(child);
+    if (running.size === 0) {
+      process.removeListener("exit", endAll);
+      SIGNALS.forEach((name) => process.removeListener(name, onSignal));
+    }
+  });
 }
 
 /** Opens a new file without a name. */
@@ -89,6 +113,7 @@ export class Process {
   #open = 0;
   #status: number | null = null;
   #failure: unknown = null;
+  #isEnding = false;
   #signal: AbortSignal | undefined;
   #wake: () => void = () => undefined;
   readonly #onAbort = (): void => this.#wake();
@@ -129,21 +154,24 @@ export class Process {
     signal?.throwIfAborted();
     const files = [openUnnamed()];
     let all = [...words];
-    let env: NodeJS.ProcessEnv = process.env;
     if (command !== undefined && command.variables !== "") {
       all.splice(2, 0, `--env-file=/proc/self/fd/${FIRST + files.length}`);
       files.push(openUnnamed(Buffer.from(command.variables)));
     }
-    if (command !== undefined) {
-      env = { ...env, ...command.environment };
-    }
     all = ["--error-file", `/proc/self/fd/${FIRST}`, ...all];
     const stdio: StdioOptions = [input === undefined ? "ignore" : "pipe", "pipe", "pipe", ...files];
     try {
-      const child = spawn(program, all, { stdio, env });
+      const child = spawn(program, all, {
+        stdio,
+        // In a session of its own: a signal of the terminal would reach it, too, and count as the first of two.
+        detached: true,
+      });
       await new Promise<void>((resolve, reject) => {
         child.once("spawn", resolve);
-        child.once("error", (error) => reject(new ProgramNotFoundError(program, error)));
+        child.once("error", (error: NodeJS.ErrnoException) => {
+          const isMissing = NOT_FOUND.includes(error.code ?? "");
+          reject(isMissing ? new ProgramNotFoundError(program, error) : error);
+        });
       });
       watch(child);
       const started = new Process(child, files, signal);
@@ -198,17 +226,18 @@ export class Process {
     this.#signal?.removeEventListener("abort", this.#onAbort);
     this.#signal = undefined;
     this.#failure = null;
-    const steps: [NodeJS.Signals, number | null][] = [
+    this.#isEnding = true;
+    const steps: [NodeJS.Signals, number][] = [
       ["SIGTERM", grace],
       ["SIGTERM", LAST_GRACE],
-      ["SIGKILL", null],
+      ["SIGKILL", LAST_GRACE],
     ];
     for (const [name, time] of steps) {
       if (this.#status !== null) {
         break;
       }
-      this.#child.kill(name);
-      const deadline = time === null ? null : performance.now() + time;
+      this.#kill(name);
+      const deadline = performance.now() + time;
       try {
         for await (const chunk of this.chunks(deadline)) {
           // What waits for a reader must not wait for ever; only a reply is of use here.
@@ -223,8 +252,23 @@ export class Process {
           throw error;
         }
       }
+      this.#child.stdin?.end();
     }
     return { status: await this.wait(), rest };
+  }
+
+  #kill(name: NodeJS.Signals): void {
+    const { pid } = this.#child;
+    if (name !== "SIGKILL" || pid === undefined) {
+      this.#child.kill(name);
+      return;
+    }
+    try {
+      // What it has started holds its pipes, too.
+      process.kill(-pid, name);
+    } catch {
+      // It has ended by now.
+    }
   }
 
   /** Gives back its descriptors. It must have ended. */
@@ -270,7 +314,8 @@ export class Process {
     const pieces = typeof input === "string" || input instanceof Uint8Array ? [input] : input;
     try {
       for await (const piece of pieces) {
-        if (!isOpen) {
+        // Input that was cut short must not look like a whole one: the pipe stays open then.
+        if (!isOpen || this.#isEnding) {
           return;
         }
         if (!pipe.write(piece)) {
@@ -280,12 +325,15 @@ export class Process {
           });
         }
       }
+      if (!this.#isEnding) {
+        pipe.end();
+      }
     } catch (error) {
       // That of the iterable.
-      this.#failure = error;
-      this.#wake();
-    } finally {
-      pipe.end();
+      if (!this.#isEnding) {
+        this.#failure = error;
+        this.#wake();
+      }
     }
   }
 }
@@ -347,10 +395,9 @@ export class Runner {
       status = await started.wait();
       report = started.report();
     } catch (error) {
-      const { status, rest } = await started.end(calls.JOB_GRACE);
-      if (status === 0) {
-        await this.#takeBack(call, joined("stdout", [...kept, ...rest]), undo);
-      }
+      const { rest } = await started.end(calls.JOB_GRACE);
+      // One that was ended after it made something prints that as well.
+      await this.#takeBack(call, joined("stdout", [...kept, ...rest]), undo, error);
       throw error;
     } finally {
       started.close();
@@ -359,13 +406,13 @@ export class Runner {
     try {
       return replyOf(call, status, output, joined("stderr", kept), report);
     } catch (error) {
-      await this.#takeBack(call, output, undo);
+      await this.#takeBack(call, output, undo, error);
       throw error;
     }
   }
 
   /** Takes back what a run has done that its caller does not get. */
-  async #takeBack<T>(call: Call<T>, output: Buffer, undo: Undo<T> | undefined): Promise<void> {
+  async #takeBack<T>(call: Call<T>, output: Buffer, undo: Undo<T> | undefined, first: unknown): Promise<void> {
     if (undo === undefined || output.length === 0) {
       return;
     }
@@ -379,7 +426,19 @@ export class Runner {
       throw error;
     }
     if (back !== null) {
-      await this.#run(back);
+      await this.undo(back, first);
+    }
+  }
+
+  /** Runs a call after an error, which stays the one that counts. */
+  async undo(call: Call<unknown>, first: unknown): Promise<void> {
+    try {
+      await this.#run(call);
+    } catch (second) {
+      // One that is gone is deleted already.
+      if (!(second instanceof NoSuchVMError) && first instanceof Error && first.cause === undefined) {
+        Reflect.set(first, "cause", second);
+      }
     }
   }
 

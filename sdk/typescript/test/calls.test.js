@@ -1,8 +1,9 @@
 // What the client runs, and what it makes of the output.
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
-import { readdirSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, readdirSync, rmSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { describe, test } from "node:test";
 
 import * as banger from "../dist/index.js";
@@ -63,6 +64,38 @@ describe("arguments", () => {
     assert.deepEqual(standIn.arguments(), ["vm", "create", "-q", "--json", "--"]);
   });
 
+  test("a text is no list", async (t) => {
+    new StandIn(t);
+    const client = new Banger({ program: PROGRAM });
+    const web = await sandbox();
+    for (const call of [
+      () => client.create({ publish: "8080:80" }),
+      () => client.create({ egress: "github.com" }),
+      () => client.list({ filters: "state=running" }),
+      () => web.fork({ names: "a" }),
+      () => web.exec(["x"], { share: "ssh-agent" }),
+      async () => web.workspace.prepare("/r", { include: "src" }),
+    ]) {
+      await assert.rejects(call, TypeError);
+    }
+  });
+
+  test("the end of a path of the host keeps its meaning", () => {
+    const here = process.cwd();
+    for (const [path, expect] of [
+      [".", `${here}/.`],
+      ["..", `${dirname(here)}/.`],
+      ["src/.", `${here}/src/.`],
+      ["src/..", `${here}/.`],
+      ["src/", `${here}/src/`],
+      ["src", `${here}/src`],
+      ["/", "/"],
+      ["a.", `${here}/a.`],
+    ]) {
+      assert.equal(calls.hostPath(path), expect);
+    }
+  });
+
   test("a command is passed word by word", async (t) => {
     const words = ["printf", "a b", "", "$HOME", "--", "-x", "new\nline", "*"];
     const standIn = new StandIn(t);
@@ -80,10 +113,12 @@ describe("arguments", () => {
   test("variables are on no command line", async (t) => {
     const standIn = new StandIn(t);
     const web = await sandbox();
-    await web.exec(["env"], { env: { TOKEN: " s3cret ", KEY: "two\nlines" } });
+    await web.exec(["env"], { env: { TOKEN: " s3cret ", LD_LIBRARY_PATH: "two\r\nlines", PATH: "/x\n" } });
     const call = standIn.calls().at(-1);
-    assert.equal(call.variables, "TOKEN= s3cret \n");
-    assert.deepEqual(call.environment, { KEY: "two\nlines" });
+    assert.equal(call.variables, "TOKEN= s3cret \0LD_LIBRARY_PATH=two\r\nlines\0PATH=/x\n\0");
+    // What banger itself does, is for its user to say.
+    assert.equal(call.environment.PATH, process.env.PATH);
+    assert(!Object.values(call.environment).includes("two\r\nlines"));
     assert(!call.arguments.join(" ").includes("s3cret"));
     for (const [name, value] of [["", "x"], ["a=b", "x"], ["a b", "x"], ["#a", "x"], ["a", "\0"]]) {
       await assert.rejects(web.exec(["env"], { env: { [name]: value } }), TypeError);
@@ -280,6 +315,7 @@ describe("commands", () => {
     }
     await assert.rejects((await sandbox()).exec(["cat"], { input: pieces() }), RangeError);
     assert(!standIn.isRunning());
+    assert(!existsSync(join(standIn.path, "input-ended")), "a part of the input was taken for all of it");
   });
 
   test("too much output ends the command", async (t) => {
@@ -320,6 +356,59 @@ describe("commands", () => {
     await assert.rejects(command, { name: "AbortError" });
     assert.deepEqual(standIn.signals(), ["SIGTERM", "SIGTERM"]);
     assert(!standIn.isRunning());
+  });
+
+  test("an interrupt of the terminal is one signal, and ends the program", async (t) => {
+    const standIn = new StandIn(t, { when: ["vm", "exec"], signals: 1 });
+    const index = new URL("../dist/index.js", import.meta.url).href;
+    for (const handled of [false, true]) {
+      const handler = "process.once('SIGINT', () => control.abort());";
+      const program =
+        `import { Banger } from ${JSON.stringify(index)}; const control = new AbortController(); ${handled ? handler : ""}` +
+        `const web = await new Banger({ program: ${JSON.stringify(PROGRAM)} }).get("web");` +
+        `await web.exec(["sleep"], { signal: control.signal }).catch(() => process.exit(7));`;
+      const before = standIn.signals().length;
+      const child = spawn(process.execPath, ["--input-type=module", "-e", program], { detached: true, stdio: "ignore" });
+      const ended = new Promise((resolve) => child.once("exit", (code, signal) => resolve([code, signal])));
+      await standIn.started();
+      // Its group is that of a terminal's job.
+      process.kill(-child.pid, "SIGINT");
+      assert.deepEqual(await ended, handled ? [7, null] : [null, "SIGINT"]);
+      await standIn.ended();
+      assert.deepEqual(standIn.signals().slice(before), ["SIGTERM"]);
+      rmSync(join(standIn.path, "started"));
+    }
+  });
+
+  test("errors of a start that are not about the program are left as they are", async (t) => {
+    new StandIn(t);
+    const web = await sandbox();
+    await assert.rejects(web.exec(["sh", "-c", "x".repeat(1 << 18)]), { code: "E2BIG" });
+  });
+
+  test("forks without an object are deleted, and the first error counts", async (t) => {
+    const standIn = new StandIn(
+      t,
+      { when: ["vm", "fork"], stdout: JSON.stringify([{ id: ID }, { id: "f".repeat(32) }]) },
+      { when: ["vm", "show", "--json", "--", "f".repeat(32)], status: 1, errors: [error("dev.banger.Error.Busy")] },
+      { when: ["vm", "delete"], status: 1, errors: [error("io")] },
+    );
+    const failed = await (await sandbox()).fork({ count: 2 }).catch((error) => error);
+    assert(failed instanceof banger.BusyError, String(failed));
+    assert(failed.cause instanceof banger.IoError, String(failed.cause));
+    const expect = ["vm", "delete", "-q", "--force", "--json", "--", ID, "f".repeat(32)];
+    assert.deepEqual(standIn.arguments(), expect);
+  });
+
+  test("a creation that was aborted after its job is taken back", async (t) => {
+    const step = { when: ["vm", "create"], signals: 1, stdout: JSON.stringify(SANDBOX), status: 143 };
+    const standIn = new StandIn(t, { ...step, errors: [error("cancelled")] });
+    const controller = new AbortController();
+    const creation = new Banger({ program: PROGRAM }).create({ signal: controller.signal });
+    await standIn.started();
+    controller.abort();
+    await assert.rejects(creation, { name: "AbortError" });
+    assert.deepEqual(standIn.arguments(), ["vm", "delete", "-q", "--force", "--json", "--", ID]);
   });
 
   test("a creation that was aborted too late is taken back", async (t) => {
@@ -380,7 +469,7 @@ describe("commands", () => {
     const standIn = new StandIn(t, { when: ["vm", "exec"], stdout: '{"id": 7}' });
     assert.equal(await (await sandbox()).execDetached(["serve"], { env: { PORT: "80" } }), 7);
     const call = standIn.calls().at(-1);
-    assert.equal(call.variables, "PORT=80\n");
+    assert.equal(call.variables, "PORT=80\0");
     const words = call.arguments.filter((word) => !word.includes("env-file"));
     assert.deepEqual(words, ["vm", "exec", "--detach", "--json", "--", ID, "serve"]);
   });

@@ -52,6 +52,17 @@ export class StandIn {
     }
   }
 
+  /** Waits until no call runs. */
+  async ended() {
+    const end = Date.now() + PATIENCE;
+    while (this.isRunning()) {
+      if (Date.now() > end) {
+        throw new Error("a call does not end");
+      }
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
   /** Returns whether any of the calls still runs. */
   isRunning() {
     return this.calls().some((call) => existsSync(`/proc/${call.pid}/stat`));

@@ -64,6 +64,10 @@ impl Create {
                 if !self.no_start {
                     let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
                     if let Err(error) = self.set_up(&mut guest, &settings, &progress).await {
+                        if self.json && error.is_interrupted() {
+                            // The sandbox is kept. A program that ended this can delete it by its id.
+                            let _ = print_created(&bus, &vm, self.json).await;
+                        }
                         return Err(about(&bus, &vm, kept(error)).await);
                     }
                 }

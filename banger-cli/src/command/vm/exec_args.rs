@@ -108,8 +108,19 @@ fn env_file(path: &str) -> Result<EnvFile, String> {
 }
 
 /// Parses a file of variables in docker's format: a variable on each line, without quotes. Lines that begin with `#`
-/// are comments.
+/// are comments. In a file with zero bytes, variables end with them instead, as `env -0` prints them, so that values can
+/// have line feeds.
 fn variables(text: &str) -> Result<EnvFile, String> {
+    if text.contains('\0') {
+        let entries = text.split_terminator('\0').zip(1..);
+        let parsed = entries.map(|(entry, number)| match entry.split_once('=') {
+            Some((name, _)) if !name.contains(char::is_whitespace) => {
+                variable(entry).map_err(|error| format!("variable {number}: {error}"))
+            }
+            _ => Err(format!("variable {number}: it is not NAME=VALUE")),
+        });
+        return parsed.collect::<Result<_, _>>().map(EnvFile);
+    }
     let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines().zip(1..);
     let lines = lines.map(|(line, number)| (line.trim_start(), number));
     let lines = lines.filter(|(line, _)| !line.is_empty() && !line.starts_with('#'));
@@ -314,6 +325,22 @@ mod tests {
             ("A=1\n=x\n", "line 2: a variable needs a name"),
             ("export A=1", "line 1: a name has no blanks"),
             ("A B=1", "line 1: a name has no blanks"),
+        ] {
+            assert_eq!(variables(text).unwrap_err(), wrong, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn variables_that_end_with_zero_bytes_can_have_line_feeds() {
+        let EnvFile(found) = variables("A=1\n2\r\n\0B= x=y \0#C=\0").unwrap();
+        let expect = [("A", "1\n2\r\n"), ("B", " x=y "), ("#C", "")];
+        let expect = expect.map(|(name, value)| Variable { name: name.into(), value: Some(value.into()) });
+        assert_eq!(found, expect);
+        for (text, wrong) in [
+            ("A=1\0PATH\0", "variable 2: it is not NAME=VALUE"),
+            ("A=1\0\0", "variable 2: it is not NAME=VALUE"),
+            ("A B=1\0", "variable 1: it is not NAME=VALUE"),
+            ("=1\0", "variable 1: a variable needs a name"),
         ] {
             assert_eq!(variables(text).unwrap_err(), wrong, "{text:?}");
         }

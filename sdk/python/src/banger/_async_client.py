@@ -50,7 +50,7 @@ class AsyncBanger:
         *,
         name: str | None = None,
         image: str | None = None,
-        pull: str | None = None,
+        pull: calls.Pull | None = None,
         kernel: str | None = None,
         vcpus: int | None = None,
         memory: Size | None = None,
@@ -58,16 +58,16 @@ class AsyncBanger:
         disk_size: Size | None = None,
         nat: bool | None = None,
         egress: Sequence[str] | None = None,
-        restart: str | None = None,
+        restart: calls.Restart | None = None,
         autostart: bool | None = None,
         publish: Sequence[str | int] | None = None,
         labels: Mapping[str, str] | None = None,
-        vmm: str | None = None,
+        vmm: calls.Vmm | None = None,
         timezone: str | None = None,
         idle: str | None = None,
         ready_timeout: int | None = None,
         profile: str | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         start: bool = True,
         workspace: HostPath | None = None,
     ) -> AsyncSandbox:
@@ -106,8 +106,8 @@ class AsyncBanger:
         if workspace is not None:
             try:
                 await sandbox.workspace.prepare(workspace)
-            except BaseException:
-                await sandbox.delete()
+            except BaseException as first:
+                await self._runner.undo(calls.delete(sandbox.id), first)
                 raise
         return sandbox
 
@@ -147,7 +147,7 @@ class AsyncSandbox:
         client: AsyncBanger | None = None,
         name: str | None = None,
         image: str | None = None,
-        pull: str | None = None,
+        pull: calls.Pull | None = None,
         kernel: str | None = None,
         vcpus: int | None = None,
         memory: Size | None = None,
@@ -155,16 +155,16 @@ class AsyncSandbox:
         disk_size: Size | None = None,
         nat: bool | None = None,
         egress: Sequence[str] | None = None,
-        restart: str | None = None,
+        restart: calls.Restart | None = None,
         autostart: bool | None = None,
         publish: Sequence[str | int] | None = None,
         labels: Mapping[str, str] | None = None,
-        vmm: str | None = None,
+        vmm: calls.Vmm | None = None,
         timezone: str | None = None,
         idle: str | None = None,
         ready_timeout: int | None = None,
         profile: str | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         start: bool = True,
         workspace: HostPath | None = None,
     ) -> AsyncSandbox:
@@ -232,7 +232,7 @@ class AsyncSandbox:
         self.properties = await self._runner.run(calls.show(self.id))
         return self.properties
 
-    async def start(self, *, wait: str | None = None) -> types.Outcome:
+    async def start(self, *, wait: calls.Wait | None = None) -> types.Outcome:
         """Boots it, and waits until its guest is ready."""
         return await self._runner.run(calls.change("start", self.id, wait=wait))
 
@@ -282,7 +282,13 @@ class AsyncSandbox:
         """Makes new sandboxes from this one, or from a snapshot of it. If one of them does not start, none is kept."""
         call = calls.fork(self.id, count, names, from_snapshot, start)
         ids = await self._runner.run(call, lambda ids: calls.delete(*ids) if ids else None)
-        return [await self._client.get(id) for id in ids]
+        try:
+            return [await self._client.get(id) for id in ids]
+        except BaseException as first:
+            # The caller has no other hold of them.
+            if ids:
+                await self._runner.undo(calls.delete(*ids), first)
+            raise
 
     async def snapshot(self, name: str) -> types.Snapshot:
         """Creates a snapshot of it."""
@@ -321,7 +327,7 @@ class AsyncSandbox:
         env: Mapping[str, str] | None = None,
         share: Sequence[str] | None = None,
         proxy: bool | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         guest_path: str | None = None,
         auto_prepare: bool | None = None,
     ) -> ExecResult:
@@ -357,7 +363,7 @@ class AsyncSandbox:
         env: Mapping[str, str] | None = None,
         share: Sequence[str] | None = None,
         proxy: bool | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         guest_path: str | None = None,
         auto_prepare: bool | None = None,
     ) -> AsyncCommandStream:
@@ -385,7 +391,7 @@ class AsyncSandbox:
         workdir: str | None = None,
         env: Mapping[str, str] | None = None,
         proxy: bool | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         guest_path: str | None = None,
         auto_prepare: bool | None = None,
     ) -> int:
@@ -500,7 +506,7 @@ class AsyncWorkspace:
         path: HostPath,
         *,
         guest_path: str | None = None,
-        mode: str | None = None,
+        mode: calls.Mode | None = None,
         branch: str | None = None,
         include_untracked: bool = False,
         include: Sequence[str] | None = None,
@@ -548,6 +554,7 @@ class AsyncCommandStream:
     async def __aenter__(self) -> AsyncCommandStream:
         await self._runner.check()
         self._process = await AsyncProcess.start(self._runner.program, self._command.arguments, self._input, self._command)
+        await self._process.raise_cancellation()
         self._deadline = None if self._time_limit is None else asyncio.get_running_loop().time() + self._time_limit
         return self
 
@@ -591,6 +598,7 @@ class AsyncEventStream:
     async def __aenter__(self) -> AsyncEventStream:
         await self._runner.check()
         self._process = await AsyncProcess.start(self._runner.program, self._arguments)
+        await self._process.raise_cancellation()
         return self
 
     async def __aexit__(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import _calls as calls
 from ._base import BangerError
@@ -14,10 +15,12 @@ from ._errors import OutputTooLargeError, ProgramNotFoundError, TimeLimitError, 
 from ._process import (
     LAST_GRACE,
     MAX_ERRORS,
+    NOT_FOUND,
     PIECE,
     DeadlinePassed,
     Prepared,
     Undo,
+    add_context,
     call_back,
     check_version,
     failure_of,
@@ -40,7 +43,7 @@ class AsyncProcess:
     def __init__(self, prepared: Prepared, child: asyncio.subprocess.Process, input: AsyncInput) -> None:
         self._prepared = prepared
         self._child = child
-        self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue(QUEUE)
+        self._queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue(QUEUE)
         self._open = 2
         #: Whether the caller was cancelled while it started.
         self._is_cancelled = False
@@ -63,8 +66,8 @@ class AsyncProcess:
                 stdin=asyncio.subprocess.DEVNULL if input is None else asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env=prepared.environment,
                 pass_fds=prepared.descriptors,
+                start_new_session=True,
             )
         )
         try:
@@ -72,6 +75,8 @@ class AsyncProcess:
             child, cancelled = await _undisturbed(starting)
         except OSError as error:
             prepared.close()
+            if error.errno not in NOT_FOUND:
+                raise
             raise ProgramNotFoundError(program, error) from error
         except BaseException:
             prepared.close()
@@ -85,10 +90,12 @@ class AsyncProcess:
         try:
             while data := await pipe.read(PIECE):
                 await self._queue.put(Chunk("stdout" if name == "stdout" else "stderr", data))
-        finally:
-            self._open -= 1
-            if self._open == 0:
-                await self._queue.put(None)
+        except OSError:
+            # That is the end, too.
+            pass
+        self._open -= 1
+        if self._open == 0:
+            await self._queue.put(None)
 
     async def _write(self, pipe: asyncio.StreamWriter, input: AsyncInput) -> None:
         try:
@@ -99,7 +106,10 @@ class AsyncProcess:
             # It reads no more. Its exit status says whether that is an error. asyncio keeps the error, too.
             pipe.close()
             await asyncio.gather(pipe.wait_closed(), return_exceptions=True)
-        finally:
+        except Exception as error:
+            # That of the iterable. The pipe stays open: what was cut short must not look like a whole input.
+            await self._queue.put(error)
+        else:
             pipe.close()
 
     async def chunks(self, deadline: float | None = None) -> AsyncIterator[Chunk]:
@@ -112,9 +122,20 @@ class AsyncProcess:
             if chunk is None:
                 # Others may wait for the end as well.
                 self._queue.put_nowait(None)
-                break
+                return
+            if isinstance(chunk, Exception):
+                raise chunk
             yield chunk
-        self._raise_input_error()
+
+    async def raise_cancellation(self) -> None:
+        """Ends it if the caller was cancelled while it started."""
+        if not self._is_cancelled:
+            return
+        try:
+            await self.end(calls.EXEC_GRACE)
+        finally:
+            self.close()
+        raise asyncio.CancelledError
 
     async def wait(self, deadline: float | None = None) -> int:
         """Waits for the end. Returns the exit status."""
@@ -133,6 +154,7 @@ class AsyncProcess:
 
     async def _end(self, grace: float) -> tuple[int, list[Chunk]]:
         rest: list[Chunk] = []
+        length = 0
         self._is_cancelled = False
         for task in self._tasks[2:]:
             task.cancel()
@@ -140,35 +162,46 @@ class AsyncProcess:
             await asyncio.gather(task, return_exceptions=True)
         del self._tasks[2:]
         loop = asyncio.get_running_loop()
-        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGTERM, LAST_GRACE), (signal.SIGKILL, None)):
-            if self._exit.done():
-                break
+        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGTERM, LAST_GRACE), (signal.SIGKILL, LAST_GRACE)):
             try:
-                self._child.send_signal(number)
+                if not self._exit.done():
+                    # asyncio's own `send_signal` may take the exit status from who waits for it. At last, what it has
+                    # started is ended, too: it holds the pipes.
+                    (os.killpg if number == signal.SIGKILL else os.kill)(self._child.pid, number)
             except ProcessLookupError:
                 pass
-            deadline = None if seconds is None else loop.time() + seconds
+            deadline = loop.time() + (LAST_GRACE if self._exit.done() else seconds)
             try:
-                async for chunk in self.chunks(deadline):
+                # Of one that has ended, too: its pipes are closed when they have been read.
+                while (item := await _before(deadline, self._queue.get())) is not None:
                     # What waits for a reader must not wait for ever; only a reply is of use here.
-                    if sum(len(kept.data) for kept in rest) < calls.MAX_REPLY:
-                        rest.append(chunk)
+                    if isinstance(item, Chunk):
+                        length += len(item.data)
+                        if length <= calls.MAX_REPLY:
+                            rest.append(item)
+                self._queue.put_nowait(None)
                 await self.wait(deadline)
             except DeadlinePassed:
-                continue
+                pass
+            if self._exit.done():
+                break
+            self._end_input()
         return await self._exit, rest
 
     def close(self) -> None:
         """Gives back its descriptors. It must have ended."""
         for task in self._tasks:
             task.cancel()
+        self._end_input()
+        # Its pipes stay open if something else holds them.
+        transport = getattr(self._child, "_transport", None)
+        if transport is not None:
+            transport.close()
         self._prepared.close()
 
-    def _raise_input_error(self) -> None:
-        """Raises the error of the iterable with the input, if it had one."""
-        for task in self._tasks[2:]:
-            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+    def _end_input(self) -> None:
+        if self._child.stdin is not None:
+            self._child.stdin.close()
 
 
 async def _pieces(input: AsyncInput) -> AsyncIterator[bytes]:
@@ -191,10 +224,16 @@ async def _before(deadline: float | None, wanted: Awaitable[T]) -> T:
     if deadline is None:
         return await wanted
     left = deadline - asyncio.get_running_loop().time()
+    # `wait_for` of Python 3.11 and earlier can lose a cancellation.
+    task = asyncio.ensure_future(wanted)
     try:
-        return await asyncio.wait_for(wanted, max(0.0, left))
-    except asyncio.TimeoutError:
-        raise DeadlinePassed from None
+        done, _ = await asyncio.wait({task}, timeout=max(0.0, left))
+    finally:
+        if not task.done():
+            task.cancel()
+    if not done:
+        raise DeadlinePassed
+    return await task
 
 
 async def _undisturbed(task: asyncio.Future[T]) -> tuple[T, bool]:
@@ -204,7 +243,7 @@ async def _undisturbed(task: asyncio.Future[T]) -> tuple[T, bool]:
         try:
             return await asyncio.shield(task), cancelled
         except asyncio.CancelledError:
-            if task.done():
+            if task.cancelled():
                 raise
             cancelled = True
 
@@ -245,10 +284,10 @@ class AsyncRunner:
                     raise OutputTooLargeError(call.what, call.max_reply)
                 kept.append(chunk)
             status = await process.wait()
-        except BaseException:
-            status, rest = await process.end(calls.JOB_GRACE)
-            if status == 0:
-                await self._take_back(call, _joined("stdout", kept + rest), undo)
+        except BaseException as first:
+            _, rest = await process.end(calls.JOB_GRACE)
+            # One that was ended after it made something prints that as well.
+            await self._take_back(call, _joined("stdout", kept + rest), undo, first)
             raise
         else:
             report = process.report()
@@ -257,15 +296,28 @@ class AsyncRunner:
         output = _joined("stdout", kept)
         try:
             return reply_of(call, status, output, _joined("stderr", kept), report)
-        except BangerError:
-            await self._take_back(call, output, undo)
+        except BangerError as first:
+            await self._take_back(call, output, undo, first)
             raise
 
-    async def _take_back(self, call: Call[T], output: bytes, undo: Undo[T] | None) -> None:
+    async def _take_back(self, call: Call[T], output: bytes, undo: Undo[T] | None, first: BaseException) -> None:
         """Takes back what a run has done that its caller does not get."""
         back = call_back(call, output, undo)
         if back is not None:
-            await _undisturbed(asyncio.ensure_future(self._run(back, None)))
+            await self.undo(back, first)
+
+    async def undo(self, call: Call[Any], first: BaseException) -> None:
+        """Runs a call after an error, which stays the one that counts, even if the caller is cancelled meanwhile."""
+
+        async def undone() -> None:
+            try:
+                await self._run(call, None)
+            except Exception as second:
+                add_context(first, second)
+
+        _, cancelled = await _undisturbed(asyncio.ensure_future(undone()))
+        if cancelled and isinstance(first, Exception):
+            raise asyncio.CancelledError from first
 
     async def exec(
         self, command: Exec, input: AsyncInput, time_limit: float | None, max_output: int

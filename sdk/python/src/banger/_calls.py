@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from . import _types as types
 from ._errors import CommandFailedError, NotAFileError, OutputTooLargeError, UnexpectedReplyError
@@ -22,6 +22,17 @@ T = TypeVar("T")
 Size = int | str
 #: Path of a file on the host.
 HostPath = str | os.PathLike[str]
+
+#: When to pull an image.
+Pull = Literal["missing", "never", "always"]
+#: When a sandbox that has stopped is started again.
+Restart = Literal["no", "on-failure", "always"]
+#: What runs a sandbox.
+Vmm = Literal["auto", "firecracker", "qemu"]
+#: Phase of the boot to wait for.
+Wait = Literal["agent", "init", "boot"]
+#: What of a repository is sent.
+Mode = Literal["shallow", "full-copy"]
 
 #: How much of the reply of a command is kept, in bytes.
 MAX_REPLY = 64 << 20
@@ -44,8 +55,6 @@ class Exec:
     arguments: tuple[str, ...]
     #: The content of the file of variables.
     variables: bytes
-    #: Variables that a line cannot hold. They come by the environment of banger.
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,12 @@ def _texts(name: str, value: Sequence[str] | None) -> list[str] | None:
     return None if value is None else list(value)
 
 
+def _list(name: str, value: Sequence[str | int]) -> Sequence[str | int]:
+    if isinstance(value, str):
+        raise TypeError(f"{name} is a list, not one text")
+    return value
+
+
 def version() -> Call[types.Version]:
     return _call(["version"])
 
@@ -124,7 +139,7 @@ def doctor() -> Call[list[types.Check]]:
 
 
 def listing(filters: Sequence[str], labels: Mapping[str, str] | None) -> Call[list[types.SandboxProperties]]:
-    wanted = list(filters) + [f"label={key}={value}" for key, value in (labels or {}).items()]
+    wanted = (_texts("filters", filters) or []) + [f"label={key}={value}" for key, value in (labels or {}).items()]
     return _call(["vm", "list", *_options(filter=wanted)])
 
 
@@ -175,7 +190,7 @@ def create(
         disk_size=_size(disk_size),
         egress=_texts("egress", egress),
         restart=restart,
-        publish=None if publish is None else [str(port) for port in publish],
+        publish=None if publish is None else [str(port) for port in _list("publish", publish)],
         label=[f"{key}={value}" for key, value in (labels or {}).items()],
         vmm=vmm,
         timezone=timezone,
@@ -314,9 +329,11 @@ def write(id: str, path: str, data: bytes | str, mode: int, chown: str | None) -
 
 
 def host_path(path: HostPath) -> str:
-    """Returns an absolute path, which banger takes for no path in a sandbox. The end keeps its meaning."""
+    """Returns an absolute path, which banger takes for no path in a sandbox. The end keeps its meaning: ``.`` and ``..`` are
+    what is in the directory."""
     text = os.fspath(path)
-    end = next((end for end in ("/.", "/") if text.endswith(end)), "")
+    last = text.rpartition("/")[2]
+    end = "/." if last in (".", "..") else "/" if text.endswith("/") else ""
     return os.path.abspath(text).rstrip("/") + end or "/"
 
 
@@ -330,7 +347,9 @@ def download(id: str, path: str, host: HostPath) -> Call[None]:
 
 
 def prepare(id: str, path: HostPath, **options: object) -> Call[types.PreparedWorkspace]:
-    return _call(["vm", "workspace", "prepare", "-q", *_options(**options)], id, host_path(path))
+    if isinstance(options.get("include"), str):
+        raise TypeError("include is a list of texts, not one text")
+    return _call(["vm", "workspace", "prepare", "-q", *_options(**options)], id, os.path.abspath(path))
 
 
 def export(id: str, **options: object) -> Call[types.Export]:
@@ -366,31 +385,26 @@ def exec_(
 ) -> Exec:
     if not command:
         raise ValueError("a command has at least one word, the program")
-    lines, environment = _variables(env or {})
     words = ["vm", "exec", *(["--detach", "--json"] if detach else ["--no-tty"])]
     if not has_input and not detach:
         words.append("--no-stdin")
     words += _options(user=user, workdir=workdir, share=_texts("share", share), wait=wait, guest_path=guest_path)
     words += _switch("proxy", proxy) + _switch("auto-prepare", auto_prepare)
-    words += _options(env=list(environment))
-    return Exec(command, (*words, "--", id, *command), lines, environment)
+    return Exec(command, (*words, "--", id, *command), _variables(env or {}))
 
 
-def _variables(env: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
-    """Returns variables as the lines of a file, and those that a line cannot hold. On a command line, every user of the
-    host could read them."""
-    lines: list[str] = []
-    others: dict[str, str] = {}
+def _variables(env: Mapping[str, str]) -> bytes:
+    """Returns the content of a file of variables. On a command line, every user of the host could read them, and in the
+    environment of banger they would change what it does."""
+    entries: list[str] = []
     for name, value in env.items():
         if not name or name.startswith("#") or any(letter.isspace() or letter in "=\0" for letter in name):
             raise ValueError(f"cannot set the variable {name!r}: it is no name of a variable")
         if "\0" in value:
             raise ValueError(f"cannot set the variable {name!r}: its value has a zero byte")
-        if "\n" in value or "\r" in value:
-            others[name] = value
-        else:
-            lines.append(f"{name}={value}\n")
-    return "".join(lines).encode(), others
+        # Values can have line feeds.
+        entries.append(f"{name}={value}\0")
+    return "".join(entries).encode()
 
 
 def checked(result: ExecResult) -> ExecResult:

@@ -51,7 +51,7 @@ class Banger:
         *,
         name: str | None = None,
         image: str | None = None,
-        pull: str | None = None,
+        pull: calls.Pull | None = None,
         kernel: str | None = None,
         vcpus: int | None = None,
         memory: Size | None = None,
@@ -59,16 +59,16 @@ class Banger:
         disk_size: Size | None = None,
         nat: bool | None = None,
         egress: Sequence[str] | None = None,
-        restart: str | None = None,
+        restart: calls.Restart | None = None,
         autostart: bool | None = None,
         publish: Sequence[str | int] | None = None,
         labels: Mapping[str, str] | None = None,
-        vmm: str | None = None,
+        vmm: calls.Vmm | None = None,
         timezone: str | None = None,
         idle: str | None = None,
         ready_timeout: int | None = None,
         profile: str | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         start: bool = True,
         workspace: HostPath | None = None,
     ) -> Sandbox:
@@ -107,8 +107,8 @@ class Banger:
         if workspace is not None:
             try:
                 sandbox.workspace.prepare(workspace)
-            except BaseException:
-                sandbox.delete()
+            except BaseException as first:
+                self._runner.undo(calls.delete(sandbox.id), first)
                 raise
         return sandbox
 
@@ -148,7 +148,7 @@ class Sandbox:
         client: Banger | None = None,
         name: str | None = None,
         image: str | None = None,
-        pull: str | None = None,
+        pull: calls.Pull | None = None,
         kernel: str | None = None,
         vcpus: int | None = None,
         memory: Size | None = None,
@@ -156,16 +156,16 @@ class Sandbox:
         disk_size: Size | None = None,
         nat: bool | None = None,
         egress: Sequence[str] | None = None,
-        restart: str | None = None,
+        restart: calls.Restart | None = None,
         autostart: bool | None = None,
         publish: Sequence[str | int] | None = None,
         labels: Mapping[str, str] | None = None,
-        vmm: str | None = None,
+        vmm: calls.Vmm | None = None,
         timezone: str | None = None,
         idle: str | None = None,
         ready_timeout: int | None = None,
         profile: str | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         start: bool = True,
         workspace: HostPath | None = None,
     ) -> Sandbox:
@@ -233,7 +233,7 @@ class Sandbox:
         self.properties = self._runner.run(calls.show(self.id))
         return self.properties
 
-    def start(self, *, wait: str | None = None) -> types.Outcome:
+    def start(self, *, wait: calls.Wait | None = None) -> types.Outcome:
         """Boots it, and waits until its guest is ready."""
         return self._runner.run(calls.change("start", self.id, wait=wait))
 
@@ -283,7 +283,13 @@ class Sandbox:
         """Makes new sandboxes from this one, or from a snapshot of it. If one of them does not start, none is kept."""
         call = calls.fork(self.id, count, names, from_snapshot, start)
         ids = self._runner.run(call, lambda ids: calls.delete(*ids) if ids else None)
-        return [self._client.get(id) for id in ids]
+        try:
+            return [self._client.get(id) for id in ids]
+        except BaseException as first:
+            # The caller has no other hold of them.
+            if ids:
+                self._runner.undo(calls.delete(*ids), first)
+            raise
 
     def snapshot(self, name: str) -> types.Snapshot:
         """Creates a snapshot of it."""
@@ -322,7 +328,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         share: Sequence[str] | None = None,
         proxy: bool | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         guest_path: str | None = None,
         auto_prepare: bool | None = None,
     ) -> ExecResult:
@@ -358,7 +364,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         share: Sequence[str] | None = None,
         proxy: bool | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         guest_path: str | None = None,
         auto_prepare: bool | None = None,
     ) -> CommandStream:
@@ -386,7 +392,7 @@ class Sandbox:
         workdir: str | None = None,
         env: Mapping[str, str] | None = None,
         proxy: bool | None = None,
-        wait: str | None = None,
+        wait: calls.Wait | None = None,
         guest_path: str | None = None,
         auto_prepare: bool | None = None,
     ) -> int:
@@ -501,7 +507,7 @@ class Workspace:
         path: HostPath,
         *,
         guest_path: str | None = None,
-        mode: str | None = None,
+        mode: calls.Mode | None = None,
         branch: str | None = None,
         include_untracked: bool = False,
         include: Sequence[str] | None = None,

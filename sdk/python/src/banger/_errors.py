@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from ._base import BangerError
 from ._codes import BY_CODE
@@ -24,7 +25,21 @@ __all__ = [
 QUOTED = 2000
 
 
-class ProgramNotFoundError(BangerError):
+class OwnError(BangerError):
+    """An error of this package, whose constructor has other arguments than its base."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), vars(self), self.args)
+
+
+def _restored(kind: type[OwnError], attributes: dict[str, Any], args: tuple[Any, ...]) -> OwnError:
+    error = kind.__new__(kind)
+    error.__dict__.update(attributes)
+    error.args = args
+    return error
+
+
+class ProgramNotFoundError(OwnError):
     """The command ``banger`` is not installed, or cannot be run."""
 
     def __init__(self, program: str, cause: OSError) -> None:
@@ -36,7 +51,7 @@ class ProgramNotFoundError(BangerError):
         )
 
 
-class ProgramTooOldError(BangerError):
+class ProgramTooOldError(OwnError):
     """The command ``banger`` is older than this package needs."""
 
     def __init__(self, program: str, found: str | None, needed: str) -> None:
@@ -49,7 +64,7 @@ class ProgramTooOldError(BangerError):
         )
 
 
-class UnexpectedReplyError(BangerError):
+class UnexpectedReplyError(OwnError):
     """The command ``banger`` ended, or printed something, that this package does not know."""
 
     def __init__(self, message: str, written: bytes = b"") -> None:
@@ -57,7 +72,7 @@ class UnexpectedReplyError(BangerError):
         super().__init__("sdk.unexpected-reply", message, [text] if text else ())
 
 
-class NotAFileError(BangerError):
+class NotAFileError(OwnError):
     """What was to be read in a sandbox is a directory, or something else that is no file."""
 
     def __init__(self, path: str) -> None:
@@ -69,7 +84,7 @@ class NotAFileError(BangerError):
         )
 
 
-class CommandFailedError(BangerError):
+class CommandFailedError(OwnError):
     """A command in a sandbox that was to succeed has another exit status than 0."""
 
     #: What the command did.
@@ -82,7 +97,7 @@ class CommandFailedError(BangerError):
         self.result = result
 
 
-class TimeLimitError(BangerError):
+class TimeLimitError(OwnError):
     """A command in a sandbox ran longer than its time limit, and was ended."""
 
     #: What it had written until then.
@@ -93,7 +108,7 @@ class TimeLimitError(BangerError):
         self.result = result
 
 
-class OutputTooLargeError(BangerError):
+class OutputTooLargeError(OwnError):
     """There was more output than the limit, and what wrote it was ended."""
 
     #: The beginning of what a command wrote; None if it was no command in a sandbox.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from . import _calls as calls
 from ._base import BangerError
 from ._calls import Call, Exec
+from ._codes import NoSuchVMError
 from ._errors import (
     OutputTooLargeError,
     ProgramNotFoundError,
@@ -32,6 +34,8 @@ Undo = Callable[[T], "Call[Any] | None"]
 
 #: The oldest version of the command that has what this package uses.
 NEEDED = "0.1.0"
+#: Errors of a start that are about the program. Others are about this process, or its arguments.
+NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
 #: How much is read at once, in bytes.
 PIECE = 64 << 10
 #: How much of standard error is kept for an error.
@@ -74,13 +78,10 @@ class Prepared:
     def __init__(self, program: str, arguments: tuple[str, ...], command: Exec | None = None) -> None:
         self.report = Memory()
         self.variables: Memory | None = None
-        self.environment: dict[str, str] | None = None
         if command is not None and command.variables:
             self.variables = Memory(command.variables)
             # After the verb: `vm exec`.
             arguments = (*arguments[:2], f"--env-file={self.variables.path}", *arguments[2:])
-        if command is not None and command.environment:
-            self.environment = {**os.environ, **command.environment}
         self.words = [program, "--error-file", self.report.path, *arguments]
 
     @property
@@ -131,11 +132,14 @@ class Process:
                 stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=self._prepared.environment,
                 pass_fds=self._prepared.descriptors,
+                # A signal of the terminal would reach it, too, and count as the first of two.
+                start_new_session=True,
             )
         except OSError as error:
             self._prepared.close()
+            if error.errno not in NOT_FOUND:
+                raise
             raise ProgramNotFoundError(program, error) from error
         except BaseException:
             self._prepared.close()
@@ -179,20 +183,28 @@ class Process:
     def end(self, grace: float) -> tuple[int, list[Chunk]]:
         """Ends it if it runs, and waits for that. Returns its exit status, and the last output."""
         rest: list[Chunk] = []
-        self._end_input()
-        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGTERM, LAST_GRACE), (signal.SIGKILL, None)):
+        length = 0
+        # Input that was cut short must not look like a whole one: it stays open until the command has had its signal.
+        self._stop_input()
+        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGTERM, LAST_GRACE), (signal.SIGKILL, LAST_GRACE)):
             if self._child.poll() is not None:
                 break
-            self._child.send_signal(number)
-            deadline = None if seconds is None else time.monotonic() + seconds
+            if number == signal.SIGKILL:
+                # What it has started holds its pipes, too.
+                os.killpg(self._child.pid, number)
+            else:
+                self._child.send_signal(number)
+            deadline = time.monotonic() + seconds
             try:
                 for chunk in self.chunks(deadline):
                     # What waits for a reader must not wait for ever; only a reply is of use here.
-                    if sum(len(kept.data) for kept in rest) < calls.MAX_REPLY:
+                    length += len(chunk.data)
+                    if length <= calls.MAX_REPLY:
                         rest.append(chunk)
                 self.wait(deadline)
             except DeadlinePassed:
-                continue
+                self._end_input()
+        self._end_input()
         return self._child.wait(), rest
 
     def close(self) -> None:
@@ -225,12 +237,17 @@ class Process:
         stdin = self._child.stdin
         if stdin is None or stdin.closed:
             return
-        if stdin in (key.fileobj for key in self._selector.get_map().values()):
-            self._selector.unregister(stdin)
+        self._stop_input()
         try:
             stdin.close()
         except BrokenPipeError:
             pass
+
+    def _stop_input(self) -> None:
+        """Passes no more input on."""
+        stdin = self._child.stdin
+        if stdin is not None and stdin in (key.fileobj for key in self._selector.get_map().values()):
+            self._selector.unregister(stdin)
 
 
 def _pieces(input: Input) -> Iterator[bytes]:
@@ -284,10 +301,10 @@ class Runner:
                     raise OutputTooLargeError(call.what, call.max_reply)
                 kept.append(chunk)
             status = process.wait()
-        except BaseException:
-            status, rest = process.end(calls.JOB_GRACE)
-            if status == 0:
-                self._take_back(call, _joined("stdout", kept + rest), undo)
+        except BaseException as first:
+            _, rest = process.end(calls.JOB_GRACE)
+            # One that was ended after it made something prints that as well.
+            self._take_back(call, _joined("stdout", kept + rest), undo, first)
             raise
         else:
             report = process.report()
@@ -296,15 +313,22 @@ class Runner:
         output = _joined("stdout", kept)
         try:
             return reply_of(call, status, output, _joined("stderr", kept), report)
-        except BangerError:
-            self._take_back(call, output, undo)
+        except BangerError as first:
+            self._take_back(call, output, undo, first)
             raise
 
-    def _take_back(self, call: Call[T], output: bytes, undo: Undo[T] | None) -> None:
+    def _take_back(self, call: Call[T], output: bytes, undo: Undo[T] | None, first: BaseException) -> None:
         """Takes back what a run has done that its caller does not get."""
         back = call_back(call, output, undo)
         if back is not None:
-            self._run(back, None)
+            self.undo(back, first)
+
+    def undo(self, call: Call[Any], first: BaseException) -> None:
+        """Runs a call after an error, which stays the one that counts."""
+        try:
+            self._run(call, None)
+        except Exception as second:
+            add_context(first, second)
 
     def exec(self, command: Exec, input: Input, time_limit: float | None, max_output: int) -> ExecResult:
         """Runs a command in a sandbox. Returns its end and its output."""
@@ -337,6 +361,18 @@ class Runner:
         if error is not None:
             raise error
         return so_far(status)
+
+
+def add_context(first: BaseException, second: BaseException) -> None:
+    """Adds the error of an undo to the one that it followed."""
+    if isinstance(second, NoSuchVMError):
+        # It is gone already.
+        return
+    last = second
+    while last.__context__ is not None and last.__context__ is not first:
+        last = last.__context__
+    last.__context__ = first.__context__
+    first.__context__ = second
 
 
 def call_back(call: Call[T], output: bytes, undo: Undo[T] | None) -> Call[Any] | None:

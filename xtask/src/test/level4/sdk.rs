@@ -61,6 +61,10 @@ fn check(out: &str) -> Result<()> {
 /// Installs an SDK for all users of the host, from the package that is published. Returns its directory.
 fn installed(host: &Host, name: &str) -> Result<PathBuf> {
     let packed = cache().join("sdk");
+    if packed.join(name).exists() {
+        // Of a run that failed.
+        fs::remove_dir_all(packed.join(name)).context("cannot remove the packages")?;
+    }
     let files = sdk::pack(&packages::sdk_tools()?, &packed.join(name))?;
     let suffix = if name == "python" { ".whl" } else { ".tgz" };
     let file = files.iter().find(|file| file.to_string_lossy().ends_with(suffix)).context("no package")?;
