@@ -1,6 +1,7 @@
 //! One request, one answer.
 
 use std::{
+    ops::{Deref, DerefMut},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +21,7 @@ use crate::{
     host::{open_below, stat},
     message::{Body, Fault, Header, MAJOR, MINOR, Out, Violation, answer, opcode, split},
     names::one,
-    table::{Key, Limits, ROOT, Table},
+    table::{Gone, Key, Limits, ROOT, Table},
 };
 
 /// Flags of `FUSE_INIT`.
@@ -63,6 +64,33 @@ pub struct Server {
     pub(crate) groups: Vec<u32>,
     table: Mutex<Table>,
     has_begun: AtomicBool,
+}
+
+/// The table, locked. What it drops is closed after the lock is given back, since closing may wait for a disk.
+pub(crate) struct Locked<'a> {
+    // Fields are dropped in this order.
+    table: MutexGuard<'a, Table>,
+    gone: Vec<Gone>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.table
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.gone = self.table.take_gone();
+    }
 }
 
 /// The result of what the guest asks for.
@@ -134,9 +162,10 @@ impl Server {
         })
     }
 
-    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+    pub(crate) fn table(&self) -> Locked<'_> {
         // Each change under the lock is complete.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { table, gone: Vec::new() }
     }
 
     /// Returns the descriptor of a node. Opens it again if it was closed.
