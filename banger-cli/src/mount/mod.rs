@@ -34,7 +34,7 @@ use tokio::{
 use zbus::OwnedObjectPath;
 
 use self::session::Session;
-pub use self::spec::MountSpec;
+pub use self::spec::{MountSpec, volume, volume_name};
 use crate::{
     client::bus::Bus,
     error::{Error, Result},
