@@ -64,7 +64,10 @@ pub struct Server {
     pub(crate) groups: Vec<u32>,
     table: Mutex<Table>,
     has_begun: AtomicBool,
+    when_full: Mutex<Option<Note>>,
 }
+
+type Note = Box<dyn FnOnce() + Send>;
 
 /// The table, locked. What it drops is closed after the lock is given back, since closing may wait for a disk.
 pub(crate) struct Locked<'a> {
@@ -107,7 +110,15 @@ impl Server {
             groups: groups.collect(),
             table: Mutex::new(Table::new(options.limits, root, key)),
             has_begun: AtomicBool::new(false),
+            when_full: Mutex::new(None),
         })
+    }
+
+    /// Calls this once, when the guest's kernel has reached the limit of files that it may know.
+    #[must_use]
+    pub fn when_full(mut self, note: impl FnOnce() + Send + 'static) -> Self {
+        self.when_full = Mutex::new(Some(Box::new(note)));
+        self
     }
 
     /// Answers a whole message; some have no answer. Blocks while the host's file system does. May be called by several
@@ -179,6 +190,22 @@ impl Server {
             fd = self.table().keep(closed.node, opened);
         }
         Ok(fd)
+    }
+
+    /// Returns the result after the table was asked for room for a node.
+    pub(crate) fn noting_full<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|_| {
+            let note = self.when_full.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(note) = note {
+                note();
+            }
+        })
+    }
+
+    /// Returns whether another file can be entered.
+    pub(crate) fn check_room_for_node(&self) -> Result<()> {
+        let room = self.table().check_room_for_node();
+        self.noting_full(room)
     }
 
     pub(crate) fn must_be_writable(&self) -> Result<()> {

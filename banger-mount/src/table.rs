@@ -189,16 +189,20 @@ impl Table {
         }
     }
 
-    /// Returns the number of a file that was found, for the guest's kernel.
-    pub fn enter(&mut self, key: Key, fd: OwnedFd, parent: u64, name: &CStr) -> Result<u64, Errno> {
+    /// Returns the number of a file that was found, for the guest's kernel, and its descriptor.
+    pub fn enter(
+        &mut self,
+        key: Key,
+        fd: OwnedFd,
+        parent: u64,
+        name: &CStr,
+    ) -> Result<(u64, Arc<OwnedFd>), Errno> {
         if let Some(&known) = self.keys.get(&key) {
             self.put(known, parent, name);
             if let Some(node) = self.nodes.get_mut(&known) {
                 node.lookups = node.lookups.saturating_add(1);
             }
-            let fd = self.keep(known, fd);
-            self.gone.push(Gone::Descriptor(fd));
-            return Ok(known);
+            return Ok((known, self.keep(known, fd)));
         }
         if self.nodes.len() >= self.limits.nodes {
             self.gone.push(Gone::Descriptor(Arc::new(fd)));
@@ -208,16 +212,12 @@ impl Table {
         self.next += 1;
         self.keys.insert(key, node);
         self.nodes.insert(node, Node { key, lookups: 1, parent, name, fd: None, was_used: true, open: 0 });
-        drop(self.keep(node, fd));
-        Ok(node)
+        Ok((node, self.keep(node, fd)))
     }
 
-    /// Returns whether another file can be entered and opened.
-    pub fn check_room(&self) -> Result<(), Errno> {
-        match self.nodes.len() < self.limits.nodes && self.handles.len() < self.limits.handles {
-            true => Ok(()),
-            false => Err(Errno::NFILE),
-        }
+    /// Returns whether another file can be opened.
+    pub fn check_room_for_handle(&self) -> Result<(), Errno> {
+        if self.handles.len() < self.limits.handles { Ok(()) } else { Err(Errno::NFILE) }
     }
 
     /// Returns whether another file can be entered.
@@ -262,18 +262,24 @@ impl Table {
         }
     }
 
-    /// Adds something that is open.
-    pub fn open(&mut self, handle: Handle) -> Result<u64, Errno> {
+    /// Adds something that is open, and the descriptor of its node, which may have been closed meanwhile: the file may
+    /// lose its name.
+    pub fn open(&mut self, handle: Handle, fd: Arc<OwnedFd>) -> Result<u64, Errno> {
         let handle = Arc::new(handle);
         let node = match self.nodes.get_mut(&handle.node) {
             Some(node) if self.handles.len() < self.limits.handles => node,
             found => {
                 let errno = if found.is_some() { Errno::NFILE } else { Errno::STALE };
-                self.gone.push(Gone::Handle(handle));
+                self.gone.extend([Gone::Handle(handle), Gone::Descriptor(fd)]);
                 return Err(errno);
             }
         };
         node.open += 1;
+        if node.fd.is_none() {
+            node.fd = Some(fd);
+            self.held.push_back(handle.node);
+            self.close_some();
+        }
         let number = self.next;
         self.next += 1;
         self.handles.insert(number, handle);
@@ -322,7 +328,7 @@ mod tests {
         let mut table = Table::new(Limits { nodes: 3, handles: 1, held: 1 }, root, key);
         let enter = |table: &mut Table, name: &CStr| {
             let (key, fd) = found(dir.path(), name);
-            table.enter(key, fd, ROOT, name)
+            table.enter(key, fd, ROOT, name).map(|(node, _)| node)
         };
 
         // Its number is forgotten.
@@ -352,17 +358,46 @@ mod tests {
         // A file is closed, and another one cannot be opened.
         let open = |table: &mut Table, node| {
             let file = found(dir.path(), c"b").1;
-            table.open(Handle { node, file, opened: Opened::File { appends: false } })
+            let fd = Arc::new(found(dir.path(), c"b").1);
+            table.open(Handle { node, file, opened: Opened::File { appends: false } }, fd)
         };
         let number = open(&mut table, b).unwrap();
         let kept = Arc::downgrade(&table.handle(number, b).unwrap());
         for (node, expect) in [(b, Errno::NFILE), (99, Errno::STALE)] {
             assert_eq!(open(&mut table, node), Err(expect));
-            assert_eq!(table.take_gone().len(), 1);
+            assert_eq!(table.take_gone().len(), 2);
         }
         table.release(number, b).unwrap();
         assert!(kept.upgrade().is_some());
         drop(table.take_gone());
         assert!(kept.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_open_has_a_descriptor_that_was_closed_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let root = crate::open(dir.path()).unwrap();
+        let key = Key::of(&stat(&root).unwrap());
+        let mut table = Table::new(Limits { nodes: 9, handles: 9, held: 1 }, root, key);
+        let mut enter = |name| {
+            let (key, fd) = found(dir.path(), name);
+            table.enter(key, fd, ROOT, name).unwrap()
+        };
+        let (a, fd) = enter(c"a");
+        enter(c"b");
+        assert_eq!(table.chain(a).unwrap().1.len(), 1);
+        let (file, opened) = (found(dir.path(), c"a").1, Opened::File { appends: false });
+        let number = table.open(Handle { node: a, file, opened }, fd).unwrap();
+        assert_eq!(table.chain(a).unwrap().1.len(), 0);
+        // It is one of those that are bounded, once the file is closed.
+        table.release(number, a).unwrap();
+        for name in [c"b", c"a", c"b"] {
+            let (key, fd) = found(dir.path(), name);
+            table.enter(key, fd, ROOT, name).unwrap();
+        }
+        assert_eq!(table.held.len(), 1);
     }
 }

@@ -136,7 +136,8 @@ impl Mounts {
         for Source { directory, opened, path, read_only } in sources {
             let request = mount::Mount { path: path.clone(), read_only, user: user.map(str::to_owned) };
             let relay = begin((bus, vm), &sandbox, &Request::Mount(request)).await?;
-            let session = Session::begin(relay, opened, read_only, limits).await?;
+            let full = tell_full(&directory, &sandbox, limits.nodes);
+            let session = Session::begin(relay, opened, (read_only, limits), move || tell(&full)).await?;
             let sandbox = sandbox.clone();
             this.0.spawn(async move {
                 let reason = match session.serve().await {
@@ -177,6 +178,15 @@ fn raise_descriptors() -> u64 {
     }
     let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limits.maximum });
     if raised.is_ok() { wanted } else { now }
+}
+
+/// Returns what to tell when the guest's kernel knows as many files as it may.
+fn tell_full(directory: &Path, sandbox: &str, limit: usize) -> String {
+    format!(
+        "{sandbox} cannot use more than {limit} files of {} at a time. Programs there get \"Too many open files in \
+         system\" until its root runs `echo 2 > /proc/sys/vm/drop_caches`; mount a smaller directory",
+        directory.display()
+    )
 }
 
 /// Tells the user, also with `--quiet`. A command may have put the terminal into raw mode.

@@ -42,13 +42,19 @@ pub struct Session {
     received: Vec<u8>,
 }
 
-type Answer = Result<Vec<u8>, Violation>;
+type Answer = Result<Vec<u8>>;
 /// Answers a message; some have no answer. It is [`Server::answer`], which may wait for the host's disks.
 type Serve = dyn Fn(&[u8]) -> Result<Option<Vec<u8>>, Violation> + Send + Sync;
 
 impl Session {
     /// Takes a stream on which a mount was granted.
-    pub async fn begin(mut relay: Relay, root: OwnedFd, read_only: bool, limits: Limits) -> Result<Self> {
+    /// `note` is called once, when the guest knows as many files as it may.
+    pub async fn begin(
+        mut relay: Relay,
+        root: OwnedFd,
+        (read_only, limits): (bool, Limits),
+        note: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
         let mut received = Vec::new();
         let end = loop {
             if let Some(end) = received.iter().position(|byte| *byte == b'\n') {
@@ -62,7 +68,7 @@ impl Session {
         let line: Vec<u8> = received.drain(..=end).collect();
         let owner: Owner = serde_json::from_slice(&line).map_err(|_| protocol_error())?;
         let server = Server::new(root, Options { read_only, owner, limits });
-        let server = server.map_err(|source| Error::io("read the directory", source))?;
+        let server = server.map_err(|source| Error::io("read the directory", source))?.when_full(note);
         Ok(Self { relay, answer: Arc::new(move |message| server.answer(message)), received })
     }
 
@@ -79,7 +85,7 @@ impl Session {
         let into_sandbox = async {
             // It is open as long as this function has the other end.
             while let Some(answer) = answered.recv().await {
-                for piece in answer.map_err(violated)?.chunks(MAX_DATA) {
+                for piece in answer?.chunks(MAX_DATA) {
                     // It is never closed.
                     let Ok(room) = credit.acquire_many(piece.len() as u32).await else { break };
                     room.forget();
@@ -144,6 +150,19 @@ fn violated(violation: Violation) -> Error {
     Error::Refused(violation.to_string())
 }
 
+/// Ends the mount if its thread panics: a guest would wait for the answer for ever.
+struct EndsOnPanic(mpsc::UnboundedSender<Answer>);
+
+impl Drop for EndsOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let failed = Error::Refused("a request of the sandbox made this program fail".to_owned());
+            // Nobody listens once the mount has ended.
+            let _ = self.0.send(Err(failed));
+        }
+    }
+}
+
 /// A message for the threads, and its place among those that have no answer.
 type Queued = (Vec<u8>, Option<OwnedSemaphorePermit>);
 
@@ -159,9 +178,10 @@ fn start_threads(
         let serve = move || {
             // One thread waits for a request, the others for the lock.
             let next = || requested.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let _ends = EndsOnPanic(answers.clone());
             while let Ok((request, _room)) = next() {
                 let Some(answer) = answer(&request).transpose() else { continue };
-                if answers.send(answer).is_err() {
+                if answers.send(answer.map_err(violated)).is_err() {
                     return;
                 }
             }
@@ -211,7 +231,7 @@ mod tests {
             let request = Mount { path: "/srv".into(), read_only: false, user: None };
             let relay = Relay::begin(ours.into(), &Request::Mount(request)).await.unwrap();
             let root = banger_mount::open(root).unwrap();
-            let mut session = Session::begin(relay, root, false, Limits::of(1024)).await.unwrap();
+            let mut session = Session::begin(relay, root, (false, Limits::of(1024)), || {}).await.unwrap();
             session.answer = wrap(session.answer);
             let served = tokio::spawn(session.serve());
             let mut this = Self { stream, decoder: Decoder::default(), answers: Vec::new(), served };
@@ -306,6 +326,21 @@ mod tests {
         agent.served.await.unwrap().unwrap();
         let threads = tokio::task::spawn_blocking(move || handled.iter().collect::<Vec<_>>()).await.unwrap();
         assert_eq!(threads, vec!["mount"; many + 1]);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_ends_the_mount() {
+        let root = tempfile::tempdir().unwrap();
+        let wrap = |answer: Arc<Serve>| -> Arc<Serve> {
+            Arc::new(move |message| match message[4] {
+                3 => panic!("of the test"),
+                _ => answer(message),
+            })
+        };
+        let mut agent = Agent::with(root.path(), wrap).await;
+        agent.send(&[init(), request(3, 3, 1, &[0; 16])].concat()).await;
+        let ended = agent.served.await.unwrap().unwrap_err().to_string();
+        assert_eq!(ended, "a request of the sandbox made this program fail");
     }
 
     struct Last(std_mpsc::Sender<String>);
