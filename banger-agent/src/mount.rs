@@ -88,14 +88,29 @@ impl Mounted {
         let owner = Owner { uid: account.uid, gid: account.gid };
         let device = open_device()?;
         remove_dead(Path::new(&wanted.path));
+        // A link may lead to where nothing may be made.
+        let lands_at = resolve(Path::new(&wanted.path)).map_err(of_system)?;
+        check_path(lands_at.to_str().unwrap_or_default()).map_err(bad)?;
         fs::create_dir_all(&wanted.path).map_err(of_system)?;
         let target = fs::canonicalize(&wanted.path).map_err(of_system)?;
-        // A link may have led there.
+        // The guest may have changed a link meanwhile.
         check_path(target.to_str().unwrap_or_default()).map_err(bad)?;
         mount_at(&target, &device, wanted.read_only, owner).map_err(of_system)?;
         let number = mount_number(&target);
         Ok(Self { device: Some(device), target, number, owner })
     }
+}
+
+/// Returns where a path leads, of which the last directories may be missing.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    for existing in path.ancestors() {
+        match fs::canonicalize(existing) {
+            Ok(real) => return Ok(path.strip_prefix(existing).map_or(real.clone(), |rest| real.join(rest))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 impl Drop for Mounted {
@@ -258,12 +273,18 @@ mod tests {
         let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
         std::os::unix::fs::symlink("/proc", path("link")).unwrap();
         fs::write(path("file"), "").unwrap();
+        // Directories could be made here, and this is refused as well.
+        std::os::unix::fs::symlink("/dev/shm", path("tool")).unwrap();
+        let made = Path::new("/dev/shm/new");
+        assert!(!made.exists());
         for (path, user, expect) in [
             ("srv".to_owned(), None, "a path in the sandbox begins with /"),
             ("/proc/x".to_owned(), None, "the guest needs what is there"),
             ("/srv/../proc".to_owned(), None, "a path in the sandbox has no .."),
             (path("link"), None, "the guest needs what is there"),
             (path("file"), None, "File exists"),
+            (path("link/new/directory"), None, "the guest needs what is there"),
+            (path("tool/new"), None, "the guest needs what is there"),
             (path("x"), Some("nobody-here"), "there is no user nobody-here"),
         ] {
             let user = user.map(str::to_owned);
@@ -276,6 +297,6 @@ mod tests {
                 failure.message == expect || (!has_fuse && failure.message.ends_with("has no FUSE"));
             assert!(is_refused, "{failure:?}");
         }
-        assert!(!directory.path().join("x").exists());
+        assert!(!directory.path().join("x").exists() && !made.exists());
     }
 }

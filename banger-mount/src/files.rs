@@ -2,7 +2,8 @@
 
 use std::{
     io::IoSlice,
-    sync::{Mutex, PoisonError},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rustix::{
@@ -52,7 +53,8 @@ impl Server {
         let fd = self.node(node)?;
         let kind = kind_of(&stat(&*fd)?);
         let file = reopen(&*fd, kind, access | synchronous(flags))?;
-        let number = self.put_handle(out, Handle { node, file, opened: file_opened(flags) })?;
+        let number =
+            self.put_handle(out, Handle { node, file, opened: file_opened(flags) }, Arc::clone(&fd))?;
         if !flags.contains(OFlags::TRUNC) {
             return Ok(());
         }
@@ -63,8 +65,8 @@ impl Server {
         })
     }
 
-    fn put_handle(&self, out: &mut Out, handle: Handle) -> Result<u64> {
-        let number = self.table().open(handle)?;
+    fn put_handle(&self, out: &mut Out, handle: Handle, fd: Arc<OwnedFd>) -> Result<u64> {
+        let number = self.table().open(handle, fd)?;
         out.u64(number).u32(0).u32(0);
         Ok(number)
     }
@@ -75,7 +77,8 @@ impl Server {
         self.must_be_writable()?;
         let access = self.access(flags)?;
         let flags = OFlags::from_bits_retain(flags);
-        self.table().check_room()?;
+        self.check_room_for_node()?;
+        self.table().check_room_for_handle()?;
         let directory = self.node(parent)?;
         let (entry, file) = match create(&*directory, name, access | synchronous(flags), mode) {
             Ok(file) => (self.enter(parent, name, handle_of(&file)?)?, Some(file)),
@@ -85,9 +88,9 @@ impl Server {
         };
         let (node, mut out) = (entry.node, self.entry(&entry));
         let opened = match file {
-            Some(file) => {
-                self.put_handle(&mut out, Handle { node, file, opened: file_opened(flags) }).map(drop)
-            }
+            Some(file) => self
+                .put_handle(&mut out, Handle { node, file, opened: file_opened(flags) }, entry.fd)
+                .map(drop),
             None => self.open_known(&mut out, node, access, flags),
         };
         // After an error, the guest's kernel has got no number.
@@ -167,9 +170,10 @@ impl Server {
         let (_flags, _) = (body.u32()?, body.u32()?);
         body.end()?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&*self.node(node)?, c".", flags, Mode::empty())?;
+        let fd = self.node(node)?;
+        let file = rustix::fs::openat(&*fd, c".", flags, Mode::empty())?;
         let mut out = Out::default();
-        self.put_handle(&mut out, Handle { node, file, opened: Opened::Directory(Mutex::new(())) })?;
+        self.put_handle(&mut out, Handle { node, file, opened: Opened::Directory(Mutex::new(())) }, fd)?;
         Ok(out)
     }
 

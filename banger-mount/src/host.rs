@@ -70,14 +70,15 @@ pub fn path_of(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
-/// Opens a node with access to its content, which only regular files have.
+/// Opens a node with access to its content, which only regular files have. It waits until others give up their leases
+/// (fcntl(2), `F_SETLEASE`), as any program does.
 pub fn reopen(fd: impl AsFd, kind: FileType, flags: OFlags) -> Result<OwnedFd> {
     match kind {
         FileType::RegularFile => {}
         FileType::Directory => return Err(Errno::ISDIR),
         _ => return Err(Errno::ACCESS),
     }
-    rustix::fs::open(path_of(fd), flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::open(path_of(fd), flags | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Returns a descriptor of the same file without access to its content.
@@ -92,4 +93,21 @@ pub fn stat(fd: impl AsFd) -> Result<Statx> {
 
 pub fn kind_of(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_file_is_opened_as_programs_do() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "").unwrap();
+        let file = open_below(open(dir.path()).unwrap(), c"a").unwrap();
+        let file = reopen(&file, FileType::RegularFile, OFlags::RDWR).unwrap();
+        let flags = rustix::fs::fcntl_getfl(file).unwrap();
+        // With it, a lease of a file server is an error.
+        assert_eq!(flags & (OFlags::NONBLOCK | OFlags::RWMODE), OFlags::RDWR);
+    }
 }

@@ -1,6 +1,6 @@
 //! Entries of directories: how they are found, created, moved and removed.
 
-use std::{ffi::CStr, os::fd::OwnedFd};
+use std::{ffi::CStr, os::fd::OwnedFd, sync::Arc};
 
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx},
@@ -23,6 +23,7 @@ pub const ENTRY: usize = 40 + 88;
 /// An entry of a directory that the guest's kernel has a number for.
 pub struct Entry {
     pub node: u64,
+    pub fd: Arc<OwnedFd>,
     pub stat: Statx,
 }
 
@@ -35,8 +36,9 @@ impl Server {
 
     pub(crate) fn enter(&self, parent: u64, name: &CStr, fd: OwnedFd) -> Result<Entry> {
         let stat = stat(&fd)?;
-        let node = self.table().enter(Key::of(&stat), fd, parent, name)?;
-        Ok(Entry { node, stat })
+        let entered = self.table().enter(Key::of(&stat), fd, parent, name);
+        let (node, fd) = self.noting_full(entered)?;
+        Ok(Entry { node, fd, stat })
     }
 
     /// Finds an entry. The guest's kernel remembers for a while that there is none.
@@ -74,7 +76,7 @@ impl Server {
         body.end()?;
         self.must_be_writable()?;
         let name = component(name)?;
-        self.table().check_room_for_node()?;
+        self.check_room_for_node()?;
         rustix::fs::symlinkat(target, &*self.node(parent)?, name)?;
         Ok(self.entry(&self.lookup(parent, name)?))
     }
@@ -87,7 +89,7 @@ impl Server {
             return Err(Errno::PERM.into());
         }
         let name = component(name)?;
-        self.table().check_room()?;
+        self.check_room_for_node()?;
         let file = create(&*self.node(parent)?, name, OFlags::WRONLY, mode)?;
         Ok(self.entry(&self.enter(parent, name, handle_of(&file)?)?))
     }
@@ -96,7 +98,7 @@ impl Server {
         let (mode, _umask) = (body.u32()?, body.u32()?);
         let name = component(one(body)?)?;
         self.must_be_writable()?;
-        self.table().check_room_for_node()?;
+        self.check_room_for_node()?;
         rustix::fs::mkdirat(&*self.node(parent)?, name, Mode::from_raw_mode(mode & DIRECTORY_MODE))?;
         Ok(self.entry(&self.lookup(parent, name)?))
     }

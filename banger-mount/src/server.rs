@@ -1,6 +1,7 @@
 //! One request, one answer.
 
 use std::{
+    ops::{Deref, DerefMut},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +21,7 @@ use crate::{
     host::{open_below, stat},
     message::{Body, Fault, Header, MAJOR, MINOR, Out, Violation, answer, opcode, split},
     names::one,
-    table::{Key, Limits, ROOT, Table},
+    table::{Gone, Key, Limits, ROOT, Table},
 };
 
 /// Flags of `FUSE_INIT`.
@@ -63,6 +64,36 @@ pub struct Server {
     pub(crate) groups: Vec<u32>,
     table: Mutex<Table>,
     has_begun: AtomicBool,
+    when_full: Mutex<Option<Note>>,
+}
+
+type Note = Box<dyn FnOnce() + Send>;
+
+/// The table, locked. What it drops is closed after the lock is given back, since closing may wait for a disk.
+pub(crate) struct Locked<'a> {
+    // Fields are dropped in this order.
+    table: MutexGuard<'a, Table>,
+    gone: Vec<Gone>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.table
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.gone = self.table.take_gone();
+    }
 }
 
 /// The result of what the guest asks for.
@@ -79,7 +110,15 @@ impl Server {
             groups: groups.collect(),
             table: Mutex::new(Table::new(options.limits, root, key)),
             has_begun: AtomicBool::new(false),
+            when_full: Mutex::new(None),
         })
+    }
+
+    /// Calls this once, when the guest's kernel has reached the limit of files that it may know.
+    #[must_use]
+    pub fn when_full(mut self, note: impl FnOnce() + Send + 'static) -> Self {
+        self.when_full = Mutex::new(Some(Box::new(note)));
+        self
     }
 
     /// Answers a whole message; some have no answer. Blocks while the host's file system does. May be called by several
@@ -134,9 +173,10 @@ impl Server {
         })
     }
 
-    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+    pub(crate) fn table(&self) -> Locked<'_> {
         // Each change under the lock is complete.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { table, gone: Vec::new() }
     }
 
     /// Returns the descriptor of a node. Opens it again if it was closed.
@@ -150,6 +190,22 @@ impl Server {
             fd = self.table().keep(closed.node, opened);
         }
         Ok(fd)
+    }
+
+    /// Returns the result after the table was asked for room for a node.
+    pub(crate) fn noting_full<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|_| {
+            let note = self.when_full.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(note) = note {
+                note();
+            }
+        })
+    }
+
+    /// Returns whether another file can be entered.
+    pub(crate) fn check_room_for_node(&self) -> Result<()> {
+        let room = self.table().check_room_for_node();
+        self.noting_full(room)
     }
 
     pub(crate) fn must_be_writable(&self) -> Result<()> {

@@ -100,6 +100,13 @@ pub struct Closed {
     pub name: CString,
 }
 
+/// What the table no longer needs. Closing it may wait for the file system, so it happens without the table's lock.
+#[expect(dead_code, reason = "it is only dropped")]
+pub enum Gone {
+    Descriptor(Arc<OwnedFd>),
+    Handle(Arc<Handle>),
+}
+
 pub struct Table {
     limits: Limits,
     nodes: HashMap<u64, Node>,
@@ -109,6 +116,8 @@ pub struct Table {
     next: u64,
     /// The nodes with a descriptor, but the first, and some that are gone.
     held: VecDeque<u64>,
+    /// What the holder of the lock drops after it, see [`Self::take_gone`].
+    gone: Vec<Gone>,
 }
 
 impl Table {
@@ -125,7 +134,13 @@ impl Table {
             handles: HashMap::new(),
             next: ROOT + 1,
             held,
+            gone: Vec::new(),
         }
+    }
+
+    /// Takes what is to be closed once the table is no longer locked.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        std::mem::take(&mut self.gone)
     }
 
     /// Returns the descriptor of the nearest directory that has one, and what has to be opened from there, in order.
@@ -166,7 +181,7 @@ impl Table {
             let Some(node) = self.held.pop_front() else { return };
             let Some(found) = self.nodes.get_mut(&node) else { continue };
             if found.open == 0 && !found.was_used {
-                found.fd = None;
+                self.gone.extend(found.fd.take().map(Gone::Descriptor));
             } else {
                 found.was_used = false;
                 self.held.push_back(node);
@@ -174,33 +189,35 @@ impl Table {
         }
     }
 
-    /// Returns the number of a file that was found, for the guest's kernel.
-    pub fn enter(&mut self, key: Key, fd: OwnedFd, parent: u64, name: &CStr) -> Result<u64, Errno> {
+    /// Returns the number of a file that was found, for the guest's kernel, and its descriptor.
+    pub fn enter(
+        &mut self,
+        key: Key,
+        fd: OwnedFd,
+        parent: u64,
+        name: &CStr,
+    ) -> Result<(u64, Arc<OwnedFd>), Errno> {
         if let Some(&known) = self.keys.get(&key) {
             self.put(known, parent, name);
             if let Some(node) = self.nodes.get_mut(&known) {
                 node.lookups = node.lookups.saturating_add(1);
             }
-            drop(self.keep(known, fd));
-            return Ok(known);
+            return Ok((known, self.keep(known, fd)));
         }
         if self.nodes.len() >= self.limits.nodes {
+            self.gone.push(Gone::Descriptor(Arc::new(fd)));
             return Err(Errno::NFILE);
         }
         let (node, name) = (self.next, name.to_owned());
         self.next += 1;
         self.keys.insert(key, node);
         self.nodes.insert(node, Node { key, lookups: 1, parent, name, fd: None, was_used: true, open: 0 });
-        drop(self.keep(node, fd));
-        Ok(node)
+        Ok((node, self.keep(node, fd)))
     }
 
-    /// Returns whether another file can be entered and opened.
-    pub fn check_room(&self) -> Result<(), Errno> {
-        match self.nodes.len() < self.limits.nodes && self.handles.len() < self.limits.handles {
-            true => Ok(()),
-            false => Err(Errno::NFILE),
-        }
+    /// Returns whether another file can be opened.
+    pub fn check_room_for_handle(&self) -> Result<(), Errno> {
+        if self.handles.len() < self.limits.handles { Ok(()) } else { Err(Errno::NFILE) }
     }
 
     /// Returns whether another file can be entered.
@@ -241,19 +258,31 @@ impl Table {
             && let Some(gone) = self.nodes.remove(&node)
         {
             self.keys.remove(&gone.key);
+            self.gone.extend(gone.fd.map(Gone::Descriptor));
         }
     }
 
-    /// Adds something that is open.
-    pub fn open(&mut self, handle: Handle) -> Result<u64, Errno> {
-        if self.handles.len() >= self.limits.handles {
-            return Err(Errno::NFILE);
-        }
-        let node = self.nodes.get_mut(&handle.node).ok_or(Errno::STALE)?;
+    /// Adds something that is open, and the descriptor of its node, which may have been closed meanwhile: the file may
+    /// lose its name.
+    pub fn open(&mut self, handle: Handle, fd: Arc<OwnedFd>) -> Result<u64, Errno> {
+        let handle = Arc::new(handle);
+        let node = match self.nodes.get_mut(&handle.node) {
+            Some(node) if self.handles.len() < self.limits.handles => node,
+            found => {
+                let errno = if found.is_some() { Errno::NFILE } else { Errno::STALE };
+                self.gone.extend([Gone::Handle(handle), Gone::Descriptor(fd)]);
+                return Err(errno);
+            }
+        };
         node.open += 1;
+        if node.fd.is_none() {
+            node.fd = Some(fd);
+            self.held.push_back(handle.node);
+            self.close_some();
+        }
         let number = self.next;
         self.next += 1;
-        self.handles.insert(number, Arc::new(handle));
+        self.handles.insert(number, handle);
         Ok(number)
     }
 
@@ -265,12 +294,110 @@ impl Table {
 
     /// Removes what was open.
     pub fn release(&mut self, number: u64, node: u64) -> Result<(), Errno> {
-        self.handle(number, node)?;
+        self.gone.push(Gone::Handle(self.handle(number, node)?));
         self.handles.remove(&number);
         if let Some(found) = self.nodes.get_mut(&node) {
             found.open = found.open.saturating_sub(1);
         }
         self.drop_unused(node);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use super::*;
+    use crate::host::{open_below, stat};
+
+    fn found(directory: &Path, name: &CStr) -> (Key, OwnedFd) {
+        let fd = open_below(crate::open(directory).unwrap(), name).unwrap();
+        (Key::of(&stat(&fd).unwrap()), fd)
+    }
+
+    #[test]
+    fn what_the_table_drops_stays_open_until_its_lock_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let root = crate::open(dir.path()).unwrap();
+        let key = Key::of(&stat(&root).unwrap());
+        let mut table = Table::new(Limits { nodes: 3, handles: 1, held: 1 }, root, key);
+        let enter = |table: &mut Table, name: &CStr| {
+            let (key, fd) = found(dir.path(), name);
+            table.enter(key, fd, ROOT, name).map(|(node, _)| node)
+        };
+
+        // Its number is forgotten.
+        let a = enter(&mut table, c"a").unwrap();
+        drop(table.take_gone());
+        let kept = Arc::downgrade(&table.chain(a).unwrap().0);
+        table.forget(a, 1);
+        assert!(kept.upgrade().is_some());
+        drop(table.take_gone());
+        assert!(kept.upgrade().is_none());
+
+        // There are too many descriptors.
+        let a = enter(&mut table, c"a").unwrap();
+        drop(table.take_gone());
+        let kept = Arc::downgrade(&table.chain(a).unwrap().0);
+        let b = enter(&mut table, c"b").unwrap();
+        let closed = [a, b].into_iter().filter(|node| !table.chain(*node).unwrap().1.is_empty());
+        assert_eq!(closed.collect::<Vec<_>>(), [a]);
+        assert!(kept.upgrade().is_some());
+        drop(table.take_gone());
+        assert!(kept.upgrade().is_none());
+
+        // There are too many numbers.
+        assert_eq!(enter(&mut table, c"c"), Err(Errno::NFILE));
+        assert_eq!(table.take_gone().len(), 1);
+
+        // A file is closed, and another one cannot be opened.
+        let open = |table: &mut Table, node| {
+            let file = found(dir.path(), c"b").1;
+            let fd = Arc::new(found(dir.path(), c"b").1);
+            table.open(Handle { node, file, opened: Opened::File { appends: false } }, fd)
+        };
+        let number = open(&mut table, b).unwrap();
+        let kept = Arc::downgrade(&table.handle(number, b).unwrap());
+        for (node, expect) in [(b, Errno::NFILE), (99, Errno::STALE)] {
+            assert_eq!(open(&mut table, node), Err(expect));
+            assert_eq!(table.take_gone().len(), 2);
+        }
+        table.release(number, b).unwrap();
+        assert!(kept.upgrade().is_some());
+        drop(table.take_gone());
+        assert!(kept.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_open_has_a_descriptor_that_was_closed_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let root = crate::open(dir.path()).unwrap();
+        let key = Key::of(&stat(&root).unwrap());
+        let mut table = Table::new(Limits { nodes: 9, handles: 9, held: 1 }, root, key);
+        let mut enter = |name| {
+            let (key, fd) = found(dir.path(), name);
+            table.enter(key, fd, ROOT, name).unwrap()
+        };
+        let (a, fd) = enter(c"a");
+        enter(c"b");
+        assert_eq!(table.chain(a).unwrap().1.len(), 1);
+        let (file, opened) = (found(dir.path(), c"a").1, Opened::File { appends: false });
+        let number = table.open(Handle { node: a, file, opened }, fd).unwrap();
+        assert_eq!(table.chain(a).unwrap().1.len(), 0);
+        // It is one of those that are bounded, once the file is closed.
+        table.release(number, a).unwrap();
+        for name in [c"b", c"a", c"b"] {
+            let (key, fd) = found(dir.path(), name);
+            table.enter(key, fd, ROOT, name).unwrap();
+        }
+        assert_eq!(table.held.len(), 1);
     }
 }

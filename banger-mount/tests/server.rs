@@ -682,6 +682,43 @@ fn a_file_that_is_there_already_is_opened_unless_it_must_be_new() {
 }
 
 #[test]
+fn an_open_that_fails_leaves_no_number() {
+    let guest = Guest::with(false, Limits { nodes: 2, handles: 1, held: 2 });
+    fs::create_dir(guest.path("d")).unwrap();
+    fs::write(guest.path("a"), "").unwrap();
+    assert_eq!(guest.create(ROOT, "d", libc_flags::WRONLY, 0o644), Err(Errno::ISDIR));
+    // There is room for one.
+    assert!(guest.lookup(ROOT, "a").is_ok());
+}
+
+#[test]
+fn a_full_table_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a"), "").unwrap();
+    for number in [9, 6] {
+        let (told, heard) = std::sync::mpsc::channel();
+        let options =
+            Options { read_only: false, owner: OWNER, limits: Limits { nodes: 2, handles: 1, held: 2 } };
+        let server = Server::new(banger_mount::open(dir.path()).unwrap(), options).unwrap();
+        let server = server.when_full(move || told.send(()).unwrap());
+        let ask = |opcode, body: Body| server.answer(&message(opcode, 2, ROOT, &body.0)).unwrap().unwrap();
+        server.answer(&init(7, 40)).unwrap();
+        assert_eq!(u32_at(&ask(1, Body::new().name("a")), 4), 0);
+        assert!(heard.try_recv().is_err());
+        fs::write(dir.path().join("b"), "").unwrap();
+        for _ in 0..2 {
+            // One is found, the other one would be created.
+            let answer = match number {
+                9 => ask(9, Body::new().u32(0o755).u32(0).name("new")),
+                _ => ask(1, Body::new().name("b")),
+            };
+            assert_eq!(u32_at(&answer, 4) as i32, -Errno::NFILE.raw_os_error());
+        }
+        assert_eq!(heard.try_iter().count(), 1);
+    }
+}
+
+#[test]
 fn a_request_that_finds_no_room_changes_nothing() {
     let guest = Guest::with(false, Limits { nodes: 2, handles: 1, held: 2 });
     fs::write(guest.path("a"), "kept").unwrap();

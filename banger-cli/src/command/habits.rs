@@ -9,7 +9,7 @@ use std::{
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::{Command, vm::VmCommand};
-use crate::{cli, error::Error, workspace::record::shell_word};
+use crate::{cli, error::Error, mount::volume_name, workspace::record::shell_word};
 
 /// Verbs that are spelled otherwise here, or that banger does not have.
 const VERBS: &[(&[&str], &str)] = &[
@@ -102,12 +102,34 @@ pub fn explain(wrong: &clap::Error, line: &[String]) -> Option<Error> {
             Some(usage.with_hint(lookup(OPTIONS, option)?))
         }
         ErrorKind::ValueValidation => {
+            if has_volume(wrong)
+                && let Some(error) = no_volume(context(wrong, ContextKind::InvalidValue)?)
+            {
+                return Some(error);
+            }
             let is_long = |kind| context(wrong, kind).is_some_and(|text| text.starts_with("type="));
             let usage = Error::Usage("banger mounts directories of this host only".to_owned());
             is_long(ContextKind::InvalidValue).then(|| usage.with_hint(LONG_MOUNT))
         }
         _ => None,
     }
+}
+
+fn has_volume(wrong: &clap::Error) -> bool {
+    context(wrong, ContextKind::InvalidArg).is_some_and(|option| option.starts_with("--volume "))
+}
+
+/// Explains a value of `-v` that would be a volume of docker.
+fn no_volume(value: &str) -> Option<Error> {
+    let words = |directory: &str, path: &str| format!("`-v {}`", shell_word(&format!("{directory}:{path}")));
+    if let Some(name) = volume_name(value) {
+        let path = value.strip_prefix(name)?.strip_prefix(':')?;
+        let hint = format!("for the directory of this name, write {}.", words(&format!("./{name}"), path));
+        return Some(Error::Usage(format!("there is no volume {name}: banger has none")).with_hint(hint));
+    }
+    let is_path = value.starts_with('/') && !value.contains(':');
+    let hint = format!("for this directory of the host, write {}.", words(value, value));
+    is_path.then(|| Error::Usage(format!("-v {value} names no directory of this host")).with_hint(hint))
 }
 
 fn context(wrong: &clap::Error, kind: ContextKind) -> Option<&str> {
@@ -209,6 +231,10 @@ mod tests {
                 "`banger run -v /a:/b -- alpine`, or for an image of this name `banger run -v /a:/b --image alpine`.",
             ),
             ("banger run --mount type=bind,src=/a,dst=/b", LONG_MOUNT),
+            ("banger run -v /data", "for this directory of the host, write `-v /data:/data`."),
+            ("banger exec -v data:/d:ro web ls", "for the directory of this name, write `-v ./data:/d:ro`."),
+            ("banger run -v ./a:b", ""),
+            ("banger run -v type=bind,src=/a,dst=/b", LONG_MOUNT),
             ("banger volume ls", MOUNTS),
             ("banger run --rm -- ls", ""),
             ("banger run --rm", ""),
@@ -237,6 +263,7 @@ mod tests {
             "run -it",
             "run -dit --name web",
             "run --rm -v /a:/b -v .:/c:ro --volume /d:/e:rw --image alpine",
+            "run -v .:/w:Z -v /a:/b:ro,z -v ~/c:/d:cached --image alpine",
             "exec -v /a:/b web ls",
             "run -d --rm -e A=b --env-file /dev/null -w /srv -u dev -m 512m --cpus 2 -l a=b -- ./serve",
             "exec -it web bash",

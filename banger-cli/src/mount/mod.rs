@@ -14,7 +14,7 @@ mod spec;
 use std::{
     io::{self, IsTerminal},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ use tokio::{
 use zbus::OwnedObjectPath;
 
 use self::session::Session;
-pub use self::spec::MountSpec;
+pub use self::spec::{MountSpec, volume, volume_name};
 use crate::{
     client::bus::Bus,
     error::{Error, Result},
@@ -66,7 +66,7 @@ pub struct Source {
 #[derive(Default)]
 pub struct Mounts(JoinSet<()>);
 
-/// Opens the directories, before anything is done for them.
+/// Opens the directories, before anything is done for them. One that is mounted below another one comes after it.
 pub fn open(specs: &[MountSpec]) -> Result<Vec<Source>> {
     if specs.len() > MAX_MOUNTS {
         return Err(Error::Usage(format!(
@@ -77,11 +77,12 @@ pub fn open(specs: &[MountSpec]) -> Result<Vec<Source>> {
     let mut sources: Vec<Source> = Vec::new();
     for spec in specs {
         let source = open_one(spec)?;
-        if sources.iter().any(|other| other.path.trim_end_matches('/') == source.path.trim_end_matches('/')) {
+        if sources.iter().any(|other| Path::new(&other.path) == Path::new(&source.path)) {
             return Err(Error::Usage(format!("cannot mount two directories at {}", source.path)));
         }
         sources.push(source);
     }
+    sources.sort_by_key(|source| Path::new(&source.path).components().count());
     Ok(sources)
 }
 
@@ -92,15 +93,17 @@ fn open_one(spec: &MountSpec) -> Result<Source> {
         Some(path) => path.clone(),
         None => {
             let own = spec.directory.canonicalize().map_err(failed)?;
-            let own = own.to_str().unwrap_or_default().to_owned();
-            check_path(&own).map_err(|reason| {
+            let checked = match own.to_str() {
+                Some(own) => check_path(own).map(|()| own.to_owned()),
+                None => Err("it is not valid UTF-8"),
+            };
+            checked.map_err(|reason| {
                 let refused = Error::Refused(format!(
                     "cannot mount {} at its own path: {reason}",
                     spec.directory.display()
                 ));
                 refused.with_hint(format!("name another one: `--mount {}:/mnt`.", spec.directory.display()))
-            })?;
-            own
+            })?
         }
     };
     Ok(Source { directory: spec.directory.clone(), opened, path, read_only: spec.read_only })
@@ -133,7 +136,8 @@ impl Mounts {
         for Source { directory, opened, path, read_only } in sources {
             let request = mount::Mount { path: path.clone(), read_only, user: user.map(str::to_owned) };
             let relay = begin((bus, vm), &sandbox, &Request::Mount(request)).await?;
-            let session = Session::begin(relay, opened, read_only, limits).await?;
+            let full = tell_full(&directory, &sandbox, limits.nodes);
+            let session = Session::begin(relay, opened, (read_only, limits), move || tell(&full)).await?;
             let sandbox = sandbox.clone();
             this.0.spawn(async move {
                 let reason = match session.serve().await {
@@ -176,6 +180,15 @@ fn raise_descriptors() -> u64 {
     if raised.is_ok() { wanted } else { now }
 }
 
+/// Returns what to tell when the guest's kernel knows as many files as it may.
+fn tell_full(directory: &Path, sandbox: &str, limit: usize) -> String {
+    format!(
+        "{sandbox} cannot use more than {limit} files of {} at a time. Programs there get \"Too many open files in \
+         system\" until its root runs `echo 2 > /proc/sys/vm/drop_caches`; mount a smaller directory",
+        directory.display()
+    )
+}
+
 /// Tells the user, also with `--quiet`. A command may have put the terminal into raw mode.
 fn tell(what: &str) {
     let line = sanitize::line(&format!("note: {what}."));
@@ -188,6 +201,8 @@ fn tell(what: &str) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
     use super::*;
 
     #[test]
@@ -207,6 +222,11 @@ mod tests {
         assert!(shown(&[&missing]).1.to_lowercase().contains("no such file"));
         assert!(shown(&["/proc:/mnt"]).1.contains("has no files of users"), "{:?}", shown(&["/proc:/mnt"]));
         assert_eq!(shown(&["/"]).0, "cannot mount / at its own path: the guest needs what is there");
+        let unusual = dir.path().join(OsStr::from_bytes(b"\xff"));
+        std::fs::create_dir(&unusual).unwrap();
+        let spec = MountSpec { directory: unusual.clone(), path: None, read_only: false };
+        let expect = format!("cannot mount {} at its own path: it is not valid UTF-8", unusual.display());
+        assert_eq!(open(&[spec]).unwrap_err().to_string(), expect);
         let twice = [format!("{name}:/a"), format!("{name}:/a/")];
         assert_eq!(shown(&[&twice[0], &twice[1]]).0, "cannot mount two directories at /a/");
         let many: Vec<String> = (0..9).map(|number| format!("{name}:/{number}a")).collect();
@@ -214,5 +234,17 @@ mod tests {
         assert_eq!(shown(&many).0, "a command can have at most 8 mounts, not 9");
         let sources = open(&[name.parse().unwrap()]).unwrap();
         assert_eq!(sources[0].path, dir.path().canonicalize().unwrap().to_str().unwrap());
+    }
+
+    #[test]
+    fn a_directory_is_mounted_before_those_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let specs: Vec<MountSpec> = ["/srv/a/b", "/srv", "/x", "/srv//a/", "/srv/a/c"]
+            .iter()
+            .map(|path| format!("{}:{path}", dir.path().display()).parse().unwrap())
+            .collect();
+        let sources = open(&specs).unwrap();
+        let order: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
+        assert_eq!(order, ["/srv", "/x", "/srv//a/", "/srv/a/b", "/srv/a/c"]);
     }
 }

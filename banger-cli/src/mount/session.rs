@@ -19,7 +19,7 @@ use banger_proto::guest::{
 };
 use tokio::{
     io::AsyncWriteExt,
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 
 use crate::{
@@ -29,22 +29,32 @@ use crate::{
 
 /// Threads that wait for the host's disks. The guest's programs wait for the answers, so more would have little to do.
 const THREADS: usize = 4;
+/// Limit on messages about what the guest's kernel forgets that wait for a thread. Then no more are read.
+const MAX_FORGETTING: usize = 64;
 /// Limit on the line about the owner.
 const MAX_LINE: usize = 256;
 
 /// A directory that is mounted.
 pub struct Session {
     relay: Relay,
-    server: Arc<Server>,
+    answer: Arc<Serve>,
     /// What came after the first line.
     received: Vec<u8>,
 }
 
-type Answer = Result<Vec<u8>, Violation>;
+type Answer = Result<Vec<u8>>;
+/// Answers a message; some have no answer. It is [`Server::answer`], which may wait for the host's disks.
+type Serve = dyn Fn(&[u8]) -> Result<Option<Vec<u8>>, Violation> + Send + Sync;
 
 impl Session {
     /// Takes a stream on which a mount was granted.
-    pub async fn begin(mut relay: Relay, root: OwnedFd, read_only: bool, limits: Limits) -> Result<Self> {
+    /// `note` is called once, when the guest knows as many files as it may.
+    pub async fn begin(
+        mut relay: Relay,
+        root: OwnedFd,
+        (read_only, limits): (bool, Limits),
+        note: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
         let mut received = Vec::new();
         let end = loop {
             if let Some(end) = received.iter().position(|byte| *byte == b'\n') {
@@ -58,23 +68,24 @@ impl Session {
         let line: Vec<u8> = received.drain(..=end).collect();
         let owner: Owner = serde_json::from_slice(&line).map_err(|_| protocol_error())?;
         let server = Server::new(root, Options { read_only, owner, limits });
-        let server = server.map_err(|source| Error::io("read the directory", source))?;
-        Ok(Self { relay, server: Arc::new(server), received })
+        let server = server.map_err(|source| Error::io("read the directory", source))?.when_full(note);
+        Ok(Self { relay, answer: Arc::new(move |message| server.answer(message)), received })
     }
 
     /// Serves it. Returns when it was unmounted in the sandbox.
     pub async fn serve(self) -> Result<()> {
-        let Self { relay, server, received } = self;
+        let Self { relay, answer, received } = self;
         let (mut frames, mut writer) = relay.into_parts();
         let credit = Semaphore::new(STDIN_WINDOW as usize);
         let in_flight = AtomicUsize::new(0);
-        // Neither queue is longer than the requests in flight.
+        let forgetting = Arc::new(Semaphore::new(MAX_FORGETTING));
+        // Neither queue is longer than the requests in flight and what the kernel forgets.
         let (answers, mut answered) = mpsc::unbounded_channel();
-        let requests = start_threads(&server, &answers)?;
+        let requests = start_threads(&answer, &answers)?;
         let into_sandbox = async {
             // It is open as long as this function has the other end.
             while let Some(answer) = answered.recv().await {
-                for piece in answer.map_err(violated)?.chunks(MAX_DATA) {
+                for piece in answer?.chunks(MAX_DATA) {
                     // It is never closed.
                     let Ok(room) = credit.acquire_many(piece.len() as u32).await else { break };
                     room.forget();
@@ -88,26 +99,32 @@ impl Session {
             Err(protocol_error())
         };
         let out_of_sandbox = async {
-            let (mut buffer, mut has_begun) = (received, false);
+            // Later, only the threads have it, so that the last of them closes the files.
+            let (mut buffer, mut first) = (received, Some(answer));
             loop {
                 while let Some(message) =
                     take_message(&mut buffer, HEADER).map_err(|wrong| violated(wrong.into()))?
                 {
-                    // Nothing may be answered before the first message, and what the kernel forgets takes no time.
-                    if !has_begun || !is_answered(&message) {
-                        has_begun = true;
-                        if let Some(answer) = server.answer(&message).map_err(violated)? {
+                    // Nothing may be answered before the first message, which touches no file.
+                    if let Some(answer) = first.take() {
+                        if let Some(answer) = answer(&message).map_err(violated)? {
                             in_flight.fetch_add(1, Ordering::Relaxed);
                             // This function has the other end.
                             let _ = answers.send(Ok(answer));
                         }
                         continue;
                     }
+                    if !is_answered(&message) {
+                        // To forget a file may close it. It is never closed itself.
+                        let Ok(room) = Arc::clone(&forgetting).acquire_owned().await else { continue };
+                        let _ = requests.send((message, Some(room)));
+                        continue;
+                    }
                     if in_flight.fetch_add(1, Ordering::Relaxed) >= MAX_IN_FLIGHT {
                         return Err(Error::Refused("the sandbox sent too many requests at once".to_owned()));
                     }
                     // The threads are there as long as this end is.
-                    let _ = requests.send(message);
+                    let _ = requests.send((message, None));
                 }
                 match frames.next().await? {
                     Frame::Output(bytes) => buffer.extend(bytes),
@@ -133,21 +150,38 @@ fn violated(violation: Violation) -> Error {
     Error::Refused(violation.to_string())
 }
 
+/// Ends the mount if its thread panics: a guest would wait for the answer for ever.
+struct EndsOnPanic(mpsc::UnboundedSender<Answer>);
+
+impl Drop for EndsOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let failed = Error::Refused("a request of the sandbox made this program fail".to_owned());
+            // Nobody listens once the mount has ended.
+            let _ = self.0.send(Err(failed));
+        }
+    }
+}
+
+/// A message for the threads, and its place among those that have no answer.
+type Queued = (Vec<u8>, Option<OwnedSemaphorePermit>);
+
 /// Starts the threads that answer. They end once the returned end of their queue is dropped.
 fn start_threads(
-    server: &Arc<Server>,
+    answer: &Arc<Serve>,
     answers: &mpsc::UnboundedSender<Answer>,
-) -> Result<std_mpsc::Sender<Vec<u8>>> {
-    let (requests, requested) = std_mpsc::channel::<Vec<u8>>();
+) -> Result<std_mpsc::Sender<Queued>> {
+    let (requests, requested) = std_mpsc::channel::<Queued>();
     let requested = Arc::new(Mutex::new(requested));
     for _ in 0..THREADS {
-        let (server, answers, requested) = (Arc::clone(server), answers.clone(), Arc::clone(&requested));
+        let (answer, answers, requested) = (Arc::clone(answer), answers.clone(), Arc::clone(&requested));
         let serve = move || {
             // One thread waits for a request, the others for the lock.
             let next = || requested.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            while let Ok(request) = next() {
-                let Some(answer) = server.answer(&request).transpose() else { continue };
-                if answers.send(answer).is_err() {
+            let _ends = EndsOnPanic(answers.clone());
+            while let Ok((request, _room)) = next() {
+                let Some(answer) = answer(&request).transpose() else { continue };
+                if answers.send(answer.map_err(violated)).is_err() {
                     return;
                 }
             }
@@ -182,6 +216,11 @@ mod tests {
 
     impl Agent {
         async fn new(root: &std::path::Path) -> Self {
+            Self::with(root, |answer| answer).await
+        }
+
+        /// Serves it with something around what answers.
+        async fn with(root: &std::path::Path, wrap: impl FnOnce(Arc<Serve>) -> Arc<Serve>) -> Self {
             let (ours, stream) = StdStream::pair().unwrap();
             stream.set_nonblocking(true).unwrap();
             let mut stream = UnixStream::from_std(stream).unwrap();
@@ -192,7 +231,8 @@ mod tests {
             let request = Mount { path: "/srv".into(), read_only: false, user: None };
             let relay = Relay::begin(ours.into(), &Request::Mount(request)).await.unwrap();
             let root = banger_mount::open(root).unwrap();
-            let session = Session::begin(relay, root, false, Limits::of(1024)).await.unwrap();
+            let mut session = Session::begin(relay, root, (false, Limits::of(1024)), || {}).await.unwrap();
+            session.answer = wrap(session.answer);
             let served = tokio::spawn(session.serve());
             let mut this = Self { stream, decoder: Decoder::default(), answers: Vec::new(), served };
             assert!(matches!(this.next().await, Frame::Request(_)));
@@ -257,6 +297,62 @@ mod tests {
         }
         agent.stream.write_all(&Frame::Done.encode()).await.unwrap();
         agent.served.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn files_are_closed_by_the_threads_that_wait_for_disks() {
+        let root = tempfile::tempdir().unwrap();
+        let (done, handled) = std_mpsc::channel();
+        let wrap = |answer: Arc<Serve>| -> Arc<Serve> {
+            // Its last owner closes the files that are left.
+            let last = Last(done.clone());
+            Arc::new(move |message| {
+                if !is_answered(message) {
+                    done.send(here()).unwrap();
+                }
+                let _ = &last;
+                answer(message)
+            })
+        };
+        let mut agent = Agent::with(root.path(), wrap).await;
+        // More than may wait at once.
+        let many = 3 * MAX_FORGETTING;
+        let forgotten: Vec<u8> = (0..many).flat_map(|_| request(2, 2, 1, &[0; 8])).collect();
+        agent.send(&[init(), forgotten, request(3, 3, 1, &[0; 16])].concat()).await;
+        for expect in [1, 3] {
+            assert_eq!(agent.answer().await.0, expect);
+        }
+        agent.stream.write_all(&Frame::Done.encode()).await.unwrap();
+        agent.served.await.unwrap().unwrap();
+        let threads = tokio::task::spawn_blocking(move || handled.iter().collect::<Vec<_>>()).await.unwrap();
+        assert_eq!(threads, vec!["mount"; many + 1]);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_ends_the_mount() {
+        let root = tempfile::tempdir().unwrap();
+        let wrap = |answer: Arc<Serve>| -> Arc<Serve> {
+            Arc::new(move |message| match message[4] {
+                3 => panic!("of the test"),
+                _ => answer(message),
+            })
+        };
+        let mut agent = Agent::with(root.path(), wrap).await;
+        agent.send(&[init(), request(3, 3, 1, &[0; 16])].concat()).await;
+        let ended = agent.served.await.unwrap().unwrap_err().to_string();
+        assert_eq!(ended, "a request of the sandbox made this program fail");
+    }
+
+    struct Last(std_mpsc::Sender<String>);
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.send(here()).unwrap();
+        }
+    }
+
+    fn here() -> String {
+        thread::current().name().unwrap_or_default().to_owned()
     }
 
     #[tokio::test]

@@ -64,6 +64,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--until", TIMES),
     ("--vcpu", &["", "0", "many", "-1", "1.5", "99999999999"]),
     ("--vmm", &["", "bochs"]),
+    ("--volume", &["", ":/srv", "/srv", "src", "src:/srv", "./src:srv", "./src:/proc", "./src:/srv:ro,x"]),
     ("--wait", PHASES),
     ("<LISTEN:CONNECT>", FORWARDS),
     ("<PORT>", PORTS),

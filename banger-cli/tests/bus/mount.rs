@@ -298,6 +298,13 @@ fn what_cannot_be_mounted_is_refused_before_a_sandbox_exists() {
         let ended = host.banger(&["run", "--rm", "-q", "--image", "debian", "--mount", &value, "--", "true"]);
         assert!(ended.status == status && ended.errors.contains(expect), "{value}: {ended:?}");
     }
+    for (value, expect) in [
+        (path("d"), format!("write `-v {0}:{0}`.", path("d"))),
+        ("d:/mnt".to_owned(), "write `-v ./d:/mnt`.".to_owned()),
+    ] {
+        let ended = host.banger(&["run", "--rm", "-q", "--image", "debian", "-v", &value, "--", "true"]);
+        assert!(ended.status == 2 && ended.errors.contains(&expect), "{value}: {ended:?}");
+    }
     let value = format!("{}:/mnt", path("d"));
     for more in [
         &["run", "-d", "-v", &value, "--image", "debian"][..],
@@ -335,6 +342,25 @@ fn a_run_mounts_for_its_command_only() {
     let ended = bench.host.banger(&[&run[..], &["--", "cat", "a"]].concat());
     assert_eq!(ended, Ended { status: 0, output: "text".into(), errors: String::new() });
     until("it is unmounted", || bench.mounted().is_empty());
+}
+
+#[test]
+fn a_directory_is_mounted_in_another_one_in_any_order() {
+    let Some(bench) = Bench::new() else { return };
+    let (lower, below) = (bench.host.path("lower"), bench.inside.join("below"));
+    fs::create_dir(&lower).unwrap();
+    fs::write(lower.join("name"), "lower").unwrap();
+    fs::write(bench.outside.join("name"), "upper").unwrap();
+    let values = [bench.value(""), format!("{}:{}:ro,Z", lower.display(), below.display())];
+    let inside = bench.inside.to_str().unwrap();
+    for [first, second] in [[0, 1], [1, 0]] {
+        let options = ["exec", "-n", "-v", &values[first], "-v", &values[second], "-w", inside, "lasting"];
+        let ended = bench.host.banger(&[&options[..], &["--", "cat", "name", "below/name"]].concat());
+        assert_eq!(ended, Ended { status: 0, output: "upperlower".into(), errors: String::new() });
+        until("both are unmounted", || bench.mounted().is_empty());
+    }
+    // It is made for the mount.
+    assert!(bench.outside.join("below").is_dir());
 }
 
 #[test]

@@ -173,7 +173,7 @@ impl Target {
         if self.session.is_some() && !self.exec.mounts().is_empty() {
             return Err(mount::not_detached("--session"));
         }
-        let sources = mount::open(self.exec.mounts())?;
+        let sources = mount::open(&self.exec.mounts())?;
         // One listener for everything, because another one would miss the signals before it.
         let mut listener = Signals::catch()?.listen();
         unless_ended(&mut listener.resubscribe(), share::check(self.exec.shares())).await?;

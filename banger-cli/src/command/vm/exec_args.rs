@@ -11,7 +11,7 @@ use clap::{Args, ValueHint};
 use super::wait::Wait;
 use crate::{
     guest::attach::{Stdin, TerminalUse},
-    mount::MountSpec,
+    mount::{MountSpec, volume},
     share::Share,
     user::{defaults::Key, locale, settings::Settings},
 };
@@ -61,8 +61,11 @@ pub struct ExecArgs {
     share: Vec<Share>,
     /// Mount a directory of yours while it runs, at PATH or at the directory's own path; with `:ro`, it cannot be changed.
     /// What the sandbox writes there is on this host at once. Can be repeated
-    #[arg(short = 'v', long, visible_alias = "volume", value_name = "DIR[:PATH][:ro]", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR[:PATH][:ro]", value_hint = ValueHint::DirPath)]
     mount: Vec<MountSpec>,
+    /// Mount a directory as --mount does, in the form of `docker run -v`: PATH must be given. There are no volumes
+    #[arg(short = 'v', long, value_name = "DIR:PATH[:ro]", value_parser = volume, value_hint = ValueHint::DirPath)]
+    volume: Vec<MountSpec>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
@@ -191,8 +194,8 @@ impl ExecArgs {
     }
 
     /// Returns the directories that are mounted while it runs.
-    pub fn mounts(&self) -> &[MountSpec] {
-        &self.mount
+    pub fn mounts(&self) -> Vec<MountSpec> {
+        self.mount.iter().chain(&self.volume).cloned().collect()
     }
 
     /// Returns the variables that are set for the command.

@@ -297,7 +297,7 @@ impl Run {
             self.options.vm_args.changes()?;
         }
         share::check(self.options.exec.shares()).await?;
-        let sources = mount::open(self.options.exec.mounts())?;
+        let sources = mount::open(&self.options.exec.mounts())?;
         if self.options.exec.proxy() {
             // Reported before a sandbox is created.
             let proxies = Proxies::of_caller()?;
