@@ -264,7 +264,7 @@ impl Run {
         let lifetime = if options.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
         let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
         let built = match &self.agent {
-            Some(agent) => agent.image(bus, jobs, progress, listener).await?,
+            Some(agent) => agent.image(bus, jobs, progress, listener, &options.vm_args).await?,
             None => None,
         };
         let vm_args = match built {
