@@ -8,6 +8,7 @@ use std::{
 use banger_domain::{
     egress::{Egress, preset::Presets},
     id::Uid,
+    limits::Exceeded,
     net::{
         nic::Nat,
         port::{MAX_PORTS, Port},
@@ -16,7 +17,7 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::engine::{
     Settings,
-    error::{Error, Kind},
+    error::Error,
     request::{Configure, CreateVm, EgressChange, Start, Stop, StopMode},
     view::Event,
 };
@@ -264,15 +265,14 @@ async fn nobody_goes_beyond_the_ceiling() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, policy(&["a.example.com:443"]));
     let request = CreateVm { egress: Egress::Everything, ..request() };
     assert!(matches!(lab.engine.create_vm(request).await, Err(Error::BeyondCeiling { .. })));
-    // Clients ask before they have an image.
-    let without_image = async |words: &[&str]| {
-        let image = Some("0".repeat(32).parse().unwrap());
-        let wanted = CreateVm { image, egress: policy(words), ..request() };
+    // Clients ask before they have an image, with a size that none fits into.
+    let too_small = async |words: &[&str]| {
+        let wanted = CreateVm { root_size: Some(Bytes(1)), egress: policy(words), ..self::request() };
         lab.engine.create_vm(wanted).await.unwrap_err()
     };
-    assert!(matches!(without_image(&["all"]).await, Error::BeyondCeiling { .. }));
-    assert!(without_image(&["pakages"]).await.to_string().starts_with("there is no egress preset pakages"));
-    assert!(matches!(without_image(&["git"]).await, Error::NoSuch { kind: Kind::Image, .. }));
+    assert!(matches!(too_small(&["all"]).await, Error::BeyondCeiling { .. }));
+    assert!(too_small(&["pakages"]).await.to_string().starts_with("there is no egress preset pakages"));
+    assert!(matches!(too_small(&["git"]).await, Error::Limit(Exceeded::Smaller { .. })));
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,8 +40,8 @@ use crate::{
     },
 };
 
-/// An id that no image has.
-const NO_IMAGE: &str = "00000000000000000000000000000000";
+/// A size of the system disk that no image fits into.
+const TOO_SMALL: u64 = 1;
 
 /// The options of a command that creates a sandbox.
 #[derive(Debug, Clone, Default, Args)]
@@ -262,7 +262,7 @@ impl VmArgs {
     }
 
     /// Checks, before its image is there, whether the service would refuse a sandbox with these options for its name or for
-    /// what it may reach: the service checks those before it looks for the image.
+    /// what it may reach. The service checks those before images and sizes, so it is asked for one that no image fits into.
     pub async fn check(&self, bus: &Bus) -> Result<()> {
         let name = self.name.as_deref().unwrap_or_default();
         if !name.is_empty()
@@ -277,17 +277,19 @@ impl VmArgs {
         let mut options = self.options();
         options.remove(create::RESTART);
         options.remove(create::AUTOSTART);
-        options.insert(create::IMAGE, Variant::from(NO_IMAGE));
+        options.remove(create::IMAGE);
+        options.insert(create::ROOT_SIZE, Variant::from(TOO_SMALL));
         options.insert(create::LIFETIME, Variant::from(lifetime::CALLER));
-        match bus.create_vm(name, &options).await {
-            Err(error) if error.name() != Some(ErrorName::NoSuchImage) => Err(error),
-            _ => Ok(()),
+        let Err(refused) = bus.create_vm(name, &options).await else { return Ok(()) };
+        match refused.name() {
+            Some(ErrorName::NoSuchImage | ErrorName::NoSuchKernel | ErrorName::DiskTooSmall) => Ok(()),
+            _ => Err(refused),
         }
     }
 
     /// Checks whether the service would refuse the sandbox of a build.
     pub async fn check_build(bus: &Bus) -> Result<()> {
-        Self::throw_away(NO_IMAGE.to_owned(), None, SizeArgs::default()).check(bus).await
+        Self::throw_away(String::new(), None, SizeArgs::default()).check(bus).await
     }
 
     /// Removes sizes that the user has not given.
