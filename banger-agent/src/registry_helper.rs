@@ -16,11 +16,13 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::{
-        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown, lchown, symlink},
+        fs::{DirBuilderExt, OpenOptionsExt, fchown, lchown, symlink},
         net::UnixStream,
     },
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -28,6 +30,7 @@ use banger_proto::guest::{
     FailureKind, Frame,
     message::{RegistryHelper, Started},
 };
+use rustix::process::{Gid, Uid};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -50,6 +53,8 @@ const MAX_ANSWER: u64 = 256 << 10;
 const MAX_ENTRIES: usize = 256;
 /// How long the host may take, with the time of the user's own helper.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long the user's files may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// What clients know as the answer that there are no credentials.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 const NOT_HERE: &str =
@@ -95,8 +100,7 @@ impl Directory {
         if !path.is_absolute() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let runtime = runtime_dir::of(account);
-        let [docker, podman] = configurations(account, runtime.as_deref(), &wanted.registries)?;
+        let OfUser { configurations: [docker, podman], entries } = OfUser::read(account, &wanted.registries)?;
         DirBuilder::new().mode(0o711).create(&path)?;
         // Removed if anything fails from here on.
         let this = Self(path);
@@ -116,7 +120,12 @@ impl Directory {
         };
         give(&of_docker.join("config.json"), docker.to_string())?;
         give(&this.0.join("auth.json"), podman.to_string())?;
-        link_entries(&Path::new(&account.home).join(".docker"), &of_docker)?;
+        // What else the user's docker has stays reachable, such as its plug-ins and contexts.
+        for entry in entries {
+            if let Some(name) = entry.file_name() {
+                symlink(&entry, of_docker.join(name))?;
+            }
+        }
         lchown(&of_docker, Some(account.uid), Some(account.gid))?;
         Ok(this)
     }
@@ -126,13 +135,50 @@ fn create(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
 }
 
-/// Makes what else the user's docker has reachable, such as its plug-ins and contexts.
-fn link_entries(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from).into_iter().flatten().flatten().take(MAX_ENTRIES) {
-        if entry.file_name() != "config.json" {
-            symlink(entry.path(), to.join(entry.file_name()))?;
-        }
+/// What the user has in the sandbox.
+struct OfUser {
+    /// Those of docker and of podman, with the helper.
+    configurations: [Value; 2],
+    /// The other entries of docker's directory.
+    entries: Vec<PathBuf>,
+}
+
+impl OfUser {
+    /// Reads it with the user's rights: names and links in a home are the user's to choose, and root may read more. It is read
+    /// in a thread of its own, because a file system of the user may hang.
+    fn read(account: &Account, registries: &[String]) -> io::Result<Self> {
+        let runtime = runtime_dir::of(account);
+        let (account, registries) = (account.clone(), registries.to_vec());
+        let (done, reading) = mpsc::channel();
+        let read = move || {
+            become_user(&account)?;
+            let configurations = configurations(&account, runtime.as_deref(), &registries)?;
+            let directory = fs::read_dir(Path::new(&account.home).join(".docker"));
+            let entries =
+                directory.into_iter().flatten().flatten().take(MAX_ENTRIES).map(|entry| entry.path());
+            let entries = entries.filter(|path| !path.ends_with("config.json")).collect();
+            Ok(Self { configurations, entries })
+        };
+        thread::Builder::new().name("configurations".to_owned()).spawn(move || {
+            // Nobody may wait any more.
+            let _ = done.send(read());
+        })?;
+        let late =
+            |_| Err(io::Error::new(io::ErrorKind::TimedOut, "the user's files cannot be read in time"));
+        reading.recv_timeout(READ_TIMEOUT).unwrap_or_else(late)
     }
+}
+
+/// Gives this thread the rights of a user, and takes all others from it.
+fn become_user(account: &Account) -> io::Result<()> {
+    // Only root can; tests may run as another user.
+    if account.uid == 0 || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let groups: Vec<Gid> = account.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    rustix::thread::set_thread_groups(&groups)?;
+    rustix::thread::set_thread_gid(Gid::from_raw(account.gid))?;
+    rustix::thread::set_thread_uid(Uid::from_raw(account.uid))?;
     Ok(())
 }
 
@@ -143,15 +189,14 @@ fn configurations(
     registries: &[String],
 ) -> io::Result<[Value; 2]> {
     let home = Path::new(&account.home);
-    let docker = read(&home.join(".docker/config.json"), account)?;
+    let docker = read(&home.join(".docker/config.json"))?;
     let mut podman = Map::new();
     // As containers-auth.json(5) reads them: the last of these counts first.
     let others = [
         Some(home.join(".config/containers/auth.json")),
         runtime.map(|dir| dir.join("containers/auth.json")),
     ];
-    let others =
-        others.into_iter().flatten().map(|path| read(&path, account)).collect::<io::Result<Vec<_>>>()?;
+    let others = others.into_iter().flatten().map(|path| read(&path)).collect::<io::Result<Vec<_>>>()?;
     for config in [&docker].into_iter().chain(&others) {
         for key in ["auths", "credHelpers"] {
             if let Some(Value::Object(entries)) = config.get(key)
@@ -176,22 +221,22 @@ fn with_helper(mut config: Map<String, Value>, registries: &[String]) -> Map<Str
 }
 
 /// Reads a configuration of the user; an empty one if there is none.
-fn read(path: &Path, account: &Account) -> io::Result<Map<String, Value>> {
+fn read(path: &Path) -> io::Result<Map<String, Value>> {
     // Opening a pipe does not wait.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {why}", path.display()));
     let file = match opened {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(Map::new());
         }
-        Err(error) => return Err(error),
+        Err(error) => {
+            return Err(io::Error::new(error.kind(), format!("{} cannot be read: {error}", path.display())));
+        }
     };
-    let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{} {why}", path.display()));
-    // What root may read is not for everybody.
-    let metadata = file.metadata()?;
-    let is_readable = metadata.uid() == account.uid || account.uid == 0 || metadata.mode() & 0o004 != 0;
-    if !metadata.is_file() || !is_readable {
-        return Err(wrong("is not a file that the user may read"));
+    if !file.metadata()?.is_file() {
+        return Err(wrong("is not a file"));
     }
     let mut bytes = Vec::new();
     file.take(MAX_CONFIG + 1).read_to_end(&mut bytes)?;
@@ -257,9 +302,13 @@ fn ask(server: &str, socket: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{os::unix::net::UnixListener, thread};
+    use std::os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixListener,
+    };
 
     use banger_proto::guest::Request;
+    use rustix::fs::{FileType, Mode};
     use serde_json::json;
 
     use super::*;
@@ -318,20 +367,46 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_others_are_not_read() {
+    fn a_pipe_is_no_configuration_and_does_not_block() {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join(".docker")).unwrap();
         let path = home.path().join(".docker/config.json");
-        let write = |mode: u32| {
-            fs::write(&path, "{}").unwrap();
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-        };
-        let other = Account { uid: account(home.path()).uid + 1, ..account(home.path()) };
-        write(0o600);
-        assert!(configurations(&other, None, &[]).unwrap_err().to_string().contains("may read"));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let refused = OfUser::read(&account(home.path()), &[]).err().unwrap().to_string();
+        assert!(refused.ends_with("config.json is not a file"), "{refused}");
+    }
+
+    #[test]
+    fn the_files_of_others_are_not_read() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (home, of_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let allow = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        allow(home.path(), 0o755);
+        let other = Account { uid: 4242, gid: 4242, ..account(home.path()) };
+        let read = || OfUser::read(&other, &[]);
+        let path = home.path().join(".docker/config.json");
+        fs::create_dir(home.path().join(".docker")).unwrap();
+        fs::write(&path, "{\"proxies\": {}}").unwrap();
+        fs::write(home.path().join(".docker/contexts"), "").unwrap();
+        allow(&path, 0o600);
+        assert!(read().err().unwrap().to_string().contains("config.json cannot be read: Permission denied"));
         // Those that an image has for everybody are.
-        write(0o644);
-        assert!(configurations(&other, None, &[]).is_ok());
+        allow(&path, 0o644);
+        let found = read().ok().unwrap();
+        assert!(found.configurations[0].get("proxies").is_some());
+        assert_eq!(found.entries, [home.path().join(".docker/contexts")]);
+        // A link does not lead where the user may not go.
+        fs::remove_dir_all(home.path().join(".docker")).unwrap();
+        fs::write(of_root.path().join("config.json"), "{}").unwrap();
+        fs::write(of_root.path().join("secret-name"), "").unwrap();
+        symlink(of_root.path(), home.path().join(".docker")).unwrap();
+        assert_eq!(read().err().unwrap().kind(), io::ErrorKind::PermissionDenied);
+        fs::remove_file(of_root.path().join("config.json")).unwrap();
+        assert!(read().is_err());
+        // This thread has kept its own.
+        assert!(rustix::process::geteuid().is_root() && fs::read(of_root.path().join("secret-name")).is_ok());
     }
 
     #[test]

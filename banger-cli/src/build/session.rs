@@ -100,6 +100,7 @@ pub async fn build(
     Context::open(&request.recipe.context)?;
     let mut session = Session { bus, jobs, reporter, listener };
     session.require_free_name(request).await?;
+    VmArgs::check_build(bus).await.map_err(hint_ceiling)?;
     let base = session.base(&reference, request.pull).await?;
     let built = session.build_on(&base.image, request).await;
     if base.is_temporary {
@@ -107,6 +108,17 @@ pub async fn build(
         let _ = bus.delete(Kind::Image, &base.image).await;
     }
     built
+}
+
+/// Adds a hint if the administrator's ceiling of egress forbids builds.
+fn hint_ceiling(error: Error) -> Error {
+    match error.name() {
+        Some(ErrorName::QuotaExceeded) => error.with_hint(
+            "no image can be built on this host; an administrator can register one that was built elsewhere and promote it, \
+             and `--image IMAGE` of `banger vm run` and `banger agent` chooses another.",
+        ),
+        _ => error,
+    }
 }
 
 impl Session<'_> {

@@ -107,12 +107,16 @@ pub async fn once(
 ) -> Result<OwnedObjectPath> {
     let Once { recipe, name, title, replace } = wanted;
     let _lock = lock(&UserDirs::of_caller()?.builds(), name, reporter, listener).await?;
-    if !replace && let Ok(image) = bus.find(Kind::Image, name).await {
-        return Ok(image);
+    if !replace {
+        match bus.find(Kind::Image, name).await {
+            Err(error) if session::is_missing(&error) => {}
+            found => return found,
+        }
     }
     reporter.note(&format!(
-        "building {title} from {}, once; this needs internet access and takes some minutes.",
-        recipe.file.display()
+        "building {title} from {}{}; this needs internet access and takes some minutes.",
+        recipe.file.display(),
+        if *replace { "" } else { ", once" }
     ));
     let request = Request {
         recipe,

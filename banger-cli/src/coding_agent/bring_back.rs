@@ -1,7 +1,12 @@
 //! What becomes of the work at the end of a run: it is shown, and applied to the work tree if the user says so. It is never
 //! lost without a word: a sandbox that `--rm` would delete is kept if its changes were neither applied nor declined.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    ffi::OsStr,
+    io::{self, IsTerminal, Write},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use banger_proto::count::counted;
 
@@ -10,6 +15,7 @@ use crate::{
     error::{Error, Result},
     guest::agent::Guest,
     ui::{progress::Progress, sanitize},
+    user::dirs::UserDirs,
     workspace::{
         apply::{self, Dirty},
         export::{self, Range},
@@ -20,6 +26,9 @@ use crate::{
 
 /// Limit on the lines that show the changes. `banger vm workspace export --stat` has all.
 const MAX_LINES: usize = 40;
+
+/// How often the question is asked, if the answers are unclear.
+const MAX_QUESTIONS: usize = 3;
 
 /// When to apply the changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,11 +99,11 @@ async fn bring_files_back(
         Apply::Never => Ok(Work::Declined),
         Apply::Ask if !asks => Ok(Work::Left),
         Apply::Ask => match ask(guest, progress, &source).await? {
-            Some(true) => apply(kept, count, &source, progress),
+            Some(true) => apply(kept, &source, progress),
             Some(false) => Ok(Work::Declined),
             None => Ok(Work::Left),
         },
-        Apply::Always => apply(kept, count, &source, progress),
+        Apply::Always => apply(kept, &source, progress),
     }
 }
 
@@ -109,37 +118,133 @@ fn shortened(stat: &str) -> String {
     format!("{}\n and {left} more\n{last}\n", shown.join("\n"))
 }
 
-fn apply(kept: &StoredWorkspace, count: usize, source: &str, progress: &Progress) -> Result<Work> {
-    apply::to_work_tree(kept, Dirty::Refuse)?;
+fn apply(kept: &StoredWorkspace, source: &str, progress: &Progress) -> Result<Work> {
+    refuse_configuration(kept)?;
+    let count = apply::to_work_tree(kept, Dirty::Refuse)?.len();
     progress.note(&format!("{} changed in {source}.", counted(count, "file")));
     Ok(Work::Applied)
 }
 
-/// Asks on the terminal. Returns `None` if there is no answer.
+/// Refuses changes of the user's configuration of banger, such as presets: they choose what the next agent gets.
+fn refuse_configuration(kept: &StoredWorkspace) -> Result<()> {
+    let configuration = real(&UserDirs::of_caller()?.configuration());
+    let root = real(&kept.record.source);
+    let changed = Range::new(kept, None)?.differences()?;
+    match first_below(&configuration, &root, changed.iter().map(|one| one.path.as_slice())) {
+        None => Ok(()),
+        Some(path) => Err(Error::Refused(format!(
+            "cannot apply the work: it changes {}, which configures banger",
+            path.display()
+        ))
+        .with_hint(
+            "read it first: `banger vm workspace export NAME` shows it, and with `--apply` applies it.",
+        )),
+    }
+}
+
+/// Returns a path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let found = path.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    match found.and_then(|(ancestor, real)| Some(real.join(path.strip_prefix(ancestor).ok()?))) {
+        Some(real) => real,
+        None => path.to_owned(),
+    }
+}
+
+/// Returns the first of these paths below a root that is in a directory.
+fn first_below<'a>(
+    directory: &Path,
+    root: &Path,
+    mut paths: impl Iterator<Item = &'a [u8]>,
+) -> Option<PathBuf> {
+    paths.by_ref().map(|path| root.join(OsStr::from_bytes(path))).find(|path| path.starts_with(directory))
+}
+
+/// Asks on the terminal, and again at an answer that is unclear. Returns `None` if there is no answer.
 async fn ask(guest: &mut Guest, progress: &Progress, source: &str) -> Result<Option<bool>> {
-    // What was typed for the agent is no answer. Not every input can forget it.
-    let _ = rustix::termios::tcflush(io::stdin(), rustix::termios::QueueSelector::IFlush);
     let question = sanitize::line(&format!("Apply these changes to {source}?"));
-    progress
-        .suspend(|| write!(io::stderr(), "{question} [y/n] "))
-        .map_err(|source| Error::io("ask on the terminal", source))?;
-    // In a thread, so that a signal ends the wait. The thread then ends with this process.
-    let reading = tokio::task::spawn_blocking(|| {
-        let mut answer = String::new();
-        io::stdin().read_line(&mut answer).map(|length| (length > 0).then_some(answer))
-    });
-    let answered = guest.unless_ended(async { Ok(reading.await) }).await?;
-    let answer = answered.ok().and_then(Result::ok).flatten();
-    Ok(answer.and_then(|answer| match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Some(true),
-        "n" | "no" => Some(false),
-        _ => None,
-    }))
+    for _ in 0..MAX_QUESTIONS {
+        // What was typed for the agent is no answer, and neither is what the terminal has sent to it. Not every input can
+        // forget it.
+        let _ = rustix::termios::tcflush(io::stdin(), rustix::termios::QueueSelector::IFlush);
+        progress
+            .suspend(|| write!(io::stderr(), "{question} [y/n] "))
+            .map_err(|source| Error::io("ask on the terminal", source))?;
+        // In a thread, so that a signal ends the wait. The thread then ends with this process.
+        let reading = tokio::task::spawn_blocking(|| {
+            let mut answer = String::new();
+            io::stdin().read_line(&mut answer).map(|length| (length > 0).then_some(answer))
+        });
+        let answered = guest.unless_ended(async { Ok(reading.await) }).await?;
+        match answered.ok().and_then(Result::ok).flatten().map(|answer| Answer::of(&answer)) {
+            Some(Answer::Clear(answer)) => return Ok(Some(answer)),
+            Some(Answer::Unclear) => {}
+            None => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// An answer to a question.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Clear(bool),
+    Unclear,
+}
+
+impl Answer {
+    fn of(line: &str) -> Self {
+        match line.trim().to_ascii_lowercase().as_str() {
+            "y" | "yes" => Self::Clear(true),
+            "n" | "no" => Self::Clear(false),
+            _ => Self::Unclear,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn an_answer_is_yes_no_or_unclear() {
+        for (line, expect) in [
+            ("y\n", Answer::Clear(true)),
+            (" Yes\n", Answer::Clear(true)),
+            ("N", Answer::Clear(false)),
+            ("no\n", Answer::Clear(false)),
+            ("\n", Answer::Unclear),
+            ("yn\n", Answer::Unclear),
+            // A terminal has said what it is.
+            ("\u{1b}[?62;22cy\n", Answer::Unclear),
+        ] {
+            assert_eq!(Answer::of(line), expect, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn changes_of_the_configuration_are_found() {
+        let home = tempfile::tempdir().unwrap();
+        let check = |root: &str, paths: &[&str], expect: Option<&str>| {
+            let home = real(home.path());
+            let paths = paths.iter().map(|path| path.as_bytes());
+            let found = first_below(&real(&home.join(".config/banger")), &real(&home.join(root)), paths);
+            assert_eq!(found, expect.map(|path| home.join(path)), "{root}");
+        };
+        let preset = ".config/banger/agents/claude.toml";
+        for _ in 0..2 {
+            check("", &["x", preset], Some(preset));
+            check(".config", &["banger/agents/claude.toml"], Some(preset));
+            check(".config/banger/agents", &["claude.toml"], Some(preset));
+            check("", &[".config/banger2/x", ".config/x", "banger/x"], None);
+            check("src", &[preset], None);
+            // The same with a directory that exists.
+            std::fs::create_dir_all(home.path().join(".config/banger")).unwrap();
+        }
+        std::os::unix::fs::symlink(home.path(), home.path().join("link")).unwrap();
+        check("link", &[preset], Some(preset));
+    }
 
     #[test]
     fn a_long_list_of_changes_is_shortened() {

@@ -32,6 +32,7 @@ use crate::{
         job::Jobs,
         service::{Kind, id_of},
     },
+    command::vm::vm_args::VmArgs,
     error::Result,
     ui::{progress::Progress, signals::Listener},
 };
@@ -60,13 +61,15 @@ impl AgentRun {
         }
     }
 
-    /// Returns the image of the sandbox, if the preset chooses it. One that comes from a recipe is built if it is missing.
+    /// Returns the image of the sandbox, if the preset chooses it. One that comes from a recipe is built if it is missing,
+    /// unless the service would refuse the sandbox.
     pub async fn image(
         &self,
         bus: &Bus,
         jobs: &Jobs,
         progress: &Progress,
         listener: &mut Listener,
+        vm_args: &VmArgs,
     ) -> Result<Option<String>> {
         let name = match self.image_name() {
             None => return Ok(None),
@@ -88,6 +91,7 @@ impl AgentRun {
             }
             return Ok(Some(id_of(&image)));
         }
+        vm_args.check(bus).await?;
         // A build creates a sandbox, too.
         let title = format!("the image {name}");
         let wanted = Once { recipe, name: &name, title, replace: self.build };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     path::{Component, Path, PathBuf},
 };
 
@@ -12,6 +13,7 @@ use crate::{
     build::{self, Recipe},
     command::vm::size_args::{SizeArgs, size},
     error::{Error, Result},
+    mcp::egress_bound::EgressBound,
     ui::suggest,
 };
 
@@ -140,9 +142,7 @@ impl Preset {
             {
                 return Err("command needs a program, as in command = [\"PROGRAM\"]".to_owned());
             }
-            if let Some(entry) = raw.egress.iter().find(|entry| entry.is_empty() || entry.contains(',')) {
-                return Err(format!("egress has \"{entry}\", which is no entry"));
-            }
+            EgressBound::of(&raw.egress).map_err(|error| format!("egress is invalid: {error}"))?;
             let names = raw.pass_env.iter().chain(raw.env.keys());
             if let Some(name) = names.into_iter().find(|name| !build::is_variable(name)) {
                 return Err(format!("\"{name}\" is not the name of a variable"));
@@ -210,7 +210,13 @@ impl FileOfUser {
     /// the home.
     pub fn on_host(&self, home: &Path) -> Result<Option<PathBuf>> {
         let Some(below) = self.path.strip_prefix("~/") else { return Ok(None) };
-        let Ok(found) = home.join(below).canonicalize() else { return Ok(None) };
+        let found = match home.join(below).canonicalize() {
+            Ok(found) => found,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(source) => return Err(Error::io(format!("read {}", self.path), source)),
+        };
         let home =
             home.canonicalize().map_err(|source| Error::io(format!("read {}", home.display()), source))?;
         match found.starts_with(&home) && found != home {
@@ -296,7 +302,9 @@ mod tests {
             ("command = ['x']\n[recipe]\nbase = 'b'\nname = 'c'", "its image has the name of the preset"),
             ("comand = ['x']", "there is no key comand; did you mean command?"),
             ("command = ['x']\n[[file]]\npth = '~/x'", "there is no key pth in [[file]]; did you mean path?"),
-            ("command = ['x']\negress = ['a,b']", "egress has \"a,b\""),
+            ("command = ['x']\negress = ['a,b']", "egress is invalid: \"a,b\" is neither a preset"),
+            ("command = ['x']\negress = ['']", "egress is invalid: \"\" is neither a preset"),
+            ("command = ['x']\negress = ['all', 'git']", "`none` and `all` cannot be combined"),
             ("command = ['x']\npass_env = ['A=b']", "\"A=b\" is not the name of a variable"),
             ("command = ['x']\n[env]\n'1' = 'x'", "\"1\" is not the name of a variable"),
             ("command = ['x']\nmemory = 'lots'", "memory is invalid"),

@@ -3,20 +3,18 @@
 //! git in the sandbox needs no program of ours: the client of the cache is part of git, and sends `action=get`, a timeout
 //! and the description of the credential, one `NAME=VALUE` a line (git-credential(1)).
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{path::Path, str::FromStr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::Uses;
+use super::{HELPER_TIMEOUT, Uses, too_long};
 use crate::{
     error::{Error, Result},
-    workspace::{git::Git, stop::Stop},
+    workspace::{git::Git, stop::in_time},
 };
 
 /// Limit on a request.
 const MAX_REQUEST: u64 = 8 << 10;
-/// How long the user's helper may take.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Variables that helpers need to reach the user's keyring.
 const VARIABLES: [&str; 5] =
     ["DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "GNUPGHOME", "PASSWORD_STORE_DIR", "WAYLAND_DISPLAY"];
@@ -116,8 +114,12 @@ pub async fn answer(mut connection: DuplexStream, sites: &[Site], uses: &impl Us
     let reply = match parse(&String::from_utf8_lossy(&request), sites) {
         Asked::For(question) => {
             let Site { protocol, host } = question.site;
-            match uses.allow(&format!("your password of git for {protocol}://{host}")) {
-                true => fill(question).await?,
+            let what = format!("password of git for {protocol}://{host}");
+            match uses.allow(&format!("your {what}")) {
+                true => fill(question).await.unwrap_or_else(|error| {
+                    uses.explain(&format!("got no {what}: {error}"));
+                    String::new()
+                }),
                 false => String::new(),
             }
         }
@@ -146,34 +148,8 @@ async fn fill(question: Question<'_>) -> Result<String> {
         }
     }
     let filled = in_time(HELPER_TIMEOUT, move || git.run(&["credential", "fill"], input.as_bytes())).await?;
+    let filled = filled.ok_or_else(too_long)??;
     Ok(answer_of(&String::from_utf8_lossy(&filled)))
-}
-
-/// Ends the processes of a thread whose answer has come to be of no use.
-struct StopOnDrop(Stop);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-/// Waits for blocking work, whose processes are killed after this time, and if the caller no longer waits.
-async fn in_time<T: Send + 'static>(
-    limit: Duration,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let stop = StopOnDrop(Stop::default());
-    let theirs = stop.0.clone();
-    let mut working = tokio::task::spawn_blocking(move || theirs.during(work));
-    let done = match tokio::time::timeout(limit, &mut working).await {
-        Ok(done) => done,
-        Err(_elapsed) => {
-            stop.0.stop();
-            working.await
-        }
-    };
-    done.map_err(|error| Error::io("run a thread", std::io::Error::other(error)))?
 }
 
 /// Returns the lines of a filled credential that the sandbox needs.
@@ -185,6 +161,8 @@ fn answer_of(filled: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
     use super::*;
 
     fn site(text: &str) -> Site {
@@ -232,7 +210,7 @@ mod tests {
             git.run(&["credential", "fill"], b"protocol=https\nhost=x\n\n")
         };
         let ended = tokio::time::timeout(Duration::from_secs(60), in_time(Duration::from_millis(200), fill));
-        assert!(ended.await.unwrap().is_err());
+        assert!(ended.await.unwrap().unwrap().is_none());
     }
 
     #[test]

@@ -56,6 +56,8 @@ const MAX_AT_ONCE: usize = 4;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a connection waits for a stream to the sandbox.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a credential helper of the user may take.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes on their way between the two halves of a connection.
 const BUFFER: usize = 16 << 10;
 
@@ -206,6 +208,12 @@ pub async fn check(shares: &[Share]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the error for a credential helper that was ended.
+fn too_long() -> Error {
+    let seconds = HELPER_TIMEOUT.as_secs();
+    Error::Refused(format!("your credential helper took longer than {seconds} seconds, and was ended"))
 }
 
 fn sources(shares: &[Share]) -> Result<Vec<Source>> {

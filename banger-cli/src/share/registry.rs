@@ -13,16 +13,15 @@ use tokio::{
     sync::Semaphore,
 };
 
-use super::Uses;
+use super::{HELPER_TIMEOUT, Uses, too_long};
 use crate::{
     error::{Error, Result},
     user::credentials,
+    workspace::stop::in_time,
 };
 
 /// Limit on a request.
 const MAX_REQUEST: u64 = 8 << 10;
-/// How long the user's helper may take.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The name of Docker's own registry in references.
 const DOCKER_IO: &str = "docker.io";
 /// What clients take for the user name of a token.
@@ -77,24 +76,23 @@ impl Default for LookUp {
 impl LookUp {
     async fn of(&self, registry: &Registry) -> Result<Option<DockerCredential>> {
         let Registry(name) = registry.clone();
-        let slots = Arc::clone(&self.0);
-        let looking = async move {
-            // It is never closed.
-            let slot = slots.acquire_owned().await;
-            let looked = tokio::task::spawn_blocking(move || {
-                let found = credentials::of_registry(&name);
-                // Kept until the helper has ended, even if nobody waits any more.
-                drop(slot);
-                found
-            });
-            looked.await.map_err(|error| Error::io("run a thread", std::io::Error::other(error)))?
-        };
-        match tokio::time::timeout(HELPER_TIMEOUT, looking).await {
-            Ok(found) => found,
-            Err(_elapsed) => {
-                Err(Error::Refused("your credential helper takes longer than 30 seconds".to_owned()))
-            }
-        }
+        self.during(HELPER_TIMEOUT, move || credentials::of_registry(&name)).await
+    }
+
+    /// Runs one look-up. Its helper is ended after this time, and if nobody waits any more; only then the next one begins.
+    async fn during<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        look: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        // It is never closed.
+        let slot = Arc::clone(&self.0).acquire_owned().await;
+        let looked = in_time(limit, move || {
+            let found = look();
+            drop(slot);
+            found
+        });
+        looked.await?.ok_or_else(too_long)?
     }
 }
 
@@ -176,7 +174,10 @@ fn reply(Registry(name): &Registry, credential: &DockerCredential) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::process::CommandExt;
+
     use super::*;
+    use crate::workspace::stop::killable;
 
     fn registry(text: &str) -> Registry {
         text.parse().unwrap()
@@ -221,6 +222,29 @@ mod tests {
         ] {
             assert_eq!(asked(request, &registries), expect, "{request:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_ended_and_the_next_one_begins() {
+        let look_up = LookUp::default();
+        let hangs = |program: &'static str| {
+            move || {
+                let mut command = std::process::Command::new("sh");
+                command.args(["-c", program]).stdout(std::process::Stdio::piped()).process_group(0);
+                let child = command.spawn().unwrap();
+                let _killable = killable(&child);
+                // Its end is seen when all that has its output has ended.
+                Ok(child.wait_with_output().unwrap().status.success())
+            }
+        };
+        let short = Duration::from_millis(100);
+        let late = look_up.during(short, hangs("sleep 1000 & sleep 1000")).await.unwrap_err().to_string();
+        assert_eq!(late, "your credential helper took longer than 30 seconds, and was ended");
+        // Nobody waits for this one any more.
+        let gone = look_up.during(Duration::from_secs(100), hangs("sleep 1000 & sleep 1000"));
+        assert!(tokio::time::timeout(short, gone).await.is_err());
+        let next = look_up.during(Duration::from_secs(100), hangs("true"));
+        assert!(tokio::time::timeout(Duration::from_secs(60), next).await.unwrap().unwrap());
     }
 
     #[test]

@@ -12,9 +12,10 @@ use std::{
 
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
+use super::credential_helper::{self, Terminal};
 use crate::error::{Error, Result};
 
 /// Names of Docker's own registry in credential files.
@@ -39,7 +40,7 @@ pub async fn of_reference(reference: &str) -> Result<Found> {
     // A credential helper is a program, and may take long.
     let found = tokio::task::spawn_blocking(move || {
         let (files, notes) = read_files(&paths());
-        look_up(&files, &servers).map(|found| (found, notes))
+        look_up(&files, &servers, Terminal::Shared).map(|found| (found, notes))
     });
     let found = found.await;
     let (found, notes) =
@@ -47,14 +48,14 @@ pub async fn of_reference(reference: &str) -> Result<Found> {
     Ok(Found { file: found.map(|credential| sealed(&credential)).transpose()?, notes })
 }
 
-/// Returns the credentials for a registry, if there are any. A credential helper may take long. Files that cannot be read are
-/// ignored, as a pull says.
+/// Returns the credentials for a registry, if there are any, while another program has the terminal. A credential helper may
+/// take long. Files that cannot be read are ignored, as a pull says.
 pub fn of_registry(name: &str) -> Result<Option<DockerCredential>> {
     let servers = match name {
         DOCKER_IO => DOCKER_HUB.map(str::to_owned).to_vec(),
         name => vec![name.to_owned()],
     };
-    look_up(&read_files(&paths()).0, &servers)
+    look_up(&read_files(&paths()).0, &servers, Terminal::Taken)
 }
 
 /// Returns the keys under which credentials for a reference may be stored, the most specific first.
@@ -73,20 +74,42 @@ fn servers(reference: &str) -> Vec<String> {
     }
 }
 
-/// A file of credentials: its content, and the keys in it.
+/// A file of credentials: its content, the keys in it, and the helpers for keys and for everything else.
 struct CredentialFile {
     bytes: Vec<u8>,
     keys: Vec<String>,
+    helpers: BTreeMap<String, String>,
+    store: Option<String>,
 }
 
 impl CredentialFile {
     fn parse(bytes: Vec<u8>) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
-        struct Keys {
-            auths: Option<BTreeMap<String, IgnoredAny>>,
+        #[serde(rename_all = "camelCase")]
+        struct Config {
+            auths: Option<Map<String, Value>>,
+            cred_helpers: Option<BTreeMap<String, String>>,
+            creds_store: Option<String>,
         }
-        let keys: Keys = serde_json::from_slice(&bytes)?;
-        Ok(Self { bytes, keys: keys.auths.unwrap_or_default().into_keys().collect() })
+        let Config { auths, cred_helpers, creds_store: store } = serde_json::from_slice(&bytes)?;
+        let auths = auths.unwrap_or_default();
+        let keys = auths.keys().cloned().collect();
+        // Helpers are run here, and not by who reads this.
+        let bytes = serde_json::to_vec(&json!({ "auths": auths }))?;
+        Ok(Self { bytes, keys, helpers: cred_helpers.unwrap_or_default(), store })
+    }
+
+    /// Looks a key up as docker does: in its own helper, in the file, and in the helper for everything else.
+    fn get(&self, key: &str, terminal: Terminal) -> Result<DockerCredential, CredentialRetrievalError> {
+        if let Some(helper) = self.helpers.get(key) {
+            return credential_helper::ask(helper, key, terminal);
+        }
+        match (get_credential_from_reader(&self.bytes[..], key), &self.store) {
+            (Err(CredentialRetrievalError::NoCredentialConfigured), Some(helper)) => {
+                credential_helper::ask(helper, key, terminal)
+            }
+            (found, _) => found,
+        }
     }
 
     /// Returns the key that means a registry, as the file has it, or else the registry itself, which a helper knows.
@@ -133,10 +156,14 @@ fn read_files(paths: &[PathBuf]) -> (Vec<CredentialFile>, Vec<String>) {
     (files, notes)
 }
 
-fn look_up(files: &[CredentialFile], servers: &[String]) -> Result<Option<DockerCredential>> {
+fn look_up(
+    files: &[CredentialFile],
+    servers: &[String],
+    terminal: Terminal,
+) -> Result<Option<DockerCredential>> {
     for server in servers {
         for file in files {
-            match get_credential_from_reader(&file.bytes[..], file.key(server)) {
+            match file.get(file.key(server), terminal) {
                 Ok(credential) => return Ok(Some(credential)),
                 Err(error) => ignore_missing(error)?,
             }
@@ -213,7 +240,7 @@ mod tests {
     fn password(key: &str, reference: &str) -> Option<String> {
         let text = json!({ "auths": { key: { "username": "alice", "password": key } } }).to_string();
         let file = CredentialFile::parse(text.into_bytes()).unwrap();
-        match look_up(&[file], &servers(reference)).unwrap() {
+        match look_up(&[file], &servers(reference), Terminal::Taken).unwrap() {
             Some(DockerCredential::UsernamePassword(_, password)) => Some(password),
             _ => None,
         }
@@ -263,7 +290,7 @@ mod tests {
         let file = File::from(sealed(&credential).unwrap());
         let mut bytes = [0; 100];
         let length = file.read_at(&mut bytes, 0).unwrap();
-        let read: serde_json::Value = serde_json::from_slice(&bytes[..length]).unwrap();
+        let read: Value = serde_json::from_slice(&bytes[..length]).unwrap();
         assert_eq!(read, json!({ "username": "alice", "password": "se\"cret" }));
         assert!(file.write_at(b"x", 0).is_err() && file.set_len(0).is_err());
     }

@@ -75,7 +75,12 @@ impl UserDirs {
 
     /// Returns the directory with the user's presets of coding agents.
     pub fn agents(&self) -> PathBuf {
-        self.config.join("banger/agents")
+        self.configuration().join("agents")
+    }
+
+    /// Returns the directory with all of the user's configuration.
+    pub fn configuration(&self) -> PathBuf {
+        self.config.join("banger")
     }
 
     /// Returns the file with the user's names for hosts.

@@ -1,6 +1,7 @@
 //! What belongs to the user: settings, directories, registry credentials, and what sandboxes get from the user's
 //! environment (files, locale, time zone).
 
+pub mod credential_helper;
 pub mod credentials;
 pub mod defaults;
 pub mod dirs;

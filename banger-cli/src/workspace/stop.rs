@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    io,
     os::fd::OwnedFd,
     process::Child,
     sync::{
@@ -14,6 +15,8 @@ use std::{
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+
+use crate::error::{Error, Result};
 
 thread_local! {
     /// What ends the work of this thread.
@@ -56,6 +59,34 @@ impl Stop {
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change under the lock is complete.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops work whose result is of no use any more.
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Runs blocking work in a thread, whose processes are killed after this time, and if the caller no longer waits. Returns
+/// `None` if it took too long.
+pub async fn in_time<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>> {
+    let stop = StopOnDrop(Stop::default());
+    let theirs = stop.0.clone();
+    let mut working = tokio::task::spawn_blocking(move || theirs.during(work));
+    match tokio::time::timeout(limit, &mut working).await {
+        Ok(done) => done.map(Some).map_err(|error| Error::io("run a thread", io::Error::other(error))),
+        Err(_elapsed) => {
+            stop.0.stop();
+            let _ = working.await;
+            Ok(None)
+        }
     }
 }
 

@@ -166,6 +166,9 @@ fn the_user_decides_on_the_terminal() {
         terminal.wait_for("name? ");
         terminal.type_in("Ann\r");
         terminal.wait_for("Apply these changes to ");
+        // An answer that is neither is asked for again.
+        terminal.type_in("what\n");
+        terminal.wait_for("what\r\nApply these changes to ");
         terminal.type_in(&format!("{answer}\n"));
         let (status, seen) = terminal.end();
         assert!(status.success() && seen.contains(" made | 1 +"), "{seen}");
@@ -203,6 +206,8 @@ fn files_with_secrets_are_copied_only_if_the_user_says_so() {
     assert_eq!(ended.status, 0, "{ended:?}");
     let key = format!("note: ~/{directory}/key is not copied; `--with-credentials` copies what has secrets.");
     assert!(ended.errors.contains(&key), "{ended:?}");
+    let copied = format!("note: the sandbox gets your ~/{directory}/settings.");
+    assert!(ended.errors.contains(&copied), "{ended:?}");
     assert!(there.0.join("settings").exists() && !there.0.join("key").exists());
     fs::remove_dir_all(&agents.0.guest).unwrap();
     let ended = agents.run(&["--with-credentials"], &[]);
@@ -237,10 +242,15 @@ fn presets_have_precedence_over_settings_and_options_over_presets() {
         "[defaults]\nimage = 'other'\nmemory = '1GiB'\nnat = true\nvcpus = 7\n",
     )
     .unwrap();
-    let run = |options: &[&str]| {
-        let mut command = host.command(&[&["agent", "tool", "-q", "--rm"], options].concat());
-        let output = command.current_dir(host.home()).output().unwrap();
+    let told = |options: &[&str]| {
+        let mut command = host.command(&[&["agent", "tool", "--rm"], options].concat());
+        let proxied = command.env("https_proxy", "http://proxy.example:3128");
+        let output = proxied.current_dir(host.home()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let run = |options: &[&str]| {
+        told(&[&["-q"], options].concat());
         host.calls("CreateVM").pop().unwrap().options
     };
     let options = run(&[]);
@@ -248,6 +258,38 @@ fn presets_have_precedence_over_settings_and_options_over_presets() {
     assert_eq!((options["vcpus"].as_str(), options.get("nat"), options.get("egress")), ("7", None, None));
     let options = run(&["--memory", "2GiB", "--image", "debian", "--nat"]);
     assert_eq!((options["memory"].as_str(), options["nat"].as_str()), ("2147483648", "true"));
+    // A policy of the settings is replaced with a note, and their proxies do not lead around that of the preset.
+    let text = "[defaults]\negress = 'none'\nproxy = true\n";
+    fs::write(settings.join("config.toml"), text).unwrap();
+    let script = "command = ['sh', '-c', 'echo proxy=$https_proxy']\nimage = 'debian'\negress = ['git']\n";
+    preset(&host, "tool", script);
+    let (said, notes) = told(&[]);
+    assert_eq!(said, "proxy=\n", "{notes}");
+    assert_eq!(host.calls("CreateVM").pop().unwrap().options["egress"], "\"git\"");
+    assert!(
+        notes.contains("note: the preset tool replaces the egress policy of your settings, none."),
+        "{notes}"
+    );
+    assert!(notes.contains("note: your proxies reach more than the preset allows; `--proxy`"), "{notes}");
+    let (said, notes) = told(&["--nat"]);
+    assert_eq!(said, "proxy=http://proxy.example:3128\n", "{notes}");
+    assert!(!notes.contains("replaces") && !notes.contains("proxies"), "{notes}");
+}
+
+#[test]
+fn the_repository_of_the_home_is_not_sent_unasked() {
+    let agents = Agents::new("true", "");
+    let home = agents.0.host.home();
+    fs::create_dir_all(home.join(".git")).unwrap();
+    fs::create_dir_all(home.join("docs")).unwrap();
+    let mut command = agents.0.host.command(&["agent", "tool", "--rm"]);
+    let output = command.current_dir(home.join("docs")).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("note: the repository of your home is not sent unless you give its path."),
+        "{told}"
+    );
 }
 
 #[test]

@@ -405,3 +405,30 @@ fn metrics_and_the_history_of_a_sandbox_are_printed() {
     let missing = host.banger(&["vm", "show", "--events", "nope"]);
     assert_eq!((missing.status, missing.output.as_str()), (1, ""), "{missing:?}");
 }
+
+#[test]
+fn an_agent_whose_sandbox_would_be_refused_builds_no_image() {
+    let Some(host) = host_with_image() else { return };
+    let directory = host.home().join(".config/banger/agents");
+    fs::create_dir_all(&directory).unwrap();
+    let preset = |egress: &str| {
+        let text = format!(
+            "command = ['true']\negress = ['{egress}']\n[recipe]\nbase = 'debian-bookworm'\ncommands = ['true']\n"
+        );
+        fs::write(directory.join("tool.toml"), text).unwrap();
+    };
+    let refused = |options: &[&str], expect: &str| {
+        let mut command = host.command(&[&["agent", "tool"], options].concat());
+        let output = command.current_dir(host.home()).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(125) && told.contains(expect), "{told}");
+        assert!(!told.contains("building"), "{told}");
+    };
+    preset("pakages");
+    refused(&[], "there is no egress preset pakages");
+    preset("a.example");
+    refused(&["--name", "Not a name"], "error: ");
+    assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
+    refused(&["--name", "web"], "you already have a sandbox web.\nhint: `--name NAME`");
+    assert_eq!(host.banger(&["vm", "list", "-q"]).output, "web\n");
+}

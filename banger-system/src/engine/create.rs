@@ -99,7 +99,8 @@ impl Engine {
         self.parts(request).await.map(drop)
     }
 
-    /// Finds the image and the kernel of a request, and checks its sizes.
+    /// Finds the image and the kernel of a request, and checks its sizes. The egress policy is checked first: clients ask for it
+    /// before they build an image.
     async fn parts(&self, request: &CreateVm) -> Result<Parts> {
         let settings = &self.shared.settings;
         let owner = request.owner;

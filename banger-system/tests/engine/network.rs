@@ -10,6 +10,7 @@ use banger_domain::{
     dns::table::Client,
     egress::{Egress, preset::Presets},
     id::Uid,
+    limits::Exceeded,
     net::{
         nic::Nat,
         port::{MAX_PORTS, Port},
@@ -289,6 +290,14 @@ async fn nobody_goes_beyond_the_ceiling() {
     assert_eq!(lab.engine.vm(vm).unwrap().vm.spec.egress, policy(&["a.example.com:443"]));
     let request = CreateVm { egress: Egress::Everything, ..request() };
     assert!(matches!(lab.engine.create_vm(request).await, Err(Error::BeyondCeiling { .. })));
+    // Clients ask before they have an image, with a size that none fits into.
+    let too_small = async |words: &[&str]| {
+        let wanted = CreateVm { root_size: Some(Bytes(1)), egress: policy(words), ..self::request() };
+        lab.engine.create_vm(wanted).await.unwrap_err()
+    };
+    assert!(matches!(too_small(&["all"]).await, Error::BeyondCeiling { .. }));
+    assert!(too_small(&["pakages"]).await.to_string().starts_with("there is no egress preset pakages"));
+    assert!(matches!(too_small(&["git"]).await, Error::Limit(Exceeded::Smaller { .. })));
 }
 
 #[tokio::test(start_paused = true)]

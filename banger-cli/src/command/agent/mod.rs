@@ -113,10 +113,18 @@ impl Agent {
         let preset = coding_agent::named(name)?.preset;
         let mut settings = self.options.settings()?;
         let progress = self.options.progress();
-        let path = self.path.clone().or_else(|| is_in_repository().then(|| ".".into()));
-        if path.is_none() {
-            progress.note("note: this directory is in no git repository, so nothing is sent.");
-        }
+        let path = match (&self.path, repository_of(&env::current_dir().unwrap_or_default())) {
+            (Some(path), _) => Some(path.clone()),
+            (None, Some(root)) if is_same(&root, &UserDirs::of_caller()?.home) => {
+                progress.note("note: the repository of your home is not sent unless you give its path.");
+                None
+            }
+            (None, Some(_)) => Some(".".into()),
+            (None, None) => {
+                progress.note("note: this directory is in no git repository, so nothing is sent.");
+                None
+            }
+        };
         let (variables, passed) = preset.variables(|name| env::var(name).ok());
         if !self.options.is_dry_run() {
             self.add_files(&preset, &mut settings, &progress)?;
@@ -130,7 +138,7 @@ impl Agent {
             _ => Apply::Ask,
         };
         // Its files are root's.
-        let options = self.options.with_preset(&preset, variables).with_user("root");
+        let options = self.options.with_preset(&preset, variables, &settings, &progress).with_user("root");
         let image_is_given = self.options.has_image();
         let agent = AgentRun { preset, build: self.build, image_is_given, apply };
         Run::of_agent(path, options, agent, &self.arguments).run_in(&settings).await
@@ -139,7 +147,7 @@ impl Agent {
     /// Adds the files of the preset to those that the sandbox gets.
     fn add_files(&self, preset: &Preset, settings: &mut Settings, progress: &Progress) -> Result<()> {
         let home = UserDirs::of_caller()?.home;
-        let mut withheld = Vec::new();
+        let (mut withheld, mut copied) = (Vec::new(), Vec::new());
         for file in &preset.files {
             match file.on_host(&home)? {
                 None => {}
@@ -149,9 +157,13 @@ impl Agent {
                     let host = host.map_err(|_| Error::Refused(format!("{} is not UTF-8", file.path)))?;
                     let mode =
                         file.secret.then(|| SECRET_MODE.to_owned()).filter(|_| Path::new(&host).is_file());
+                    copied.push(file.path.as_str());
                     settings.file_sync.push(FileSync { host, guest: file.path.clone(), mode });
                 }
             }
+        }
+        if !copied.is_empty() {
+            progress.note(&format!("note: the sandbox gets your {}.", copied.join(", ")));
         }
         if !withheld.is_empty() {
             progress.note(&format!(
@@ -167,10 +179,14 @@ impl Agent {
 /// Permissions of a file with secrets in the sandbox.
 const SECRET_MODE: &str = "0600";
 
-/// Returns whether the current directory is in a repository. Problems with it are reported later.
-fn is_in_repository() -> bool {
-    let here = env::current_dir().unwrap_or_default();
-    here.ancestors().any(|directory| directory.join(".git").exists())
+/// Returns the root of the repository that a directory is in. Problems with it are reported later.
+fn repository_of(directory: &Path) -> Option<PathBuf> {
+    directory.ancestors().find(|directory| directory.join(".git").exists()).map(Path::to_owned)
+}
+
+/// Returns whether two paths are the same directory.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
 }
 
 #[cfg(test)]

@@ -178,6 +178,11 @@ impl ExecArgs {
         Self { user: self.user.clone().or_else(|| Some(user.to_owned())), ..self.clone() }
     }
 
+    /// Returns the same options without the user's proxies.
+    pub fn without_proxy(&self) -> Self {
+        Self { proxy: false, no_proxy: true, ..self.clone() }
+    }
+
     /// Returns whether the user's proxies are passed on.
     pub fn proxy(&self) -> bool {
         self.proxy || (self.proxy_by_default && !self.no_proxy)

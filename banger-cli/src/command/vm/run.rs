@@ -264,7 +264,7 @@ impl Run {
         let lifetime = if options.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
         let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
         let built = match &self.agent {
-            Some(agent) => agent.image(bus, jobs, progress, listener).await?,
+            Some(agent) => agent.image(bus, jobs, progress, listener, &options.vm_args).await?,
             None => None,
         };
         let vm_args = match built {
@@ -416,9 +416,29 @@ impl RunOptions {
 
     /// Returns the same options, with those of a preset where none were given. Its entries of an egress policy are added to
     /// those that were.
-    pub fn with_preset(&self, preset: &Preset, variables: Vec<(String, String)>) -> Self {
+    ///
+    /// Tells the user which settings do not count: another policy, and proxies that reach more than the sandbox.
+    pub fn with_preset(
+        &self,
+        preset: &Preset,
+        variables: Vec<(String, String)>,
+        settings: &Settings,
+        progress: &Progress,
+    ) -> Self {
         let vm_args = self.vm_args.with_preset(preset.sizes.args(), &preset.egress);
-        Self { vm_args, exec: self.exec.with_variables(variables), ..self.clone() }
+        let mut exec = self.exec.with_variables(variables);
+        if let Some(policy) = settings.defaults.text(Key::Egress).filter(|_| !self.vm_args.chooses_egress()) {
+            let preset = &preset.name;
+            progress.note(&format!(
+                "note: the preset {preset} replaces the egress policy of your settings, {policy}."
+            ));
+        }
+        let has_proxies = || !Proxies::of_caller().is_ok_and(|proxies| proxies.is_empty());
+        if !vm_args.nat() && exec.with(settings).proxy() && !exec.asks_for_proxy() && has_proxies() {
+            progress.note("note: your proxies reach more than the preset allows; `--proxy` passes them on.");
+            exec = exec.without_proxy();
+        }
+        Self { vm_args, exec, ..self.clone() }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
         job::Jobs,
         published_port::{PublishedPort, PublishedPorts},
         pull::PullPolicy,
+        service::Kind,
     },
     command::complete,
     error::{Error, Result},
@@ -38,6 +39,9 @@ use crate::{
         timezone::{self, Timezone},
     },
 };
+
+/// A size of the system disk that no image fits into.
+const TOO_SMALL: u64 = 1;
 
 /// The options of a command that creates a sandbox.
 #[derive(Debug, Clone, Default, Args)]
@@ -257,6 +261,37 @@ impl VmArgs {
         }
     }
 
+    /// Checks, before its image is there, whether the service would refuse a sandbox with these options for its name or for
+    /// what it may reach. The service checks those before images and sizes, so it is asked for one that no image fits into.
+    pub async fn check(&self, bus: &Bus) -> Result<()> {
+        let name = self.name.as_deref().unwrap_or_default();
+        if !name.is_empty()
+            && let Ok(vm) = bus.find(Kind::Vm, name).await
+        {
+            let found = bus.properties(&vm, VM_INTERFACE).await?;
+            if bus.is_own(&found) && found.name() == name {
+                return Err(Error::Refused(format!("you already have a sandbox {name}"))
+                    .with_hint("`--name NAME` chooses another name."));
+            }
+        }
+        let mut options = self.options();
+        options.remove(create::RESTART);
+        options.remove(create::AUTOSTART);
+        options.remove(create::IMAGE);
+        options.insert(create::ROOT_SIZE, Variant::from(TOO_SMALL));
+        options.insert(create::LIFETIME, Variant::from(lifetime::CALLER));
+        let Err(refused) = bus.create_vm(name, &options).await else { return Ok(()) };
+        match refused.name() {
+            Some(ErrorName::NoSuchImage | ErrorName::NoSuchKernel | ErrorName::DiskTooSmall) => Ok(()),
+            _ => Err(refused),
+        }
+    }
+
+    /// Checks whether the service would refuse the sandbox of a build.
+    pub async fn check_build(bus: &Bus) -> Result<()> {
+        Self::throw_away(String::new(), None, SizeArgs::default()).check(bus).await
+    }
+
     /// Removes sizes that the user has not given.
     fn without_wishes(&self, options: &mut Options<'_>) {
         for key in [create::VCPUS, create::MEMORY, create::ROOT_SIZE, create::DISK_SIZE] {
@@ -323,7 +358,11 @@ impl VmArgs {
         let is_whole = |word: &String| ["all", "none"].contains(&word.as_str());
         let mut words = self.egress.clone();
         if !self.nat && !self.no_nat && !words.iter().any(is_whole) {
-            words.extend(egress.iter().filter(|entry| !self.egress.contains(entry)).cloned());
+            match egress {
+                [word] if word == "all" => words = egress.to_vec(),
+                [word] if word == "none" => {}
+                _ => words.extend(egress.iter().filter(|entry| !self.egress.contains(entry)).cloned()),
+            }
         }
         let no_nat = self.no_nat || (!self.nat && words.is_empty());
         Self { sizes: self.sizes.or(&sizes), egress: words, no_nat, ..self.clone() }
@@ -579,6 +618,23 @@ mod tests {
         assert!(parse("--egress git --nat").is_err());
         assert_eq!(with("").timezone.as_deref(), Some("UTC"));
         assert!(!parse("").unwrap().with(&Settings::default()).nat());
+    }
+
+    #[test]
+    fn entries_are_added_to_the_policy_of_a_preset() {
+        let check = |line: &str, preset: &[&str], expect: &[&str]| {
+            let preset: Vec<String> = preset.iter().map(ToString::to_string).collect();
+            let vm = parse(line).unwrap().with_preset(SizeArgs::default(), &preset);
+            assert_eq!(vm.egress, expect, "{line} and {preset:?}");
+            assert_eq!(vm.has_egress(), vm.nat || !["none", ""].contains(&expect.concat().as_str()));
+        };
+        check("", &["git"], &["git"]);
+        check("--egress git,a.example", &["git", "b.example"], &["git", "a.example", "b.example"]);
+        check("--egress a.example", &["all"], &["all"]);
+        check("--egress a.example", &["none"], &["a.example"]);
+        check("--egress none", &["git"], &["none"]);
+        check("--nat", &["git"], &[]);
+        check("", &["none"], &[]);
     }
 
     #[test]
