@@ -27,6 +27,7 @@ use crate::{
         client::{Filled, Remote},
         passing::Passing,
         server::Server,
+        trust,
     },
 };
 
@@ -246,7 +247,11 @@ impl Bus {
     pub async fn properties(&self, path: &ObjectPath<'_>, interface: &str) -> Result<Object> {
         let properties: HashMap<String, OwnedVariant> =
             self.call(path, PROPERTIES, "GetAll", &(interface,)).await?;
-        Ok(Object::new(properties))
+        let object = Object::new(properties);
+        match &self.remote {
+            Some(remote) if !trust::is_plain(&object) => Err(remote.not_plain()),
+            _ => Ok(object),
+        }
     }
 
     /// Returns every object with this interface that the caller may see, in one call.
@@ -258,7 +263,8 @@ impl Bus {
             let name = interfaces.keys().find(|name| name.as_str() == interface)?.clone();
             interfaces.remove(&name).map(Object::new)
         });
-        Ok(ours.collect())
+        // Others on that host are of use still.
+        Ok(ours.filter(|object| self.remote.is_none() || trust::is_plain(object)).collect())
     }
 }
 

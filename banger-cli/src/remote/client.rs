@@ -116,6 +116,11 @@ impl Remote {
         .into()
     }
 
+    /// Returns the error that an object there has a name, an id or a key that none can have.
+    pub fn not_plain(&self) -> CallError {
+        Error::NotPlain(self.server().clone()).into()
+    }
+
     /// Replaces a hint that is about the local host.
     pub fn explain(&self, error: CallError) -> CallError {
         match error.name() {

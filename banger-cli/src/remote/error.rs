@@ -129,6 +129,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// An object there has a name, an id or a key that none can have.
+    #[error("{0} gave a name, an id or a key that no object of banger can have")]
+    NotPlain(Server),
     /// There is no place for the socket of ssh.
     #[error("cannot keep a connection of ssh in {directory}")]
     NoPlace {
@@ -188,6 +191,12 @@ impl Error {
             }
             Self::NoPlace { .. } => {
                 "set XDG_RUNTIME_DIR to a directory of yours with a short path.".to_owned()
+            }
+            Self::NotPlain(server) => {
+                format!(
+                    "make sure that you trust the host; `ssh {} banger version` shows its version.",
+                    server.login()
+                )
             }
             Self::Passing { .. } => return None,
         };
