@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
     remote::{
         self,
-        client::{Filled, Remote},
+        client::{Filled, Remote, has_files},
         passing::Passing,
         server::Server,
         trust,
@@ -168,6 +168,20 @@ impl Bus {
         }
     }
 
+    /// Checks that the stream that was opened last has ended by itself.
+    pub async fn check_stream(&self) -> Result<()> {
+        match &self.remote {
+            Some(remote) => remote.check_stream().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the architecture of the host's processor.
+    pub fn architecture(&self) -> &str {
+        let there = self.remote.as_ref().and_then(|remote| remote.architecture());
+        there.unwrap_or(std::env::consts::ARCH)
+    }
+
     /// Returns the error that no more messages come.
     pub async fn ended(&self, error: Error) -> Error {
         match &self.remote {
@@ -205,6 +219,10 @@ impl Bus {
             return self.call_on_bus(path, interface, method, body, flags).await;
         };
         let called = match Passing::of(method) {
+            // The bus carries these, and the progress of their job.
+            Some(Passing::Read) if !has_files(body)? => {
+                self.call_on_bus(path, interface, method, body, flags).await
+            }
             // The only way to a descriptor.
             Some(passing) => {
                 remote.call(path.as_str(), interface, method, passing, body).await.map(|(answer, _)| answer)

@@ -311,10 +311,12 @@ mod tests {
 
     #[test]
     fn another_protocol_is_refused_with_its_version() {
-        let greeting = |protocol| wire::Greeting { protocol, version: "9.0.0".to_owned(), uid: 1 };
+        let greeting =
+            |protocol| wire::Greeting { protocol, version: "9.0.0".to_owned(), uid: 1, architecture: None };
         let server = "ssh://lab".parse().unwrap();
         assert!(check_protocol(&server, &greeting(wire::PROTOCOL)).is_ok());
         let error = check_protocol(&server, &greeting(wire::PROTOCOL + 1)).unwrap_err();
         assert!(error.to_string().contains("9.0.0"), "{error}");
+        assert_eq!(crate::error::Error::from(error).code(), "other-version");
     }
 }

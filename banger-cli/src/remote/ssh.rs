@@ -132,8 +132,8 @@ impl Ssh {
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(input)));
         command.stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
         // The command goes, with its copies of their end: the channel ends with ssh.
-        let process = spawn(&mut command, &errors)?;
-        Ok(Channel { stream: ours, process, errors })
+        let child = spawn(&mut command, &errors)?;
+        Ok(Channel { stream: ours, process: Process { child, errors } })
     }
 
     /// Returns the host.
@@ -186,19 +186,35 @@ impl Ssh {
 pub struct Channel {
     /// Our end.
     pub stream: UnixStream,
-    process: Child,
+    /// What carries it.
+    pub process: Process,
+}
+
+/// A process of ssh that carries a channel.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
     errors: File,
 }
 
-impl Channel {
+impl Process {
     /// Returns whether the process has ended, or ends in a moment.
     pub async fn has_ended(&mut self) -> bool {
-        timeout(NOTICE_TIMEOUT, self.process.wait()).await.is_ok()
+        timeout(NOTICE_TIMEOUT, self.child.wait()).await.is_ok()
+    }
+
+    /// Waits for the end of a channel through which everything has come. Returns what ssh said if it broke before: both
+    /// ends look alike to who reads it, but only one that ended at the other host has that host's exit status.
+    pub async fn end_well(&mut self) -> Result<(), Said> {
+        match self.end().await {
+            (Some(0), _) => Ok(()),
+            (_, said) => Err(said),
+        }
     }
 
     /// Waits for the end of a channel that is broken. Returns the exit status of ssh, and what it said.
     pub async fn end(&mut self) -> (Option<i32>, Said) {
-        let ended = timeout(END_TIMEOUT, self.process.wait()).await;
+        let ended = timeout(END_TIMEOUT, self.child.wait()).await;
         let status = ended.ok().and_then(io::Result::ok).and_then(|status| status.code());
         (status, said(&self.errors))
     }
@@ -296,6 +312,19 @@ mod tests {
         assert_eq!(said(&errors), Said::new(b""));
         io::Write::write_all(&mut errors.try_clone().unwrap(), b"Permission denied.\n").unwrap();
         assert_eq!(said(&errors), Said::new(b"Permission denied.\n"));
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_broke_did_not_end_well() {
+        let end = async |script: &str| {
+            let errors = memory().unwrap();
+            let child = spawn(Command::new("sh").args(["-c", script]), &errors).unwrap();
+            Process { child, errors }.end_well().await
+        };
+        assert_eq!(end("exit 0").await, Ok(()));
+        let broken = end("echo Connection reset >&2; exit 255").await;
+        assert_eq!(broken, Err(Said::new(b"Connection reset")));
+        assert!(end("kill -9 $$").await.is_err());
     }
 
     #[test]
