@@ -198,6 +198,9 @@ impl Error {
             Self::NoBus(_) | Self::NoService { .. } | Self::Bus(_) => "service-unavailable",
             Self::ServiceEnded => "service-ended",
             Self::OtherVersion { .. } => "other-version",
+            Self::Remote(
+                remote::error::Error::OtherService { .. } | remote::error::Error::OtherVersion { .. },
+            ) => "other-version",
             Self::Attach(_) => "connection-lost",
             Self::Remote(_) => "host-unreachable",
             Self::Io { .. } => "io",

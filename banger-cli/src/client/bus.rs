@@ -24,9 +24,10 @@ use crate::{
     error::{Error, Result},
     remote::{
         self,
-        client::{Filled, Remote},
+        client::{Filled, Remote, has_files},
         passing::Passing,
         server::Server,
+        trust,
     },
 };
 
@@ -167,6 +168,20 @@ impl Bus {
         }
     }
 
+    /// Checks that the stream that was opened last has ended by itself.
+    pub async fn check_stream(&self) -> Result<()> {
+        match &self.remote {
+            Some(remote) => remote.check_stream().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the architecture of the host's processor.
+    pub fn architecture(&self) -> &str {
+        let there = self.remote.as_ref().and_then(|remote| remote.architecture());
+        there.unwrap_or(std::env::consts::ARCH)
+    }
+
     /// Returns the error that no more messages come.
     pub async fn ended(&self, error: Error) -> Error {
         match &self.remote {
@@ -204,6 +219,10 @@ impl Bus {
             return self.call_on_bus(path, interface, method, body, flags).await;
         };
         let called = match Passing::of(method) {
+            // The bus carries these, and the progress of their job.
+            Some(Passing::Read) if !has_files(body)? => {
+                self.call_on_bus(path, interface, method, body, flags).await
+            }
             // The only way to a descriptor.
             Some(passing) => {
                 remote.call(path.as_str(), interface, method, passing, body).await.map(|(answer, _)| answer)
@@ -246,7 +265,11 @@ impl Bus {
     pub async fn properties(&self, path: &ObjectPath<'_>, interface: &str) -> Result<Object> {
         let properties: HashMap<String, OwnedVariant> =
             self.call(path, PROPERTIES, "GetAll", &(interface,)).await?;
-        Ok(Object::new(properties))
+        let object = Object::new(properties);
+        match &self.remote {
+            Some(remote) if !trust::is_plain(&object) => Err(remote.not_plain()),
+            _ => Ok(object),
+        }
     }
 
     /// Returns every object with this interface that the caller may see, in one call.
@@ -258,7 +281,8 @@ impl Bus {
             let name = interfaces.keys().find(|name| name.as_str() == interface)?.clone();
             interfaces.remove(&name).map(Object::new)
         });
-        Ok(ours.collect())
+        // Others on that host are of use still.
+        Ok(ours.filter(|object| self.remote.is_none() || trust::is_plain(object)).collect())
     }
 }
 

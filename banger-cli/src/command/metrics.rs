@@ -37,6 +37,7 @@ impl Metrics {
         let mut text = String::new();
         // Nothing else happens meanwhile, and the service writes at once.
         stream.read_to_string(&mut text).map_err(|error| Error::io("cannot read the metrics", error))?;
+        bus.check_stream().await?;
         output::text(&text)?;
         Ok(0)
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use crate::{
     client::bus::Bus,
     error::{Error, Result},
+    remote::{self, server::Server},
     ssh::{
         config, hosts,
         installed::{remove, remove_ours, write, write_ours},
@@ -49,6 +50,10 @@ impl SshConfig {
         if self.uninstall {
             return uninstall(&dirs).map(|()| 0);
         }
+        let server = remote::chosen()?;
+        if self.install {
+            require_local(server.as_ref())?;
+        }
         // The settings work without the service; only the list of hosts needs it.
         let bus = Bus::connect().await.ok();
         let bus = bus.as_ref();
@@ -56,12 +61,23 @@ impl SshConfig {
             return install(&dirs, bus).await.map(|()| 0);
         }
         let hosts = match bus {
-            Some(bus) => hosts::of_caller(bus).await.unwrap_or_default(),
-            None => Vec::new(),
+            // Its ProxyCommand does not name another host.
+            Some(bus) if server.is_none() => hosts::of_caller(bus).await.unwrap_or_default(),
+            _ => Vec::new(),
         };
         output::text(&format!("{}{}", hosts::blocks(&hosts), config::block(&dirs)?))?;
         Ok(0)
     }
+}
+
+/// Refuses a remote host: the settings of ssh would reach sandboxes of the same names on this one.
+fn require_local(server: Option<&Server>) -> Result<()> {
+    let Some(server) = server else { return Ok(()) };
+    let error = Error::Refused(format!("ssh is not configured for the sandboxes of {server}"));
+    Err(error.with_hint(format!(
+        "`banger --host {server} vm ssh NAME` logs in to one; `banger -c default ssh-config --install` is for those of \
+         this host."
+    )))
 }
 
 /// Writes our files first: an include line without them would be useless.
@@ -151,6 +167,16 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn the_sandboxes_of_a_remote_host_are_not_installed() {
+        let lab = "ssh://alice@lab".parse().unwrap();
+        let error = require_local(Some(&lab)).unwrap_err();
+        assert!(error.hint().unwrap().starts_with("`banger --host ssh://alice@lab vm ssh NAME`"), "{error}");
+        assert!(require_local(None).is_ok());
+        use crate::ssh::installed::lists_hosts_of;
+        assert!(lists_hosts_of(None) && !lists_hosts_of(Some(&lab)));
     }
 
     #[tokio::test]

@@ -81,9 +81,14 @@ pub enum Origin {
     Context(String),
 }
 
-/// Returns the host that this process uses; `None` for the local one.
+/// Returns the host that this process uses; `None` for the local one. It stays the same when the user chooses another.
 pub fn chosen() -> Result<Option<Server>> {
-    chosen_by().map(|(server, _)| server)
+    static CHOSEN: OnceLock<Option<Server>> = OnceLock::new();
+    if let Some(server) = CHOSEN.get() {
+        return Ok(server.clone());
+    }
+    let (server, _) = chosen_by()?;
+    Ok(CHOSEN.get_or_init(|| server).clone())
 }
 
 /// Returns the host that this process uses, and where the choice comes from.

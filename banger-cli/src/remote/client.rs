@@ -36,10 +36,10 @@ use zbus::{
 };
 
 use super::{
-    error::{self, Error},
+    error::{self, Error, Said},
     passing::Passing,
     server::Server,
-    ssh::{Channel, Questions, Ssh},
+    ssh::{Channel, Process, Questions, Ssh},
     wire::{self, Call, Greeting, Passed, Reply, Request, Values},
 };
 use crate::{
@@ -56,8 +56,12 @@ pub struct Remote {
     ssh: Ssh,
     /// The user there.
     uid: u32,
+    /// The architecture of its processor, if the host tells.
+    architecture: Option<String>,
     /// The channel of the bus.
     bus: Mutex<Channel>,
+    /// The channel of the stream that was opened last.
+    stream: Mutex<Option<Process>>,
 }
 
 impl Remote {
@@ -68,9 +72,16 @@ impl Remote {
         Self::over(ssh).await
     }
 
-    /// Connects for a moment: asks nothing, and leaves no connection of ssh behind.
+    /// Connects for a moment over the connection that another command has left: logs in nowhere.
     pub async fn connect_briefly(server: Server) -> Result<(Connection, Self)> {
-        Self::over(Ssh::to(server)?).await
+        let ssh = Ssh::to(server)?;
+        match ssh.is_connected().await? {
+            true => Self::over(ssh).await,
+            false => {
+                let said = Said::new(b"there is no connection yet");
+                Err(Error::Unreachable { server: ssh.server().clone(), said }.into())
+            }
+        }
     }
 
     async fn over(ssh: Ssh) -> Result<(Connection, Self)> {
@@ -88,7 +99,9 @@ impl Remote {
         let connection = Builder::socket(Stream(stream)).user_id(greeting.uid).build().await;
         let connection = connection
             .map_err(|error| Error::NoBus { server: ssh.server().clone(), message: error.to_string() })?;
-        Ok((connection, Self { ssh, uid: greeting.uid, bus: Mutex::new(channel) }))
+        let Greeting { uid, architecture, .. } = greeting;
+        let remote = Self { ssh, uid, architecture, bus: Mutex::new(channel), stream: Mutex::default() };
+        Ok((connection, remote))
     }
 
     /// Returns the host.
@@ -101,9 +114,22 @@ impl Remote {
         self.uid
     }
 
+    /// Returns the architecture of its processor.
+    pub fn architecture(&self) -> Option<&str> {
+        let is_plain = |text: &&str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        self.architecture.as_deref().filter(is_plain)
+    }
+
+    /// Checks that the stream that was opened last has ended, rather than its connection. Both look alike to who reads it.
+    pub async fn check_stream(&self) -> Result<()> {
+        let Some(mut process) = self.stream.lock().await.take() else { return Ok(()) };
+        let lost = |said| Error::Lost { server: self.server().clone(), said };
+        Ok(process.end_well().await.map_err(lost)?)
+    }
+
     /// Returns whether the connection is lost. ssh may need a moment to notice.
     pub async fn has_ended(&self) -> bool {
-        self.bus.lock().await.has_ended().await
+        self.bus.lock().await.process.has_ended().await
     }
 
     /// Returns the error that the service there is too old or too new.
@@ -114,6 +140,11 @@ impl Remote {
             level: manager.number("ApiLevel"),
         }
         .into()
+    }
+
+    /// Returns the error that an object there has a name, an id or a key that none can have.
+    pub fn not_plain(&self) -> CallError {
+        Error::NotPlain(self.server().clone()).into()
     }
 
     /// Replaces a hint that is about the local host.
@@ -132,7 +163,7 @@ impl Remote {
 
     /// Returns the error that the connection is lost.
     pub async fn lost(&self) -> CallError {
-        let (_, said) = self.bus.lock().await.end().await;
+        let (_, said) = self.bus.lock().await.process.end().await;
         Error::Lost { server: self.server().clone(), said }.into()
     }
 
@@ -172,7 +203,10 @@ impl Remote {
         let endian = if answer.little_endian { Endian::Little } else { Endian::Big };
         let context = Context::new(endian, 0);
         let (data, filled) = match passing {
-            Passing::Answer => (Data::new_fds(values, context, [OwnedFd::from(channel.stream)]), None),
+            Passing::Answer => {
+                *self.stream.lock().await = Some(channel.process);
+                (Data::new_fds(values, context, [OwnedFd::from(channel.stream)]), None)
+            }
             Passing::Read => (Data::new(values, context), None),
             Passing::Fill => {
                 let filled = Filled { channel: channel.stream, server: self.server().clone() };
@@ -245,7 +279,7 @@ async fn open(ssh: &Ssh, request: Request, sent: Vec<Sent>) -> Result<Opened> {
                     Err(passing(server, "a call", "to", source))
                 }
                 Err(_) => {
-                    let (_, said) = channel.end().await;
+                    let (_, said) = channel.process.end().await;
                     Err(Error::Lost { server: server.clone(), said }.into())
                 }
             }
@@ -255,7 +289,7 @@ async fn open(ssh: &Ssh, request: Request, sent: Vec<Sent>) -> Result<Opened> {
             Err(Error::Noise { server: server.clone(), line }.into())
         }
         Exchanged::Silent => {
-            let (status, said) = channel.end().await;
+            let (status, said) = channel.process.end().await;
             Err(Error::of_end(server, status, said).into())
         }
     }
@@ -314,6 +348,12 @@ async fn during<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)));
     breaker.0 = None;
     done
+}
+
+/// Returns whether arguments refer to files.
+pub fn has_files<B: Serialize + DynamicType>(body: &B) -> Result<bool> {
+    let arguments = to_bytes_for_signature(Context::new(NATIVE_ENDIAN, 0), body.signature(), body)?;
+    Ok(!arguments.fds().is_empty())
 }
 
 /// Returns how a file is passed. Memory that is sealed stays so.
@@ -376,5 +416,24 @@ impl WriteHalf for Writer {
 
     async fn close(&mut self) -> io::Result<()> {
         self.0.shutdown().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
+    use zbus::Variant;
+
+    use super::*;
+
+    #[test]
+    fn only_arguments_with_files_need_a_channel() {
+        let mut options = HashMap::from([("shared", Variant::from(true))]);
+        assert!(!has_files(&("debian:12", &options)).unwrap());
+        let file = tempfile::tempfile().unwrap();
+        options.insert("credentials", Variant::from(zbus::Fd::from(file.as_fd())));
+        assert!(has_files(&("debian:12", &options)).unwrap());
     }
 }

@@ -129,6 +129,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// An object there has a name, an id or a key that none can have.
+    #[error("{0} gave a name, an id or a key that no object of banger can have")]
+    NotPlain(Server),
     /// There is no place for the socket of ssh.
     #[error("cannot keep a connection of ssh in {directory}")]
     NoPlace {
@@ -188,6 +191,12 @@ impl Error {
             }
             Self::NoPlace { .. } => {
                 "set XDG_RUNTIME_DIR to a directory of yours with a short path.".to_owned()
+            }
+            Self::NotPlain(server) => {
+                format!(
+                    "make sure that you trust the host; `ssh {} banger version` shows its version.",
+                    server.login()
+                )
             }
             Self::Passing { .. } => return None,
         };
@@ -302,10 +311,12 @@ mod tests {
 
     #[test]
     fn another_protocol_is_refused_with_its_version() {
-        let greeting = |protocol| wire::Greeting { protocol, version: "9.0.0".to_owned(), uid: 1 };
+        let greeting =
+            |protocol| wire::Greeting { protocol, version: "9.0.0".to_owned(), uid: 1, architecture: None };
         let server = "ssh://lab".parse().unwrap();
         assert!(check_protocol(&server, &greeting(wire::PROTOCOL)).is_ok());
         let error = check_protocol(&server, &greeting(wire::PROTOCOL + 1)).unwrap_err();
         assert!(error.to_string().contains("9.0.0"), "{error}");
+        assert_eq!(crate::error::Error::from(error).code(), "other-version");
     }
 }

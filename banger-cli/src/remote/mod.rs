@@ -15,6 +15,8 @@
 //! reads is sent first; a file that it fills is sent back. So the rest of this program has descriptors, as with the local
 //! service.
 //!
+//! What a remote host says of its objects is checked ([`trust`]), because it becomes arguments and names of files here.
+//!
 //! [`choice`] says which host is used, and [`contexts`] keeps names for hosts.
 
 pub mod choice;
@@ -25,6 +27,7 @@ pub mod passing;
 pub mod serve;
 pub mod server;
 mod ssh;
+pub mod trust;
 mod wire;
 
 pub use choice::chosen;

@@ -4,6 +4,7 @@
 //! everything that the service deletes when a caller is gone.
 
 use std::{
+    env,
     fs::File,
     io::{self, Read, Write},
     net::Shutdown,
@@ -79,6 +80,7 @@ async fn serve(mut input: File, mut output: File) -> io::Result<()> {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uid: rustix::process::geteuid().as_raw(),
+        architecture: Some(env::consts::ARCH.to_owned()),
     };
     wire::write_line(&mut output, GREETING, &greeting)?;
     match wire::read_json(&mut input)? {

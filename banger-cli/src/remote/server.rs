@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use sha2::{Digest, Sha256};
+
 /// The only way to a remote host.
 const SCHEME: &str = "ssh://";
 
@@ -33,6 +35,12 @@ impl Server {
         let port = self.port.map(|port| format!("-p {port} ")).unwrap_or_default();
         let user = self.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
         format!("{port}{user}{}", self.host)
+    }
+
+    /// Returns a name for files about the host. It is short, because the path of a socket is limited.
+    pub fn file_name(&self) -> String {
+        let digest = Sha256::digest(self.to_string());
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Returns the host.

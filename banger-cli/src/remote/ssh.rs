@@ -18,8 +18,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{FlockOperation, MemfdFlags, flock, memfd_create};
-use sha2::{Digest, Sha256};
+use rustix::fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_add_seals, flock, memfd_create};
 use tokio::{
     process::{Child, Command},
     time::timeout,
@@ -81,7 +80,7 @@ impl Ssh {
     /// Returns the way to a host, without using it.
     pub fn to(server: Server) -> Result<Self> {
         let directory = directory()?;
-        let socket = directory.join(name_of(&server));
+        let socket = directory.join(server.file_name());
         let failed = |source| Error::NoPlace { directory: directory.display().to_string(), source };
         if socket.as_os_str().len() > MAX_SOCKET {
             return Err(failed(io::Error::other("its path is too long")).into());
@@ -105,9 +104,13 @@ impl Ssh {
         let mut master = spawn(&mut master, &errors)?;
         let status = match questions {
             Questions::Ask => master.wait().await,
-            Questions::Never => {
-                timeout(LOGIN_TIMEOUT, master.wait()).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
-            }
+            Questions::Never => match timeout(LOGIN_TIMEOUT, master.wait()).await {
+                Ok(status) => status,
+                Err(_) => {
+                    let said = Said::new(b"the login took too long");
+                    return Err(Error::Unreachable { server: self.server.clone(), said }.into());
+                }
+            },
         };
         let said = said(&errors);
         let status = status.map_err(Error::NoSsh)?;
@@ -129,8 +132,8 @@ impl Ssh {
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(input)));
         command.stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
         // The command goes, with its copies of their end: the channel ends with ssh.
-        let process = spawn(&mut command, &errors)?;
-        Ok(Channel { stream: ours, process, errors })
+        let child = spawn(&mut command, &errors)?;
+        Ok(Channel { stream: ours, process: Process { child, errors } })
     }
 
     /// Returns the host.
@@ -151,12 +154,16 @@ impl Ssh {
         command
     }
 
-    async fn is_connected(&self) -> Result<bool> {
+    /// Returns whether there is a connection.
+    pub async fn is_connected(&self) -> Result<bool> {
         let mut check = self.command(Questions::Never);
         check.args(["-O", "check"]).args(self.server.arguments());
         check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        let status = check.status().await.map_err(Error::NoSsh)?;
-        Ok(status.success())
+        // A process that hangs is as good as none.
+        match timeout(END_TIMEOUT, check.status()).await {
+            Ok(status) => Ok(status.map_err(Error::NoSsh)?.success()),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Waits for other commands that log in at the moment.
@@ -179,19 +186,35 @@ impl Ssh {
 pub struct Channel {
     /// Our end.
     pub stream: UnixStream,
-    process: Child,
+    /// What carries it.
+    pub process: Process,
+}
+
+/// A process of ssh that carries a channel.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
     errors: File,
 }
 
-impl Channel {
+impl Process {
     /// Returns whether the process has ended, or ends in a moment.
     pub async fn has_ended(&mut self) -> bool {
-        timeout(NOTICE_TIMEOUT, self.process.wait()).await.is_ok()
+        timeout(NOTICE_TIMEOUT, self.child.wait()).await.is_ok()
+    }
+
+    /// Waits for the end of a channel through which everything has come. Returns what ssh said if it broke before: both
+    /// ends look alike to who reads it, but only one that ended at the other host has that host's exit status.
+    pub async fn end_well(&mut self) -> Result<(), Said> {
+        match self.end().await {
+            (Some(0), _) => Ok(()),
+            (_, said) => Err(said),
+        }
     }
 
     /// Waits for the end of a channel that is broken. Returns the exit status of ssh, and what it said.
     pub async fn end(&mut self) -> (Option<i32>, Said) {
-        let ended = timeout(END_TIMEOUT, self.process.wait()).await;
+        let ended = timeout(END_TIMEOUT, self.child.wait()).await;
         let status = ended.ok().and_then(io::Result::ok).and_then(|status| status.code());
         (status, said(&self.errors))
     }
@@ -205,10 +228,16 @@ fn spawn(command: &mut Command, errors: &File) -> Result<Child> {
     Ok(child.map_err(Error::NoSsh)?)
 }
 
-/// Returns a file for the words of ssh. A pipe would stay open as long as the connection.
+/// Returns a file of a fixed size for the words of ssh. A pipe would stay open as long as the connection.
 fn memory() -> Result<File> {
-    let file = memfd_create("ssh", MemfdFlags::CLOEXEC).map_err(|error| Error::NoSsh(error.into()))?;
-    Ok(file.into())
+    let make = || {
+        let file = File::from(memfd_create("ssh", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+        file.set_len(MAX_SAID)?;
+        // The other host may say anything, for as long as the channel is open.
+        fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        Ok(file)
+    };
+    make().map_err(|error: io::Error| Error::NoSsh(error).into())
 }
 
 fn said(errors: &File) -> Said {
@@ -218,13 +247,10 @@ fn said(errors: &File) -> Said {
     if read.is_err() {
         bytes.clear();
     }
+    // What nothing was written to.
+    let length = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    bytes.truncate(length);
     Said::new(&bytes)
-}
-
-/// Returns the name of the socket for a host. It is short, because the path of a socket is limited.
-fn name_of(server: &Server) -> String {
-    let digest = Sha256::digest(server.to_string());
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns the directory of the sockets: of the login session, so that it is empty after a boot.
@@ -269,8 +295,41 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_talks_without_end_fills_no_memory() {
+        let errors = memory().unwrap();
+        let mut writer = errors.try_clone().unwrap();
+        io::Write::write_all(&mut writer, b"first words\n").unwrap();
+        let line = [b'x'; 1000];
+        assert!((0..1000).any(|_| io::Write::write_all(&mut writer, &line).is_err()));
+        assert_eq!(errors.metadata().unwrap().len(), MAX_SAID);
+        assert!(said(&errors).contains("first words; xxx"));
+        assert!(errors.set_len(MAX_SAID + 1).is_err());
+    }
+
+    #[test]
+    fn words_of_ssh_are_as_they_were() {
+        let errors = memory().unwrap();
+        assert_eq!(said(&errors), Said::new(b""));
+        io::Write::write_all(&mut errors.try_clone().unwrap(), b"Permission denied.\n").unwrap();
+        assert_eq!(said(&errors), Said::new(b"Permission denied.\n"));
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_broke_did_not_end_well() {
+        let end = async |script: &str| {
+            let errors = memory().unwrap();
+            let child = spawn(Command::new("sh").args(["-c", script]), &errors).unwrap();
+            Process { child, errors }.end_well().await
+        };
+        assert_eq!(end("exit 0").await, Ok(()));
+        let broken = end("echo Connection reset >&2; exit 255").await;
+        assert_eq!(broken, Err(Said::new(b"Connection reset")));
+        assert!(end("kill -9 $$").await.is_err());
+    }
+
+    #[test]
     fn each_host_has_a_socket_of_its_own() {
-        let name = |text: &str| name_of(&text.parse().unwrap());
+        let name = |text: &str| text.parse::<Server>().unwrap().file_name();
         assert_eq!(name("ssh://lab"), name("ssh://lab/"));
         assert_ne!(name("ssh://lab"), name("ssh://alice@lab"));
         assert_eq!(name("ssh://lab").len(), 16);

@@ -43,6 +43,9 @@ pub struct Greeting {
     pub version: String,
     /// The user there, as the bus knows it.
     pub uid: u32,
+    /// The architecture of its processor.
+    #[serde(default)]
+    pub architecture: Option<String>,
 }
 
 /// What a channel is for.

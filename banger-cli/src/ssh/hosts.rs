@@ -11,6 +11,7 @@ use super::host_of;
 use crate::{
     client::{bus::Bus, object::Object},
     error::Result,
+    remote::trust,
     workspace::record::{Record, Records},
 };
 
@@ -92,14 +93,19 @@ fn is_user(user: &str) -> bool {
 pub async fn of_caller(bus: &Bus) -> Result<Vec<Host>> {
     let sandboxes = bus.objects(VM_INTERFACE).await?;
     let own = sandboxes.iter().filter(|sandbox| bus.is_own(sandbox));
-    let mut hosts: Vec<Host> = own.filter(|sandbox| sandbox.text("State") != "deleting").map(host).collect();
+    let mut hosts: Vec<Host> =
+        own.filter(|sandbox| sandbox.text("State") != "deleting").filter_map(host).collect();
     hosts.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(hosts)
 }
 
-fn host(sandbox: &Object) -> Host {
+/// Returns a sandbox as a host, if what becomes of its name, id and key is plain.
+fn host(sandbox: &Object) -> Option<Host> {
+    if !trust::is_plain(sandbox) || sandbox.name().is_empty() {
+        return None;
+    }
     let (name, key) = (sandbox.name().to_owned(), sandbox.text("SshHostKey").to_owned());
-    Host { name, key, session: Session::of(sandbox.text("Id")) }
+    Some(Host { name, key, session: Session::of(sandbox.text("Id")) })
 }
 
 /// Returns the blocks of a configuration for these hosts. They come before the block for all sandboxes, because ssh takes
@@ -125,6 +131,9 @@ pub fn known(hosts: &[Host]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use zbus::{OwnedVariant, Variant};
+
     use super::*;
 
     fn host(name: &str, session: Session) -> Host {
@@ -151,6 +160,28 @@ Host web.vm
 ";
         assert_eq!(blocks(&hosts), expect);
         assert_eq!(known(&hosts), "db.vm ssh-ed25519 AAAA\nweb.vm ssh-ed25519 AAAA\n");
+    }
+
+    #[test]
+    fn a_service_writes_nothing_else_into_the_configuration() {
+        let host = |name: &str, key: &str| {
+            let text = |text: &str| OwnedVariant::try_from(Variant::from(text.to_owned())).unwrap();
+            let properties =
+                [("Name".to_owned(), text(name)), ("SshHostKey".to_owned(), text(key))].into_iter().collect();
+            super::host(&Object::new(properties))
+        };
+        let good = host("web", "ssh-ed25519 AAAA").unwrap();
+        assert_eq!(blocks(&[good]), "Host web.vm\n    HostName web.vm\n\n");
+        for (name, key) in [
+            ("x\n    ProxyCommand touch /tmp/owned\nHost y", ""),
+            ("*", ""),
+            ("", ""),
+            ("-x", ""),
+            ("a b", ""),
+            ("web", "ssh-ed25519 AAAA\n* ssh-ed25519 BBBB"),
+        ] {
+            assert_eq!(host(name, key), None, "{name:?} {key:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     client::bus::Bus,
     error::{Error, Result},
+    remote::server::Server,
     user::dirs::UserDirs,
 };
 
@@ -39,6 +40,9 @@ pub async fn write_ours(dirs: &UserDirs, bus: Option<&Bus>) -> Result<()> {
 /// Updates our files, if they are installed, after sandboxes have come, gone or changed. A failure is reported, and does
 /// not change the exit status of a command.
 pub async fn refresh(bus: &Bus) {
+    if !lists_hosts_of(bus.server()) {
+        return;
+    }
     let Ok(dirs) = UserDirs::of_caller() else { return };
     if !dirs.our_config().exists() {
         return;
@@ -46,6 +50,11 @@ pub async fn refresh(bus: &Bus) {
     if let Err(error) = write_if_installed(&dirs, bus).await {
         eprintln!("warning: the hosts of ssh are not up to date: {error}");
     }
+}
+
+/// Returns whether the sandboxes of this host are hosts of ssh, which knows only those of the local one.
+pub fn lists_hosts_of(server: Option<&Server>) -> bool {
+    server.is_none()
 }
 
 async fn write_if_installed(dirs: &UserDirs, bus: &Bus) -> Result<()> {
@@ -58,7 +67,7 @@ async fn write_if_installed(dirs: &UserDirs, bus: &Bus) -> Result<()> {
 }
 
 async fn listed(bus: Option<&Bus>) -> Result<Vec<Host>> {
-    let Some(bus) = bus else { return Ok(Vec::new()) };
+    let Some(bus) = bus.filter(|bus| lists_hosts_of(bus.server())) else { return Ok(Vec::new()) };
     // Others may wait for the lock.
     let hosts = tokio::time::timeout(TIMEOUT, hosts::of_caller(bus)).await;
     hosts.unwrap_or_else(|_| Err(Error::ServiceEnded))

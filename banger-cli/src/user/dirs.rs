@@ -63,6 +63,11 @@ impl UserDirs {
         self.state.join("banger/workspaces")
     }
 
+    /// Returns the directory with records of workspaces on other hosts. It has a directory for each host.
+    pub fn workspaces_elsewhere(&self) -> PathBuf {
+        self.state.join("banger/remote-workspaces")
+    }
+
     /// Returns the directory with the locks of builds.
     pub fn builds(&self) -> PathBuf {
         self.state.join("banger/builds")

@@ -287,7 +287,7 @@ pub fn is_in_the_way(error: &Error) -> bool {
 async fn remove_stale_records(guest: &Guest) {
     if let Ok(sandboxes) = guest.bus().objects(VM_INTERFACE).await {
         let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect();
-        remove_all_except(&ids);
+        remove_all_except(&ids, guest.bus().server());
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    remote::{self, server::Server, trust},
     user::dirs::UserDirs,
 };
 
@@ -253,7 +254,15 @@ pub fn shell_word(word: &str) -> String {
 impl Records {
     /// Returns the records of the sandbox with this id.
     pub fn of(id: &str) -> Result<Self> {
-        Ok(Self { directory: UserDirs::of_caller()?.workspaces().join(id) })
+        Self::below(&root(&UserDirs::of_caller()?, remote::chosen()?.as_ref()), id)
+    }
+
+    fn below(root: &Path, id: &str) -> Result<Self> {
+        // It may come from another host.
+        match trust::is_id(id) {
+            true => Ok(Self { directory: root.join(id) }),
+            false => Err(Error::Refused(format!("{id:?} is not the id of a sandbox"))),
+        }
     }
 
     /// Starts a record of the workspace at this path.
@@ -292,11 +301,24 @@ impl Records {
     }
 }
 
-/// Removes the records of all other sandboxes.
-pub fn remove_all_except(ids: &[String]) {
-    let Ok(dirs) = UserDirs::of_caller() else { return };
-    let directory = dirs.workspaces();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+/// Returns the directory with the records of a host. Each host has one, so that it neither sees those of another, nor has
+/// them removed.
+fn root(dirs: &UserDirs, server: Option<&Server>) -> PathBuf {
+    match server {
+        None => dirs.workspaces(),
+        Some(server) => dirs.workspaces_elsewhere().join(server.file_name()),
+    }
+}
+
+/// Removes the records of all other sandboxes of a host.
+pub fn remove_all_except(ids: &[String], server: Option<&Server>) {
+    if let Ok(dirs) = UserDirs::of_caller() {
+        remove_below(&root(&dirs, server), ids);
+    }
+}
+
+fn remove_below(root: &Path, ids: &[String]) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if !ids.iter().any(|id| name == id.as_str()) {
             Records { directory: entry.path() }.forget();
@@ -339,6 +361,43 @@ pub mod tests {
         assert_eq!(reference("web", None), "web");
         assert_eq!(reference("web", Some("/srv/x")), "web --guest-path /srv/x");
         assert_eq!(reference("web", Some("/a b'c")), r"web --guest-path '/a b'\''c'");
+    }
+
+    #[test]
+    fn the_records_of_another_host_stay() {
+        let home = tempfile::tempdir().unwrap();
+        let dirs = UserDirs::below(home.path());
+        let (lab, far): (Server, Server) = ("ssh://lab".parse().unwrap(), "ssh://far".parse().unwrap());
+        let (one, two) = ("1".repeat(32), "2".repeat(32));
+        let hosts = [None, Some(&lab), Some(&far)];
+        for host in hosts {
+            for id in [&one, &two] {
+                Records::below(&root(&dirs, host), id)
+                    .unwrap()
+                    .begin("/a")
+                    .unwrap()
+                    .commit(record("/a", 1))
+                    .unwrap();
+            }
+        }
+        let kept = || {
+            hosts.map(|host| {
+                [&one, &two].map(|id| Records::below(&root(&dirs, host), id).unwrap().all().len())
+            })
+        };
+        remove_below(&root(&dirs, None), &[one.clone()]);
+        assert_eq!(kept(), [[1, 0], [1, 1], [1, 1]]);
+        // A host that says it has none.
+        remove_below(&root(&dirs, Some(&lab)), &[]);
+        assert_eq!(kept(), [[1, 0], [0, 0], [1, 1]]);
+    }
+
+    #[test]
+    fn an_id_leads_to_no_other_directory() {
+        let home = tempfile::tempdir().unwrap();
+        for id in ["", ".", "..", "/etc", "../../.ssh", "a/b", &"A".repeat(32)] {
+            assert!(Records::below(home.path(), id).is_err(), "{id:?}");
+        }
     }
 
     #[test]

@@ -50,6 +50,7 @@ case $host in
     noisy) echo "Welcome to noisy!" ;;
     busless) DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent/bus ;;
     gone) echo "Connection to gone closed by remote host." >&2; exit 1 ;;
+    cut) sh -c "$*"; echo "client_loop: send disconnect: Broken pipe" >&2; exit 255 ;;
 esac
 echo $$ >> "$STAND_IN/pids"
 exec sh -c "exec $*"
@@ -286,6 +287,17 @@ fn what_is_wrong_on_the_way_is_told_apart() {
 }
 
 #[test]
+fn a_log_that_is_cut_off_is_not_whole() {
+    let host = Host::new();
+    let user = User::of(&host);
+    let whole = user.banger(&["vm", "logs", "--raw", "web"]);
+    assert!(whole.status == 0 && whole.output.contains("Started"), "{whole:?}");
+    let cut = user.run(&["--host", "ssh://cut", "vm", "logs", "--raw", "web"], Stdio::null());
+    assert_eq!((cut.status, &cut.output), (1, &whole.output), "{cut:?}");
+    assert!(cut.errors.contains("lost the connection to ssh://cut.\n  because: client_loop"), "{cut:?}");
+}
+
+#[test]
 fn a_context_is_used_until_another_is() {
     let host = Host::new();
     let user = User::of(&host);
@@ -410,10 +422,14 @@ fn names_of_a_remote_host_are_completed() {
         command.env("BANGER_COMPLETE", "fish").env("_CLAP_COMPLETE_INDEX", words.len().to_string());
         ended(&mut command)
     };
-    let names = completed(&["--host", "ssh://lab", "vm", "stop", "w"]);
+    let stop = ["--host", "ssh://lab", "vm", "stop", "w"];
+    // It logs in nowhere, and uses the connection of another command.
+    let nothing = completed(&stop);
+    assert_eq!((nothing.output.trim(), nothing.errors.as_str()), ("", ""), "{nothing:?}");
+    assert!(user.calls().lines().all(|call| call.contains("-O check")), "{}", user.calls());
+    assert_eq!(user.run(&["--host", "ssh://lab", "ps", "-q"], Stdio::null()).status, 0);
+    let names = completed(&stop);
     assert!(names.output.starts_with("web"), "{names:?}");
-    // Nothing was left behind for it.
-    assert!(!user.calls().contains("-f -N"), "{}", user.calls());
     assert_eq!(user.run(&["context", "add", "lab", "ssh://lab"], Stdio::null()).status, 0);
     let contexts = completed(&["context", "use", "l"]);
     assert!(contexts.output.starts_with("lab"), "{contexts:?}");

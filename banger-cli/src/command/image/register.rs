@@ -82,9 +82,11 @@ enum Content<'a> {
 impl Register {
     pub async fn run(&self) -> Result<u8> {
         let mut options = self.add.options();
-        let (file_key, file, name, wanted) = match self.content()? {
+        let content = self.content()?;
+        let bus = Bus::connect().await?;
+        let (file_key, file, name, wanted) = match content {
             Content::Image(path) => {
-                let platform = saved::platform(self.platform.as_deref())?;
+                let platform = saved::platform(self.platform.as_deref(), bus.architecture())?;
                 let Image { file, parts, name, kernel } =
                     saved::find(path, &platform, self.tag.as_deref(), self.name.as_deref())?;
                 options.insert(import::PARTS, Variant::from(parts));
@@ -99,7 +101,6 @@ impl Register {
         };
         let modules = self.modules.as_deref();
         let own = self.vmlinuz.as_deref().map(|vmlinuz| kernel::Files::open(vmlinuz, modules)).transpose()?;
-        let bus = Bus::connect().await?;
         let kernel = match (&self.kernel, &own, wanted) {
             (Some(kernel), _, _) => Some(kernel.clone()),
             (None, Some(_), _) => Some(name.clone()),

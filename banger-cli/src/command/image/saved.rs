@@ -53,10 +53,10 @@ pub fn unnamed() -> Error {
     Error::Usage("the image has no name".to_owned()).with_hint("`--name NAME` gives it one.")
 }
 
-/// Returns the wanted platform, the host's by default.
-pub fn platform(text: Option<&str>) -> Result<Platform> {
+/// Returns the wanted platform, by default that of the host with this architecture.
+pub fn platform(text: Option<&str>, architecture: &str) -> Result<Platform> {
     match text {
-        None => Ok(Platform::of_host(env::consts::ARCH)),
+        None => Ok(Platform::of_host(architecture)),
         Some(text) => {
             text.parse().map_err(|error| Error::Usage(format!("{text:?} is not a platform: {error}")))
         }
@@ -104,7 +104,7 @@ mod tests {
     const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
     fn amd64() -> Platform {
-        platform(Some("linux/amd64")).unwrap()
+        platform(Some("linux/amd64"), "x86_64").unwrap()
     }
 
     /// Returns a bundle with an image of one layer.
@@ -162,6 +162,13 @@ mod tests {
         fs::write(&path, layout::of(&[b"1".to_vec()], "a").tar()).unwrap();
         let unnamed = find(&path, &amd64(), None, None).unwrap_err();
         assert!(unnamed.hint().is_some_and(|hint| hint.contains("--name")), "{unnamed}");
-        assert!(platform(Some("windows")).unwrap_err().to_string().contains("linux/amd64"));
+        assert!(platform(Some("windows"), "x86_64").unwrap_err().to_string().contains("linux/amd64"));
+    }
+
+    #[test]
+    fn the_platform_is_that_of_the_host_in_use() {
+        assert_eq!(platform(None, "aarch64").unwrap().to_string(), "linux/arm64");
+        assert!(platform(None, "x86_64").unwrap().to_string().starts_with("linux/amd64"));
+        assert_eq!(platform(Some("linux/arm64"), "x86_64").unwrap().to_string(), "linux/arm64");
     }
 }

@@ -168,13 +168,14 @@ pub async fn listen_near(
 impl Forward {
     pub async fn run(&self) -> Result<u8> {
         let sandbox = self.sandbox.as_deref();
+        let host = remote::chosen()?.map(|server| server.to_string());
         if self.list {
-            return background::list(sandbox, self.json);
+            return background::list(sandbox, host.as_deref(), self.json);
         }
         // Required unless `--list` is given.
         let sandbox = sandbox.unwrap_or_default();
         if self.stop {
-            return background::stop(sandbox);
+            return background::stop(sandbox, host.as_deref());
         }
         let local = self.local();
         if local.is_empty() && self.remote.is_empty() && !self.auto {
@@ -185,7 +186,7 @@ impl Forward {
             )));
         }
         if self.detach && !self.in_background {
-            if remote::chosen()?.is_some() {
+            if host.is_some() {
                 // The process in the background has no terminal to log in with.
                 drop(Bus::connect().await?);
             }
@@ -231,6 +232,7 @@ impl Forward {
         let entered = self.in_background.then(|| {
             background::enter(&background::Record {
                 pid: background::own_pid(),
+                host: forwarder.bus.server().map(|server| server.to_string()),
                 sandbox: sandbox.to_owned(),
                 vm: id_of(&forwarder.vm),
                 forwards: lines,

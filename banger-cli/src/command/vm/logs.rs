@@ -76,7 +76,7 @@ impl Logs {
                 shown => shown.map(|()| 0),
             };
         }
-        let pipe = self.open().await.map_err(|error| error.about(&self.sandbox))?;
+        let (bus, pipe) = self.open().await.map_err(|error| error.about(&self.sandbox))?;
         let failed = |source| Error::io("read the log", source);
         let mut pipe = Input::new(pipe).map_err(failed)?;
         let mut filter = self.filter();
@@ -84,6 +84,7 @@ impl Logs {
         loop {
             let count = pipe.read(&mut buffer).await.map_err(failed)?;
             if count == 0 {
+                bus.check_stream().await.map_err(|error| error.about(&self.sandbox))?;
                 return Ok(0);
             }
             show(&mut filter, &buffer[..count])?;
@@ -118,7 +119,7 @@ impl Logs {
         Ok(())
     }
 
-    async fn open(&self) -> Result<OwnedFd> {
+    async fn open(&self) -> Result<(Bus, OwnedFd)> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await?;
         let mut options = Options::from([(log::FOLLOW, Variant::from(self.follow))]);
@@ -131,7 +132,8 @@ impl Logs {
             }
         }
         let which = if self.vmm { log::VMM } else { log::CONSOLE };
-        bus.open_log(&vm, which, &options).await
+        let log = bus.open_log(&vm, which, &options).await?;
+        Ok((bus, log))
     }
 }
 

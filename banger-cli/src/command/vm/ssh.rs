@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     error::{Error, Result},
-    remote::{self, choice::VARIABLE},
+    remote::{self, choice::VARIABLE, trust},
     ssh::{config, host_of, hosts::Session, keys},
     user::dirs::UserDirs,
     workspace::record::shell_word,
@@ -74,8 +74,20 @@ impl Ssh {
         let vm = bus.find(Kind::Vm, &self.sandbox).await?;
         let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
         require_running(&sandbox)?;
-        let host = host_of(if bus.is_own(&sandbox) { sandbox.name() } else { sandbox.text("Id") });
+        let host = host(&sandbox, bus.is_own(&sandbox))?;
         Ok((host, Session::of(sandbox.text("Id"))))
+    }
+}
+
+/// Returns the host name for ssh. One that begins with a hyphen would be an option.
+fn host(sandbox: &Object, is_own: bool) -> Result<String> {
+    let (text, is_plain) = match is_own {
+        true => (sandbox.name(), trust::is_name(sandbox.name())),
+        false => (sandbox.text("Id"), trust::is_id(sandbox.text("Id"))),
+    };
+    match is_plain {
+        true => Ok(host_of(text)),
+        false => Err(Error::Refused("the sandbox has a name or an id that is no name of a host".to_owned())),
     }
 }
 
@@ -130,5 +142,21 @@ mod tests {
             assert_eq!(in_directory(session, &ssh.arguments), expect, "{line}");
         }
         assert!(parse_args::<Ssh>("web -N").is_err());
+    }
+
+    #[test]
+    fn a_sandbox_is_no_option_of_ssh() {
+        use zbus::{OwnedVariant, Variant};
+
+        let host = |property: &str, text: &str, is_own| {
+            let value = OwnedVariant::try_from(Variant::from(text.to_owned())).unwrap();
+            host(&Object::new([(property.to_owned(), value)].into()), is_own).ok()
+        };
+        assert_eq!(host("Name", "web", true).as_deref(), Some("web.vm"));
+        let id = "0123456789abcdef0123456789abcdef";
+        assert_eq!(host("Id", id, false), Some(format!("{id}.vm")));
+        for text in ["-oProxyCommand=reboot", "-", "", "a b", "x@y", "a\nb"] {
+            assert_eq!((host("Name", text, true), host("Id", text, false)), (None, None), "{text:?}");
+        }
     }
 }

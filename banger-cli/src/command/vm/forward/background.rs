@@ -43,6 +43,9 @@ const MAX_RECORD: u64 = 64 << 10;
 pub struct Record {
     /// Its process id.
     pub pid: i32,
+    /// The host of the sandbox, if it is not the local one.
+    #[serde(default)]
+    pub host: Option<String>,
     /// The sandbox, as given.
     pub sandbox: String,
     /// The id of the sandbox.
@@ -130,29 +133,38 @@ impl Drop for Entered {
 }
 
 /// Lists the processes of one sandbox, or of all.
-pub fn list(sandbox: Option<&str>, json: bool) -> Result<u8> {
-    let records: Vec<Record> =
-        running(&directory()?, sandbox).into_iter().map(|(record, _)| record).collect();
+pub fn list(sandbox: Option<&str>, host: Option<&str>, json: bool) -> Result<u8> {
+    let found = running(&directory()?, sandbox);
+    // Those of one sandbox are of the host in use; a list of all names the host of each.
+    let found = if sandbox.is_some() { of_host(found, host) } else { found };
+    let records: Vec<Record> = found.into_iter().map(|(record, _)| record).collect();
     if json {
         output::json(&json!(records))?;
         return Ok(0);
     }
-    let mut table = Table::new(["PID", "SANDBOX", "STARTED", "FORWARDS"]);
-    for Record { pid, sandbox, forwards, started_at, .. } in records {
-        table.row([pid.to_string(), sandbox, age::ago(started_at, age::now()), forwards.join(" ")]);
+    let mut table = Table::new(["PID", "HOST", "SANDBOX", "STARTED", "FORWARDS"]);
+    for Record { pid, host, sandbox, forwards, started_at, .. } in records {
+        let host = host.unwrap_or_else(|| "local".to_owned());
+        table.row([pid.to_string(), host, sandbox, age::ago(started_at, age::now()), forwards.join(" ")]);
     }
     output::text(&table.text())?;
     Ok(0)
 }
 
-/// Ends the processes of a sandbox.
-pub fn stop(sandbox: &str) -> Result<u8> {
-    let found = running(&directory()?, Some(sandbox));
+/// Ends the processes of a sandbox of this host.
+pub fn stop(sandbox: &str, host: Option<&str>) -> Result<u8> {
+    let found = of_host(running(&directory()?, Some(sandbox)), host);
     if found.is_empty() {
         let error = Error::Refused(format!("nothing is forwarded in the background for {sandbox}"));
         return Err(error.with_hint("`banger vm forward --list` shows what is."));
     }
     found.iter().try_for_each(|(record, file)| end(record, file)).map(|()| 0)
+}
+
+/// Keeps the processes for one host: others may have sandboxes of the same name.
+fn of_host(mut found: Vec<(Record, File)>, host: Option<&str>) -> Vec<(Record, File)> {
+    found.retain(|(record, _)| record.host.as_deref() == host);
+    found
 }
 
 fn end(record: &Record, file: &File) -> Result<()> {
@@ -236,7 +248,14 @@ mod tests {
 
     fn record(pid: i32, sandbox: &str) -> Record {
         let forwards = vec!["127.0.0.1:8080 reaches 80.".to_owned()];
-        Record { pid, sandbox: sandbox.to_owned(), vm: format!("{pid:032x}"), forwards, started_at: 1 }
+        Record {
+            pid,
+            host: None,
+            sandbox: sandbox.to_owned(),
+            vm: format!("{pid:032x}"),
+            forwards,
+            started_at: 1,
+        }
     }
 
     #[test]
@@ -268,6 +287,25 @@ mod tests {
         assert!(listed(Some("0")).is_empty() && !directory.join("13.json").exists());
         drop(web);
         assert_eq!(listed(None), [12]);
+    }
+
+    #[test]
+    fn a_sandbox_of_another_host_is_another_one() {
+        let place = tempfile::tempdir().unwrap();
+        let there = Record { host: Some("ssh://lab".to_owned()), ..record(12, "web") };
+        let _here = Entered::of(place.path(), &record(11, "web")).unwrap();
+        let _there = Entered::of(place.path(), &there).unwrap();
+        let found = |host: Option<&str>| {
+            let found = of_host(running(place.path(), Some("web")), host);
+            found.into_iter().map(|(record, _)| record.pid).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (found(None), found(Some("ssh://lab")), found(Some("ssh://x"))),
+            (vec![11], vec![12], vec![])
+        );
+        let mut old = serde_json::to_value(record(13, "web")).unwrap();
+        old.as_object_mut().unwrap().remove("host");
+        assert_eq!(serde_json::from_value::<Record>(old).unwrap(), record(13, "web"));
     }
 
     #[test]
