@@ -336,6 +336,8 @@ export interface File {
 export interface Forward {
   /** What it forwards, in a sentence each. */
   forwards: Array<string>;
+  /** The address of the host of the sandbox; null for the local one. */
+  host?: string | null;
   /** Its process id. */
   pid: number;
   /** The sandbox, as it was given. */

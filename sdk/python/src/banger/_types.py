@@ -521,7 +521,7 @@ class File(TypedDict):
     size: int
 
 
-class Forward(TypedDict):
+class _Forward(TypedDict):
     """A process that forwards in the background."""
 
     #: What it forwards, in a sentence each.
@@ -538,6 +538,13 @@ class Forward(TypedDict):
 
     #: Id of the sandbox.
     vm: str
+
+
+class Forward(_Forward, total=False):
+    """A process that forwards in the background."""
+
+    #: The address of the host of the sandbox; null for the local one.
+    host: str | None
 
 
 class Health(TypedDict):
