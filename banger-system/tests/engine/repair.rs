@@ -251,19 +251,6 @@ async fn what_others_have_removed_meanwhile_is_not_said_to_be_repaired() {
     lab.sim.remove_remains_at_the_next_read(lost);
     assert_eq!(lab.repair().await, Vec::<String>::new());
     assert_eq!(lab.remains_of(lost), Vec::<String>::new());
-
-    // An interface that goes with its sandbox is not set up again.
-    let vm = lab.running().await;
-    lab.sim.lose_nics(true);
-    let mut lab = lab.restart().await;
-    lab.until(vm, |state| state == Some(State::Running)).await;
-    let problem =
-        |messages: Vec<String>| messages.iter().any(|message| message.contains("network interface"));
-    assert!(problem(lab.messages(ALICE).await));
-    let job = lab.engine.stop_vm(vm, Stop { mode: StopMode::Forced, ..Stop::default() }).await.unwrap();
-    let (done, ()) = tokio::join!(lab.repair(), lab.done(job));
-    assert_eq!(done, Vec::<String>::new());
-    assert!(!problem(lab.messages(ALICE).await));
 }
 
 #[tokio::test(start_paused = true)]
@@ -286,14 +273,10 @@ async fn snapshots_suspended_sandboxes_and_what_is_under_way_lose_nothing() {
     let create = CreateVm { name: "web".parse().ok(), ..request() };
     let (web, job) = lab.engine.create_vm(create).await.unwrap();
     repair_until_done(job).await;
-    let mut in_the_making = 0;
     while lab.sim.templates().0 == 0 {
-        let strangers = lab.sim.alive().into_iter().filter(|thing| !thing.contains(&web.to_string()));
-        in_the_making += strangers.count();
         assert_eq!(lab.repair().await, nothing);
         tokio::time::sleep(Duration::from_micros(100)).await;
     }
-    assert!(in_the_making > 0, "no repair has seen the sandbox of a template");
 
     let snapshot = lab.engine.create_snapshot(web, "clean".parse().unwrap()).await.unwrap();
     repair_until_done(snapshot).await;
