@@ -178,7 +178,8 @@ fn the_python_of_the_page_about_sdks_runs() {
 fn the_sdk_for_typescript_passes_its_tests() {
     let Some(compiled) = Compiled::new() else { return };
     let mut test = Command::new("node");
-    test.args(["--test", "--preserve-symlinks", "test/calls.test.js"]).current_dir(compiled.package());
+    test.args(["--test", "--preserve-symlinks", "--preserve-symlinks-main", "test/calls.test.js"]);
+    test.current_dir(compiled.package());
     let text = passes(&test.env_remove("NODE_TEST_CONTEXT").output().unwrap());
     assert!(text.contains("# fail 0") || text.contains("ℹ fail 0"), "{text}");
     // A file that could not be loaded or has no test counts as one.
