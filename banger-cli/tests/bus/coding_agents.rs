@@ -271,9 +271,6 @@ fn presets_have_precedence_over_settings_and_options_over_presets() {
         "{notes}"
     );
     assert!(notes.contains("note: your proxies reach more than the preset allows; `--proxy`"), "{notes}");
-    let (said, notes) = told(&["--nat"]);
-    assert_eq!(said, "proxy=http://proxy.example:3128\n", "{notes}");
-    assert!(!notes.contains("replaces") && !notes.contains("proxies"), "{notes}");
 }
 
 #[test]
