@@ -74,10 +74,9 @@ impl SshConfig {
 fn require_local(server: Option<&Server>) -> Result<()> {
     let Some(server) = server else { return Ok(()) };
     let error = Error::Refused(format!("ssh is not configured for the sandboxes of {server}"));
-    Err(error.with_hint(format!(
-        "`banger --host {server} vm ssh NAME` logs in to one; `banger -c default ssh-config --install` is for those of \
-         this host."
-    )))
+    Err(error.with_hint(
+        "`banger vm ssh NAME` logs in to one; `banger -c default ssh-config --install` is for those of this host.",
+    ))
 }
 
 /// Writes our files first: an include line without them would be useless.
@@ -173,7 +172,7 @@ mod tests {
     fn the_sandboxes_of_a_remote_host_are_not_installed() {
         let lab = "ssh://alice@lab".parse().unwrap();
         let error = require_local(Some(&lab)).unwrap_err();
-        assert!(error.hint().unwrap().starts_with("`banger --host ssh://alice@lab vm ssh NAME`"), "{error}");
+        assert!(error.hint().unwrap().starts_with("`banger vm ssh NAME` logs in"), "{error}");
         assert!(require_local(None).is_ok());
         use crate::ssh::installed::lists_hosts_of;
         assert!(lists_hosts_of(None) && !lists_hosts_of(Some(&lab)));

@@ -8,9 +8,9 @@
 use std::{
     env,
     fs::{DirBuilder, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io,
     os::unix::{
-        fs::{DirBuilderExt, MetadataExt},
+        fs::{DirBuilderExt, FileExt, MetadataExt},
         net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -241,13 +241,10 @@ fn memory() -> Result<File> {
 }
 
 fn said(errors: &File) -> Said {
-    let (mut bytes, mut errors) = (Vec::new(), errors);
-    // The process that writes it shares the position, and has ended, or writes no more that matters.
-    let read = errors.seek(SeekFrom::Start(0)).and_then(|_| errors.take(MAX_SAID).read_to_end(&mut bytes));
-    if read.is_err() {
-        bytes.clear();
-    }
-    // What nothing was written to.
+    let mut bytes = vec![0; MAX_SAID as usize];
+    // The process that writes it shares the position, which stays. What cannot be read was not said.
+    let _ = errors.read_at(&mut bytes, 0);
+    // Nothing was written to the rest.
     let length = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     bytes.truncate(length);
     Said::new(&bytes)
