@@ -15,8 +15,8 @@ wait_for_memory() {
     local end=$((SECONDS + 180))
     until is_written; do [ $SECONDS -lt $end ]; done
 }
-# client VERB: starts a client in the background.
-client() { alice "echo \$\$ > client; exec banger $1 busy" & }
+# client VERB: starts a client in the background. What started this script may ignore interrupts, and then banger would.
+client() { alice "echo \$\$ > client; exec env --default-signal=INT banger $1 busy" & }
 interrupt() { kill -INT "$(cat /home/alice/client)" || echo 'too fast'; }
 
 alice 'banger create -q --vcpu 1 --memory 1GiB --name busy'
