@@ -385,7 +385,7 @@ pub mod tests {
                 [&one, &two].map(|id| Records::below(&root(&dirs, host), id).unwrap().all().len())
             })
         };
-        remove_below(&root(&dirs, None), &[one.clone()]);
+        remove_below(&root(&dirs, None), std::slice::from_ref(&one));
         assert_eq!(kept(), [[1, 0], [1, 1], [1, 1]]);
         // A host that says it has none.
         remove_below(&root(&dirs, Some(&lab)), &[]);

@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(left(at(299), false, &[]), [1, 2, 3]);
         assert_eq!(left(at(300), false, &[grant(1)]), [1, 3]);
         assert_eq!(left(at(300), true, &[]), [3, 4]);
-        assert_eq!(left(at(600), true, &[]), []);
+        assert_eq!(left(at(600), true, &[]), Vec::<u32>::new());
         assert_eq!(left(at(600), false, &[grant(1), grant(4)]), [1, 4]);
     }
 
