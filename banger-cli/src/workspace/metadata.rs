@@ -93,7 +93,7 @@ impl Metadata {
             let existing = output.lines().filter(|line| !line.ends_with(" missing"));
             ids.extend(existing.filter_map(|line| line.split(' ').next()).map(str::to_owned));
         }
-        let pack = snapshot.take(&git, &ids)?;
+        let pack = snapshot.take(git, &plan.repository.objects, &ids)?;
         Ok(Self { head: plan.head.clone(), shallow, pack, ids, index: snapshot.path.join("index.sent") })
     }
 

@@ -79,8 +79,9 @@ impl Snapshot {
         Git::bare(&self.path)
     }
 
-    /// Copies these objects from a repository. Returns the common path prefix of the pack's files.
-    pub fn take(&self, from: &Git, ids: &HashSet<String>) -> Result<Option<PathBuf>> {
+    /// Copies these objects from a repository, whose objects are in this directory. Returns the common path prefix of the
+    /// pack's files.
+    pub fn take(&self, from: Git, objects: &Path, ids: &HashSet<String>) -> Result<Option<PathBuf>> {
         if ids.is_empty() {
             return Ok(None);
         }
@@ -91,6 +92,8 @@ impl Snapshot {
         let mut arguments: Vec<std::ffi::OsString> =
             ["pack-objects", "-q", "--window=0", "--delta-base-offset"].map(Into::into).into();
         arguments.push(base.clone().into());
+        // git writes a temporary pack and renames it, and the repository may be on another file system.
+        let from = from.with_new_objects_in(&self.path.join("objects"), objects);
         let name = from.run(&arguments, list.as_bytes()).map_err(|error| {
             error.with_hint("`git fetch --refetch --no-filter` completes a partial clone.")
         })?;

@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::{
         ffi::OsStrExt,
-        fs::{PermissionsExt, symlink},
+        fs::{MetadataExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -151,6 +151,23 @@ fn a_repository_arrives_unchanged_and_git_agrees() {
     fs::write(bench.guest.join("new"), "x").unwrap();
     bench.guest_git(&["add", "new"]);
     bench.guest_git(&["commit", "-qm", "in the sandbox"]);
+}
+
+#[test]
+fn a_repository_on_another_file_system_is_sent() {
+    let mut bench = Bench::new();
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    assert_ne!(device(elsewhere.path()), device(&bench.repo), "this test needs two file systems");
+    let repo = elsewhere.path().join("repo");
+    bench.git_in(elsewhere.path(), &["clone", "-q", bench.repo.to_str().unwrap(), repo.to_str().unwrap()]);
+    bench.repo = repo;
+    fs::write(bench.repo.join("staged"), "staged").unwrap();
+    bench.git(&["add", "staged"]);
+    bench.prepared(&[]);
+    bench.assert_same();
+    bench.guest_git(&["fsck", "--strict"]);
+    assert_eq!(bench.guest_git(&["status", "--short"]), "A  staged\n");
 }
 
 #[test]
