@@ -384,6 +384,7 @@ mod tests {
         let (home, of_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let allow = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         allow(home.path(), 0o755);
+        allow(of_root.path(), 0o700);
         let other = Account { uid: 4242, gid: 4242, ..account(home.path()) };
         let read = || OfUser::read(&other, &[]);
         let path = home.path().join(".docker/config.json");
