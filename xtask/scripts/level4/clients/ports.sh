@@ -20,7 +20,7 @@ banger vm publish pub 8032:8080 2>&1 > /dev/null | grep -o 'listens on port 8080
 banger vm forward -d --auto pub 2> /dev/null
 fetch() { curl -sf -o /dev/null http://127.0.0.1:8080/; }
 wait_until 180 'the forwarded port' fetch
-banger vm forward --list | grep -c '^[0-9]* *pub '
+banger vm forward --list | grep -c '^[0-9]* *local *pub '
 banger vm forward --stop pub
 fetch || echo forwarding ended
 banger vm delete --quiet --force pub

@@ -27,9 +27,13 @@ base = "$base"
 path = "/usr/local/bin/made-up"
 mode = "0755"
 content = '''
-#!/bin/sh
+#!/bin/bash
 shift
-get() { wget -q -T 20 -O - "http://\$1/" 2> /dev/null || echo nothing; }
+# The image has no client of HTTP.
+get() {
+    timeout 20 bash -c 'exec 3<> "/dev/tcp/\$0/80" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && tail -n 1 <&3' "\$1" 2> /dev/null ||
+        echo nothing
+}
 echo "args: \$*"
 echo "key: \$MADE_UP_KEY"
 echo "settings: \$(cat ~/.made-up/settings)"
