@@ -50,7 +50,7 @@ line "$host" 'banger rm -f web first' '^first: deleted$'
 # What is spelled otherwise.
 line "$host" 'banger run make test' '^hint: `banger run -- make test`\.$'
 line "$host" 'banger run -it debian:12 bash' '^hint: `banger run -it --image debian:12 -- bash`\.$'
-line "$host" 'banger run -v /srv:/srv' '^hint: nothing of the host is mounted: '
+line "$host" 'banger run -v data:/srv' '^hint: for the directory of this name, write '
 line "$host" 'banger run --network host' '^hint: sandboxes of one owner reach each other'
 line "$host" 'banger build .' '^hint: `banger image build DIRECTORY`'
 line "$host" 'banger images' ' quick '
