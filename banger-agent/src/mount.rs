@@ -218,7 +218,7 @@ fn relay(port: &mut Port, device: &OwnedFd) -> io::Result<Ended> {
             given += answer.len() as u32;
             in_flight -= usize::from(in_flight > 0);
             match rustix::io::write(device, &answer) {
-                // Nobody waits for it any more.
+                // The request may have been given up.
                 Ok(_) | Err(Errno::NOENT) => {}
                 Err(Errno::NODEV | Errno::PERM) => return Ok(Ended::Unmounted),
                 Err(error) => return Err(error.into()),

@@ -160,7 +160,7 @@ impl OfUser {
             Ok(Self { configurations, entries })
         };
         thread::Builder::new().name("configurations".to_owned()).spawn(move || {
-            // Nobody may wait any more.
+            // The request may have been given up.
             let _ = done.send(read());
         })?;
         let late =
@@ -220,7 +220,7 @@ fn with_helper(mut config: Map<String, Value>, registries: &[String]) -> Map<Str
     config
 }
 
-/// Reads a configuration of the user; an empty one if there is none.
+/// Reads a configuration of the user. Returns an empty one if the file does not exist.
 fn read(path: &Path) -> io::Result<Map<String, Value>> {
     // Opening a pipe does not wait.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;

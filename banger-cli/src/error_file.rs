@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 static FILE: OnceLock<File> = OnceLock::new();
 
-/// Opens the file, which is created if there is none. Errors are written to it from now on.
+/// Opens the file, and creates it if it does not exist. Errors are written to it from now on.
 pub fn open(path: &Path) -> Result<()> {
     // Causes can name files of the user.
     let file = File::options().append(true).create(true).mode(0o600).open(path);

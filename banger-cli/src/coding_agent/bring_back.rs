@@ -42,7 +42,7 @@ pub enum Apply {
 /// What became of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// There is none.
+    /// The agent changed nothing.
     Unchanged,
     /// It is in the work tree.
     Applied,

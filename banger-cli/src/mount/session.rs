@@ -150,14 +150,14 @@ fn violated(violation: Violation) -> Error {
     Error::Refused(violation.to_string())
 }
 
-/// Ends the mount if its thread panics: a guest would wait for the answer for ever.
+/// Ends the mount if its thread panics. Otherwise the guest would wait for the answer without end.
 struct EndsOnPanic(mpsc::UnboundedSender<Answer>);
 
 impl Drop for EndsOnPanic {
     fn drop(&mut self) {
         if thread::panicking() {
             let failed = Error::Refused("a request of the sandbox made this program fail".to_owned());
-            // Nobody listens once the mount has ended.
+            // The mount may have ended already.
             let _ = self.0.send(Err(failed));
         }
     }

@@ -369,7 +369,7 @@ fn passing(server: &Server, what: &'static str, to_or_from: &'static str, source
     Error::Passing { what, to_or_from, server: server.clone(), source }.into()
 }
 
-/// Returns the error of a reply that is none to the request.
+/// Returns the error for a reply that does not fit the request.
 fn refusal(server: &Server, reply: Reply) -> CallError {
     match reply {
         Reply::Refused { name, message } if name == NO_BUS => {

@@ -60,7 +60,7 @@ fn streams() -> io::Result<(File, File)> {
     Ok((input.into(), output.into()))
 }
 
-/// Ends this process once nobody can read its output any more, even while it has nothing to write.
+/// Ends this process once the reader of its output is gone, even while it has nothing to write.
 fn end_with(output: File) {
     thread::spawn(move || {
         loop {
@@ -68,7 +68,7 @@ fn end_with(output: File) {
             match poll(&mut gone, None) {
                 Ok(_) if gone[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => process::exit(0),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                // A file, for example, has nobody who could be gone.
+                // A file, for example, has no reader that could go away.
                 Err(_) => return,
             }
         }

@@ -79,7 +79,7 @@ impl LookUp {
         self.during(HELPER_TIMEOUT, move || credentials::of_registry(&name)).await
     }
 
-    /// Runs one look-up. Its helper is ended after this time, and if nobody waits any more; only then the next one begins.
+    /// Runs one look-up. Its helper is ended after this time, and when the request is given up. Only then does the next one begin.
     async fn during<T: Send + 'static>(
         &self,
         limit: Duration,

@@ -56,7 +56,7 @@ impl SnapshotName {
         let about = |error: Error| error.about(&self.sandbox);
         let changes = vm_args.changes()?;
         let parent = bus.find(Kind::Vm, &self.sandbox).await.map_err(about)?;
-        self.require_own(&bus.properties(&parent, VM_INTERFACE).await?)?;
+        self.require_own(bus, &bus.properties(&parent, VM_INTERFACE).await?)?;
         let mut options = Options::from([
             (fork::SNAPSHOT, Variant::from(self.snapshot.as_str())),
             (fork::LIFETIME, Variant::from(lifetime::CALLER)),
@@ -82,8 +82,8 @@ impl SnapshotName {
     }
 
     /// Refuses a sandbox of another user: files and credentials of the caller would go into what is that user's.
-    fn require_own(&self, sandbox: &Object) -> Result<()> {
-        match sandbox.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw()) {
+    fn require_own(&self, bus: &Bus, sandbox: &Object) -> Result<()> {
+        match bus.is_own(sandbox) {
             true => Ok(()),
             false => Err(Error::Refused(format!("{} belongs to another user", self.sandbox)).with_hint(
                 "`banger vm fork --from-snapshot SNAPSHOT SANDBOX` makes a sandbox for its owner.",
