@@ -14,7 +14,7 @@ use crate::{
     client::service::id_of,
     error::{Error, Result},
     guest::agent::Guest,
-    ui::{progress::Progress, sanitize},
+    ui::{progress::Progress, sanitize, terminal},
     user::dirs::UserDirs,
     workspace::{
         apply::{self, Dirty},
@@ -168,7 +168,7 @@ async fn ask(guest: &mut Guest, progress: &Progress, source: &str) -> Result<Opt
         // forget it.
         let _ = rustix::termios::tcflush(io::stdin(), rustix::termios::QueueSelector::IFlush);
         progress
-            .suspend(|| write!(io::stderr(), "{question} [y/n] "))
+            .suspend(|| terminal::question(&format!("{question} [y/n]")))
             .map_err(|source| Error::io("ask on the terminal", source))?;
         // In a thread, so that a signal ends the wait. The thread then ends with this process.
         let reading = tokio::task::spawn_blocking(|| {

@@ -1,6 +1,6 @@
 //! Shared code of `vm prune` and `image prune`.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use clap::Args;
 
@@ -8,7 +8,7 @@ use crate::{
     client::object::{self, Object},
     command::batch,
     error::{Error, Result},
-    ui::output,
+    ui::{output, terminal},
 };
 
 /// The options of a command that deletes what is not used.
@@ -59,7 +59,7 @@ fn ask(names: &[String], contents: &str) -> Result<bool> {
             .with_hint("`--force` deletes them without asking; `--dry-run` lists them."));
     }
     let failed = |source| Error::io("ask on the terminal", source);
-    write!(io::stderr(), "Delete {}{contents}? [y/N] ", names.join(", ")).map_err(failed)?;
+    terminal::question(&format!("Delete {}{contents}? [y/N]", names.join(", "))).map_err(failed)?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).map_err(failed)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

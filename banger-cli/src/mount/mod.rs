@@ -12,7 +12,6 @@ mod session;
 mod spec;
 
 use std::{
-    io::{self, IsTerminal},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -39,7 +38,7 @@ use crate::{
     client::bus::Bus,
     error::{Error, Result},
     guest::{attach, relay::Relay},
-    ui::sanitize,
+    ui::{sanitize, terminal},
 };
 
 /// Limit on mounts of a command: each takes a stream.
@@ -191,11 +190,7 @@ fn tell_full(directory: &Path, sandbox: &str, limit: usize) -> String {
 
 /// Tells the user, also with `--quiet`. A command may have put the terminal into raw mode.
 fn tell(what: &str) {
-    let line = sanitize::line(&format!("note: {what}."));
-    match io::stderr().is_terminal() {
-        true => eprint!("\r\n{line}\r\n"),
-        false => eprintln!("{line}"),
-    }
+    terminal::line_in_raw_mode(&sanitize::line(&format!("note: {what}.")));
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@ mod spec;
 mod ssh_agent;
 
 use std::{
-    io::{self, IsTerminal},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -46,7 +45,7 @@ use crate::{
         agent::Guest,
         relay::{Incoming, Relay},
     },
-    ui::{sanitize, signals::Listener},
+    ui::{sanitize, signals::Listener, terminal},
     workspace::tooling,
 };
 
@@ -337,10 +336,6 @@ impl Answerer {
 
     /// Tells the user, also with `--quiet`. A command may have put the terminal into raw mode.
     fn tell(&self, what: &str) {
-        let line = sanitize::line(&format!("note: {} {what}.", self.sandbox));
-        match io::stderr().is_terminal() {
-            true => eprint!("\r\n{line}\r\n"),
-            false => eprintln!("{line}"),
-        }
+        terminal::line_in_raw_mode(&sanitize::line(&format!("note: {} {what}.", self.sandbox)));
     }
 }

@@ -100,7 +100,7 @@ impl Progress {
     pub fn note_in_raw_mode(&self, line: &str) {
         if !matches!(self, Self::Messages(_) | Self::Quiet) {
             let line = sanitize::line(line);
-            self.suspend(|| eprint!("\r\n{line}\r\n"));
+            self.suspend(|| terminal::line_in_raw_mode(&line));
         }
     }
 }

@@ -281,6 +281,8 @@ fn next_line(from: &mut impl BufRead) -> String {
 
 /// How often a terminal looks whether its command has ended.
 const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// How long a command may print nothing of what is waited for. Much longer than any needs on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A terminal in which the command runs.
 pub struct Terminal {
@@ -303,7 +305,9 @@ impl Terminal {
     /// Reads until this text appears. Returns everything read so far.
     pub fn wait_for(&mut self, text: &str) -> &str {
         let mut bytes = [0; 1024];
+        let begun = Instant::now();
         while !self.seen.contains(text) {
+            assert!(begun.elapsed() < PATIENCE, "{text:?} did not appear: {:?}", self.seen);
             // What it printed at its end is still read.
             let has_ended = self.child.as_mut().unwrap().try_wait().unwrap().is_some();
             let mut ready = [PollFd::new(&self.controller, PollFlags::IN)];

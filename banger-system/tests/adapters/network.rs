@@ -650,6 +650,25 @@ fn the_routes_of_the_host_are_known_and_ours_are_not_among_them() {
 }
 
 #[test]
+fn lists_that_are_wanted_at_once_wait_for_each_other_even_if_callers_go() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        // More than fits into one answer of the kernel.
+        let routes = (0..2000).map(|n| format!("route add 172.20.{}.{}/32 dev up0\n", n / 250, n % 250));
+        let batch = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&batch, routes.collect::<String>()).unwrap();
+        world.host.ip(&format!("-batch {}", batch.path().display()));
+        let wanted = (0..10).map(async |_| {
+            // This caller goes as soon as its list has begun.
+            let _ = tokio::time::timeout(Duration::from_micros(1), network.occupied()).await;
+            network.occupied().await.map(|prefixes| prefixes.len())
+        });
+        for listed in futures_util::future::join_all(wanted).await {
+            assert!(listed.unwrap() >= 2000);
+        }
+    });
+}
+
+#[test]
 fn doctor_warns_of_a_firewall_that_drops_packets_of_guests() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let firewall = |checks: Vec<banger_system::ports::Check>| {

@@ -17,7 +17,7 @@ use crate::{
     client::bus::Bus,
     error::Result,
     guest::attach::answer_keys::{Answer, AnswerKeys, Answers, answers},
-    ui::sanitize,
+    ui::{sanitize, terminal},
 };
 
 /// The most questions that wait.
@@ -138,7 +138,7 @@ fn entry(destination: &str, port: u16, protocol: &str) -> String {
 
 /// Prints a line while the terminal is in raw mode.
 fn print(line: &str) {
-    eprint!("\r\n{}\r\n", sanitize::line(line));
+    terminal::line_in_raw_mode(&sanitize::line(line));
 }
 
 #[cfg(test)]

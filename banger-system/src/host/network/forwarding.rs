@@ -11,13 +11,12 @@ use std::{
 };
 
 use banger_domain::net::{LINK, ROUTE_PROTOCOL, element::Ipv6, prefix::Prefix4};
-use futures_util::TryStreamExt;
 use rtnetlink::{
     RouteMessageBuilder,
     packet_route::route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 
-use super::links::{Links, failed};
+use super::links::Links;
 use crate::ports::{
     FromHost as _,
     network::{Error, Result},
@@ -122,14 +121,12 @@ impl Links {
 
     async fn routes4(&self) -> Result<Vec<RouteMessage>> {
         let all = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-        let routes = self.handle.route().get(all).execute().try_collect();
-        routes.await.map_err(|error| failed("list the routes", error))
+        self.list("list the routes", move |handle| handle.route().get(all).execute()).await
     }
 
     pub(super) async fn routes6(&self) -> Result<Vec<RouteMessage>> {
         let all = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-        let routes = self.handle.route().get(all).execute().try_collect();
-        routes.await.map_err(|error| failed("list the routes of IPv6", error))
+        self.list("list the routes of IPv6", move |handle| handle.route().get(all).execute()).await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use banger_domain::net::{
@@ -11,7 +12,7 @@ use banger_domain::net::{
     nic::{Mac, Nic, tap_alias},
     subnet::Subnet,
 };
-use futures_util::TryStreamExt;
+use futures_util::{Stream, TryStreamExt};
 use rtnetlink::{
     Handle, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
@@ -25,6 +26,7 @@ use rtnetlink::{
     },
 };
 use rustix::io::Errno;
+use tokio::sync::Mutex;
 
 use crate::{
     ports::{
@@ -41,6 +43,8 @@ type Answer = Result<(), rtnetlink::Error>;
 #[derive(Clone)]
 pub(super) struct Links {
     pub(super) handle: Handle,
+    /// Held by the one list that is under way: the kernel refuses a second one on the same socket with EBUSY.
+    listing: Arc<Mutex<()>>,
 }
 
 /// A link of the host.
@@ -59,7 +63,7 @@ impl Links {
     pub(super) fn new(tasks: &Tasks) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tasks.spawn(Task::Netlink, connection);
-        Ok(Self { handle })
+        Ok(Self { handle, listing: Arc::default() })
     }
 
     /// Finds the link of this name.
@@ -84,8 +88,27 @@ impl Links {
 
     /// Returns every link.
     pub(super) async fn all(&self) -> Result<Vec<Link>> {
-        let links = self.handle.link().get().execute().map_ok(Link::from).try_collect();
-        links.await.map_err(|error| failed("list the links", error))
+        let links = self.list("list the links", |handle| handle.link().get().execute()).await?;
+        Ok(links.into_iter().map(Link::from).collect())
+    }
+
+    /// Asks the kernel for a list once no other one is under way. A caller that goes meanwhile does not end the list: the kernel
+    /// goes on with it until it is read.
+    pub(super) async fn list<T: Send + 'static, S>(
+        &self,
+        doing: &str,
+        ask: impl FnOnce(Handle) -> S + Send + 'static,
+    ) -> Result<Vec<T>>
+    where
+        S: Stream<Item = Result<T, rtnetlink::Error>> + Send + 'static,
+    {
+        let (handle, listing) = (self.handle.clone(), Arc::clone(&self.listing));
+        let listed = tokio::spawn(async move {
+            let _one_at_a_time = listing.lock_owned().await;
+            ask(handle).try_collect().await
+        });
+        let listed = listed.await.map_err(|error| Error::os(doing, io::Error::other(error)))?;
+        listed.map_err(|error| failed(doing, error))
     }
 
     /// Removes a link, with its addresses and routes.
