@@ -1,10 +1,13 @@
 //! Shared by the fuzz targets: seeds, and archives whose checksums are made right whatever else is wrong with them.
-//! The targets cover banger-image, which reads hostile files, banger-mount, and the guest protocol of banger-proto. They do not
-//! need banger-system, which would take a quarter of an hour to build for libFuzzer.
+//! The targets cover banger-image, which reads hostile files, banger-copy, banger-mount, the values and policies of banger-domain, and the
+//! guest protocol of banger-proto. They do not need banger-system, which would take a quarter of an hour to build for libFuzzer.
 
 mod seeds;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use banger_image::packing::Packing;
 
@@ -15,6 +18,16 @@ pub fn sow(target: &str) {
     for (number, seed) in seeds::of(target).into_iter().enumerate() {
         fs::write(directory.join(format!("seed-{number}")), seed).unwrap();
     }
+}
+
+/// Returns a directory in memory that is this process's own, and not there yet.
+pub fn place(target: &str) -> PathBuf {
+    let place = Path::new("/dev/shm").join(format!("banger-fuzz-{target}-{}", std::process::id()));
+    // An earlier input may have ended the process, or have made a directory that nobody may enter.
+    if place.exists() {
+        fs::remove_dir_all(&place).unwrap();
+    }
+    place
 }
 
 const BLOCK: usize = 512;

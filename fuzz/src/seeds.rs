@@ -23,14 +23,78 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
         "archive" => saved(),
         "catalog" => catalogs(),
+        "copy" => copies(),
+        "egress" => policies(),
         "frames" => frames(),
         "import" | "rootfs" => archives(),
         "kernel" => kernels(),
         "modules" => modules(),
         "mount" => mount(),
         "oci" => documents(),
+        "values" => values(),
         other => panic!("there are no seeds for {other}"),
     }
+}
+
+/// Returns texts of every kind of value, after the letter of the kind.
+fn values() -> Vec<Vec<u8>> {
+    let texts = [
+        "b512M",
+        "b1.5GiB",
+        "b4096",
+        "e*.example.com:443",
+        "e10.0.0.0/8",
+        "e[2001:db8::1]:53/udp",
+        "epackages",
+        "hexample.com",
+        "p*.example.com",
+        "nweb-1",
+        "ralice/web",
+        "r0123abcd",
+        "o127.0.0.1:8080:80/tcp",
+        "o8080:80",
+        "s10.77.0.0/16",
+        "tEurope/Berlin",
+        "flinux/arm64/v8",
+        "y6.12.9-amd64",
+        "w192.0.2.0/24",
+        "lhttps://example.com/catalog",
+        "i0123456789abcdef0123456789abcdef",
+        "ussh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ alice",
+        "dsha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    ];
+    texts.map(|text| text.as_bytes().to_vec()).to_vec()
+}
+
+/// Returns a policy, a ceiling, and names and addresses, with a byte of 1 between them.
+fn policies() -> Vec<Vec<u8>> {
+    let all = [
+        "example.com\n*.example.org:443\x01*.com\n10.0.0.0/8\x01example.com a.example.org 192.0.2.7",
+        "all\x01example.com:443/tcp\x01example.com",
+        "192.0.2.0/24:80\n2001:db8::/32\x01all\x01192.0.2.7 2001:db8::1",
+        "10.0.0.0/8\x0110.1.0.0/16:53/udp\x0110.1.2.3",
+    ];
+    all.map(|text| text.as_bytes().to_vec()).to_vec()
+}
+
+/// Returns archives of copies, as those of images are encoded.
+fn copies() -> Vec<Vec<u8>> {
+    let hostile = Tar::default()
+        .dir("directory/")
+        .file("directory/file", b"content")
+        .link(b'2', "link", "../outside")
+        .file("outward", b"written")
+        .file("up/new", b"new")
+        .link(b'1', "twin", "../outside")
+        .file(".git/config", b"[core]")
+        .end();
+    let mut inputs = vec![Archives::input(0, std::slice::from_ref(&hostile))];
+    for flags in [16, 32, 48] {
+        let mut input = Archives::input(0, std::slice::from_ref(&hostile));
+        input[0] |= flags;
+        inputs.push(input);
+    }
+    inputs
 }
 
 /// Returns requests of a guest's kernel: an opcode, a number of a file, the length of what follows, and that.

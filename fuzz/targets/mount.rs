@@ -2,11 +2,7 @@
 //! has the length that it claims.
 #![no_main]
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use banger_mount::{HEADER, Limits, Options, Server};
 use banger_proto::guest::mount::{MAX_MESSAGE, Owner, is_answered, take_message};
@@ -17,7 +13,7 @@ const SECRET: &[u8] = b"this is outside of the directory";
 fuzz_target!(
     init: { banger_fuzz::sow("mount") },
     |input: &[u8]| {
-        let place = place();
+        let place = banger_fuzz::place("mount");
         let root = place.join("root");
         fs::create_dir_all(root.join("directory")).unwrap();
         fs::write(place.join("outside"), SECRET).unwrap();
@@ -29,16 +25,6 @@ fuzz_target!(
         fs::remove_dir_all(&place).unwrap();
     }
 );
-
-/// Returns a directory in memory that is this process's own.
-fn place() -> PathBuf {
-    let place = Path::new("/dev/shm").join(format!("banger-fuzz-mount-{}", std::process::id()));
-    // An earlier input may have ended the process, or have made a directory that nobody may enter.
-    if place.exists() {
-        fs::remove_dir_all(&place).unwrap();
-    }
-    place
-}
 
 fn serve(root: &Path, input: &[u8]) {
     let limits = Limits { nodes: 16, handles: 4, held: 2 };

@@ -30,7 +30,7 @@ const ALL: [&str; 14] = [
     "import",
     "size",
     "start",
-    "crowd",
+    "fairness",
     "exec",
     "mcp",
     "workspace",

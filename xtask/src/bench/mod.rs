@@ -7,9 +7,9 @@ pub mod boot;
 mod bus;
 mod chart;
 mod create;
-mod crowd;
 mod disk;
 mod exec;
+mod fairness;
 mod guest;
 mod idle;
 mod import;
@@ -72,7 +72,7 @@ enum Bench {
     Start,
     /// Compare a user's list and start during another user's flood with the same alone
     #[command(alias = "fairness")]
-    Crowd,
+    Fairness,
     /// Compare a command in a guest with ssh, and completion of a name with busctl
     Exec,
     /// Measure the processor time of an idle guest
@@ -188,7 +188,7 @@ fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
         Bench::Boot => show(arguments, &boot::run(effort)?, Report::print),
         Bench::Bus => show(arguments, &bus::run(effort)?, Report::print),
         Bench::Create => show(arguments, &[create::run(effort)?], create::Report::print),
-        Bench::Crowd => show(arguments, &crowd::run(effort)?, Report::print),
+        Bench::Fairness => show(arguments, &fairness::run(effort)?, Report::print),
         Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
         Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),
         Bench::Mcp => show(arguments, &mcp::run(effort)?, Report::print),

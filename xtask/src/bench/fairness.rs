@@ -1,4 +1,4 @@
-//! `cargo xtask bench crowd`: what a user waits for while another one has asked for as much as they can, compared with
+//! `cargo xtask bench fairness`: what a user waits for while another one has asked for as much as they can, compared with
 //! the same user alone: 560 followed logs, 600 jobs and 120 exports of an image.
 
 use std::process::Stdio;
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The sandbox of alice, who asks for too much, and that of bob.
-const HERS: &str = "bench-crowd";
+const HERS: &str = "bench-fairness";
 const HIS: &str = "bench-alone";
 /// How many times as long anything may take for another user.
 const GOAL: Goal = Goal::Ratio(1.2);
@@ -32,14 +32,14 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
     };
     Ok(vec![
         Report::new(
-            "crowd: vm list",
+            "fairness: vm list",
             effort.runs,
             side("list crowded", "banger vm list, another user floods the service")?,
             side("list alone", "the same, alone")?,
         )?
         .with_goal(GOAL),
         Report::new(
-            "crowd: vm start",
+            "fairness: vm start",
             effort.runs,
             side("start crowded", "banger vm start, until the VMM runs, another user floods the service")?,
             side("start alone", "the same, alone")?,
@@ -54,7 +54,7 @@ fn measure(host: &Host, runs: u32) -> Result<Value> {
         shell(host.session(user, false, &create)?.stdin(Stdio::null()))?;
     }
     say("measuring");
-    let script = script!("bench/crowd.py", runs = runs, hers = HERS, his = HIS, image = IMAGE);
+    let script = script!("bench/fairness.py", runs = runs, hers = HERS, his = HIS, image = IMAGE);
     let said = output(host.enter(&script).stdin(Stdio::null()))?;
     serde_json::from_str(said.lines().last().unwrap_or_default()).context("cannot read the times")
 }
