@@ -96,7 +96,7 @@ pub struct Run {
     /// Command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Make the sandbox of this snapshot, instead of an image
+    /// Make the sandbox from this snapshot instead of from an image
     #[arg(long, value_name = "SANDBOX/SNAPSHOT")]
     from_snapshot: Option<SnapshotName>,
     #[command(flatten)]
@@ -696,7 +696,8 @@ impl Sandbox<'_> {
         }
         match self.bus.set_lifetime(&self.vm, lifetime::PERSISTENT).await {
             Ok(()) => {
-                self.progress.note(&format!("note: {name} is kept, in spite of `--rm`, for its changes."));
+                self.progress
+                    .note(&format!("note: {name} is kept in spite of `--rm`, because of its changes."));
                 (true, failed)
             }
             Err(error) => {
