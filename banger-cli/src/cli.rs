@@ -41,7 +41,7 @@ Exit status:
   `run` and `exec` exit with the status of the command; see their help."
 )]
 pub struct Cli {
-    /// Also write errors to this file, a JSON object on each line; the first option on the command line
+    /// Also write errors to this file, a JSON object on each line. Must be the first option on the command line
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     error_file: Option<PathBuf>,
     #[command(flatten)]

@@ -56,7 +56,7 @@ pub struct Add {
     /// Name for the host: letters, digits, dots, hyphens and underscores
     #[arg(value_name = "NAME")]
     name: String,
-    /// Where it is: ssh://[USER@]HOST[:PORT]
+    /// Address: ssh://[USER@]HOST[:PORT]
     #[arg(value_name = "URL")]
     server: Server,
 }
@@ -70,7 +70,7 @@ impl Add {
     }
 }
 
-/// Use a host from now on
+/// Choose the host that commands use
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -88,7 +88,7 @@ impl Use {
         contexts.choose(&self.name)?;
         contexts.write()?;
         if std::env::var(choice::VARIABLE).is_ok_and(|host| !host.is_empty()) {
-            eprintln!("note: {} is set and counts first", choice::VARIABLE);
+            eprintln!("note: {} is set and overrides the context", choice::VARIABLE);
         }
         output::text(&format!("{}\n", self.name))
     }
@@ -179,7 +179,7 @@ impl Show {
 Example:
   banger context delete lab
 
-Nothing changes on the host.")]
+Sandboxes on the hosts are not affected.")]
 pub struct Delete {
     /// Names of the contexts
     #[arg(value_name = "CONTEXT", required = true, add = ArgValueCompleter::new(complete::contexts))]

@@ -12,8 +12,8 @@ use crate::{
 
 /// Check whether this host is ready
 ///
-/// The service runs the checks that it also runs before it starts a sandbox, and changes nothing unless --fix
-/// is given. The exit status is 1 if a check fails; warnings do not count.
+/// The service runs the same checks as before the start of a sandbox. It changes nothing unless you give --fix. The
+/// exit status is 1 if a check fails; warnings do not count.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -22,9 +22,10 @@ Examples:
 
 Each failed check says what to do about it. When all pass, `banger vm run` works.
 
---fix needs an administrator (dev.banger.host.repair). It removes what deleted sandboxes of all users have left, tries \
-again what has failed, restores the rules of the packet filter, and removes downloads that nothing has used for 30 \
-days. It prints FIXED and a line for each thing that it did, and then the checks.")]
+--fix needs an administrator (dev.banger.host.repair). It removes what deleted sandboxes of all
+users have left behind, retries what has failed, restores missing rules of the packet filter, and
+removes downloads that nothing has used for 30 days. It prints a line that begins with FIXED for
+each repair, and then the checks.")]
 pub struct Doctor {
     /// Repair what can be repaired without risk, and print what was done
     #[arg(long)]

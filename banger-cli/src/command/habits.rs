@@ -125,7 +125,9 @@ fn no_volume(value: &str) -> Option<Error> {
     if let Some(name) = volume_name(value) {
         let path = value.strip_prefix(name)?.strip_prefix(':')?;
         let hint = format!("for the directory of this name, write {}.", words(&format!("./{name}"), path));
-        return Some(Error::Usage(format!("there is no volume {name}: banger has none")).with_hint(hint));
+        return Some(
+            Error::Usage(format!("cannot mount the volume {name}: banger has no volumes")).with_hint(hint),
+        );
     }
     let is_path = value.starts_with('/') && !value.contains(':');
     let hint = format!("for this directory of the host, write {}.", words(value, value));

@@ -36,7 +36,7 @@ const MAX_OUTPUT: u64 = 1 << 20;
 #[command(after_long_help = "\
 Examples:
   banger mcp                                     every tool, and the files of the current directory
-  banger mcp --only-label agent --max 3          three sandboxes, and none of yours without that label
+  banger mcp --only-label agent --max 3          at most three sandboxes, all with this label
   banger mcp --no-network --no-host-files        neither internet access nor files of this host
   banger mcp --egress packages,github.com        package registries and GitHub at most
   banger mcp --image debian-bookworm --host-dir ~/src/web
@@ -47,11 +47,11 @@ pub struct Mcp {
     /// How many sandboxes the agent may have at once
     #[arg(long, value_name = "COUNT", default_value = "10", value_parser = positive)]
     max: u32,
-    /// Let the agent see only sandboxes with this label, and give it to those that the agent creates. Those of
-    /// earlier sessions count for --max, too
+    /// Let the agent see only sandboxes with this label, and add the label to those that it creates. Those of earlier
+    /// sessions then count for --max, too
     #[arg(long, value_name = "KEY[=VALUE]")]
     only_label: Option<LabelRule>,
-    /// Let no sandbox of the agent have internet access
+    /// Give the agent's sandboxes no internet access
     #[arg(long)]
     no_network: bool,
     /// Let sandboxes of the agent reach at most this beyond the host: presets such as `packages`, or
@@ -64,13 +64,13 @@ pub struct Mcp {
     /// Let the agent copy files from and to this directory [default: the current one]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     host_dir: Option<PathBuf>,
-    /// Let the agent copy no files from or to this host, and put none of your files into its sandboxes
+    /// Let the agent copy no files from or to this host, and copy none of your own files into its sandboxes
     #[arg(long, conflicts_with = "host_dir")]
     no_host_files: bool,
-    /// How long a command may run, unless the agent asks for another time, at most an hour
+    /// How long a command may run, unless the agent asks for another time; at most an hour
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = positive)]
     timeout: u32,
-    /// How much of the output of a command to return, unless the agent asks for another size, at most 1MiB
+    /// How much of the output of a command to return, unless the agent asks for another size; at most 1MiB
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
     max_output: Bytes,
 }

@@ -14,7 +14,8 @@ use crate::{
 
 /// Print metrics of your sandboxes and jobs, as OpenMetrics text
 ///
-/// If you may see the sandboxes of other users, as root may, this includes theirs, the service's and the host's.
+/// If you may see other users' sandboxes, as root may, this includes metrics of all users, of the service and of the
+/// host.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -19,8 +19,8 @@ Example:
 After an upgrade, the old service runs until it is restarted.
 `banger --version` does not ask the service.")]
 pub struct Version {
-    /// Print a JSON object with the keys client, service and host; service is null if it does not answer,
-    /// host if it is local
+    /// Print a JSON object with the keys client, service and host; service is null if it does not answer, and host is
+    /// null for the local host
     #[arg(long)]
     json: bool,
 }

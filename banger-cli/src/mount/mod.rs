@@ -101,7 +101,8 @@ fn open_one(spec: &MountSpec) -> Result<Source> {
                     "cannot mount {} at its own path: {reason}",
                     spec.directory.display()
                 ));
-                refused.with_hint(format!("name another one: `--mount {}:/mnt`.", spec.directory.display()))
+                refused
+                    .with_hint(format!("choose another path: `--mount {}:/mnt`.", spec.directory.display()))
             })?
         }
     };
@@ -110,9 +111,9 @@ fn open_one(spec: &MountSpec) -> Result<Source> {
 
 /// Returns the error for a command that would outlive its mounts, because of this option.
 pub fn not_detached(option: &str) -> Error {
-    Error::Refused(
-        "the directory is served by this command, which may end before the one in the sandbox".to_owned(),
-    )
+    Error::Refused(format!(
+        "cannot use `--mount` with `{option}`: this command serves the directory, and may end first"
+    ))
     .with_hint(format!("leave out `{option}` or `--mount`."))
 }
 
@@ -183,7 +184,7 @@ fn raise_descriptors() -> u64 {
 fn tell_full(directory: &Path, sandbox: &str, limit: usize) -> String {
     format!(
         "{sandbox} cannot use more than {limit} files of {} at a time. Programs there get \"Too many open files in \
-         system\" until its root runs `echo 2 > /proc/sys/vm/drop_caches`; mount a smaller directory",
+         system\" until root runs `echo 2 > /proc/sys/vm/drop_caches`; mount a smaller directory",
         directory.display()
     )
 }

@@ -156,7 +156,7 @@ struct EndsOnPanic(mpsc::UnboundedSender<Answer>);
 impl Drop for EndsOnPanic {
     fn drop(&mut self) {
         if thread::panicking() {
-            let failed = Error::Refused("a request of the sandbox made this program fail".to_owned());
+            let failed = Error::Refused("a request of the sandbox crashed this program".to_owned());
             // The mount may have ended already.
             let _ = self.0.send(Err(failed));
         }
@@ -340,7 +340,7 @@ mod tests {
         let mut agent = Agent::with(root.path(), wrap).await;
         agent.send(&[init(), request(3, 3, 1, &[0; 16])].concat()).await;
         let ended = agent.served.await.unwrap().unwrap_err().to_string();
-        assert_eq!(ended, "a request of the sandbox made this program fail");
+        assert_eq!(ended, "a request of the sandbox crashed this program");
     }
 
     struct Last(std_mpsc::Sender<String>);

@@ -35,7 +35,7 @@ impl FromStr for MountSpec {
         };
         let has = |option: &str| options.split(',').any(|word| word == option);
         if has("ro") && has("rw") {
-            return Err("it is either ro or rw".to_owned());
+            return Err("it cannot be both ro and rw".to_owned());
         }
         let read_only = has("ro");
         let (directory, path) = match text.rsplit_once(':') {
@@ -44,7 +44,7 @@ impl FromStr for MountSpec {
         };
         if let Some(path) = &path {
             if directory.contains(":/") && !path.starts_with('/') {
-                return Err(format!("`{path}` is no option of a mount; `ro` and `rw` are"));
+                return Err(format!("`{path}` is not a mount option; use `ro` or `rw`"));
             }
             check_path(path)?;
         }
@@ -126,7 +126,7 @@ mod tests {
             assert!(wrong.parse::<MountSpec>().is_err(), "{wrong}");
         }
         let reason = "src:/a:ro,U".parse::<MountSpec>().unwrap_err();
-        assert_eq!(reason, "`ro,U` is no option of a mount; `ro` and `rw` are");
+        assert_eq!(reason, "`ro,U` is not a mount option; use `ro` or `rw`");
     }
 
     #[test]

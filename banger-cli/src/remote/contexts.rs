@@ -91,9 +91,7 @@ impl Contexts {
             .map_err(|why| Error::Usage(format!("{name:?} cannot be the name of a context: {why}")))?;
         if self.contexts.contains_key(name) {
             let error = Error::Refused(format!("there already is a context {name}"));
-            return Err(
-                error.with_hint(format!("`banger context delete {name}` makes room for another one."))
-            );
+            return Err(error.with_hint(format!("`banger context delete {name}` deletes it.")));
         }
         self.contexts.insert(name.to_owned(), server.to_string());
         Ok(())
@@ -109,10 +107,10 @@ impl Contexts {
     /// Deletes a context that is not in use.
     pub fn delete(&mut self, name: &str) -> Result<()> {
         if name == DEFAULT {
-            return Err(Error::Refused("the context default is the local host, which stays".to_owned()));
+            return Err(Error::Refused("cannot delete the context default: it is the local host".to_owned()));
         }
         if self.current() == name {
-            let error = Error::Refused(format!("the context {name} is in use"));
+            let error = Error::Refused(format!("cannot delete the context {name}: it is in use"));
             return Err(error.with_hint("`banger context use default` returns to the local host."));
         }
         self.contexts.remove(name).map(drop).ok_or_else(|| self.missing(name))
@@ -132,7 +130,9 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     match name {
         DEFAULT => Err("it is the local host"),
         _ if name.is_empty() || name.len() > MAX_NAME => Err("it needs 1 to 63 characters"),
-        _ if !name.bytes().all(is_plain) => Err("it may have letters, digits, dots, hyphens and underscores"),
+        _ if !name.bytes().all(is_plain) => {
+            Err("it can have only letters, digits, dots, hyphens and underscores")
+        }
         _ if !name.as_bytes()[0].is_ascii_alphanumeric() => Err("it must begin with a letter or a digit"),
         _ => Ok(()),
     }

@@ -68,7 +68,7 @@ pub enum Error {
     TooOld(Server),
     /// banger there has another version of the protocol.
     #[error(
-        "banger on {server} has the version {version}, with which this one ({}) cannot talk",
+        "banger on {server} has version {version}, which the local version {} cannot talk to",
         env!("CARGO_PKG_VERSION")
     )]
     OtherVersion {
@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// The service there lacks what was asked for.
     #[error(
-        "the banger service on {server} cannot do this: it has the version {version} (API level {level}), and this \
+        "the banger service on {server} cannot do this: it has version {version} (API level {level}), and this \
          command {}",
         env!("CARGO_PKG_VERSION")
     )]
@@ -130,10 +130,10 @@ pub enum Error {
         source: io::Error,
     },
     /// An object there has a name, an id or a key that none can have.
-    #[error("{0} gave a name, an id or a key that no object of banger can have")]
+    #[error("{0} sent an invalid name, id or key of an object")]
     NotPlain(Server),
     /// There is no place for the socket of ssh.
-    #[error("cannot keep a connection of ssh in {directory}")]
+    #[error("cannot keep the socket of ssh in {directory}")]
     NoPlace {
         /// The directory.
         directory: String,
@@ -169,15 +169,15 @@ impl Error {
                 server.login()
             ),
             Self::TooOld(_) | Self::OtherVersion { .. } => {
-                "install the same version of banger on both hosts; `banger version` shows the one here."
+                "install the same version of banger on both hosts; `banger version` shows the local one."
                     .to_owned()
             }
             Self::Noise { server, .. } => format!(
-                "`ssh {} true` must print nothing: let the start files of the shell be silent without a terminal.",
+                "`ssh {} true` must print nothing: keep the shell's start files silent without a terminal.",
                 server.login()
             ),
             Self::Lost { server, .. } => format!(
-                "sandboxes there keep running, unless they were to be deleted with this command; try again, or see \
+                "sandboxes there keep running, except those that end with this command; try again, or see \
                  `ssh {} banger doctor`.",
                 server.login()
             ),

@@ -266,7 +266,7 @@ fn make_private(directory: &Path) -> io::Result<()> {
     let is_ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw();
     match is_ours && found.mode() & 0o077 == 0 {
         true => Ok(()),
-        false => Err(io::Error::other("others can enter it")),
+        false => Err(io::Error::other("other users can enter it")),
     }
 }
 

@@ -35,7 +35,7 @@ impl FromStr for Site {
         let (protocol, host) = match text.split_once("://") {
             None | Some(("https", _)) => ("https", text.strip_prefix("https://").unwrap_or(text)),
             Some(("http", host)) => ("http", host),
-            Some(_) => return Err("only hosts of https and http have passwords".to_owned()),
+            Some(_) => return Err("only https and http are supported".to_owned()),
         };
         let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
         match !host.is_empty() && host.bytes().all(is_host) {

@@ -187,9 +187,9 @@ fn helper_of(source: &Source, socket: &str, user: Option<&str>) -> Option<Regist
 
 /// Returns the error for a command that would outlive its credentials, because of this option.
 pub fn not_detached(option: &str) -> Error {
-    Error::Refused(
-        "the credentials are shared by this command, which may end before the one in the sandbox".to_owned(),
-    )
+    Error::Refused(format!(
+        "cannot use `--share` with `{option}`: this command answers for the credentials, and may end first"
+    ))
     .with_hint(format!("leave out `{option}` or `--share`."))
 }
 

@@ -106,7 +106,7 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::TooManyRequests, "wait until some of your requests have finished."),
     (
         ErrorName::HasSnapshots,
-        "`banger vm snapshot list NAME` shows them; `banger vm delete --force NAME` deletes all of it.",
+        "`banger vm snapshot list NAME` shows them; `banger vm delete --force NAME` deletes them with the sandbox.",
     ),
     (ErrorName::ImageInUse, "first delete the sandboxes that use it."),
     (ErrorName::KernelInUse, "first delete the images and sandboxes that use it."),

@@ -113,7 +113,7 @@ fn work_that_nobody_has_decided_about_keeps_the_sandbox() {
     assert_eq!(ended.status, 0, "{ended:?}");
     let told = &ended.errors;
     assert!(told.contains("`banger vm workspace export box-tool --apply` applies them"), "{told}");
-    assert!(told.contains("note: box-tool is kept, in spite of `--rm`, for its changes."), "{told}");
+    assert!(told.contains("note: box-tool is kept in spite of `--rm`, because of its changes."), "{told}");
     assert!(!agents.made().exists());
     assert_eq!(agents.kept_and_deleted(), (1, 0));
     let applied = agents.0.banger(&["vm", "workspace", "export", "box-tool", "--apply", "-q"]);
@@ -204,7 +204,8 @@ fn files_with_secrets_are_copied_only_if_the_user_says_so() {
     fs::write(home.join(&directory).join("key"), "k").unwrap();
     let ended = agents.run(&[], &[]);
     assert_eq!(ended.status, 0, "{ended:?}");
-    let key = format!("note: ~/{directory}/key is not copied; `--with-credentials` copies what has secrets.");
+    let key =
+        format!("note: ~/{directory}/key is not copied; `--with-credentials` copies files with secrets.");
     assert!(ended.errors.contains(&key), "{ended:?}");
     let copied = format!("note: the sandbox gets your ~/{directory}/settings.");
     assert!(ended.errors.contains(&copied), "{ended:?}");

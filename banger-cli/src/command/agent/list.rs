@@ -17,7 +17,7 @@ Examples:
   banger agent list
   banger agent list --json
 
-FROM says where the preset is: of the package, of the administrator, or yours.")]
+FROM says whose preset it is: yours, the administrator's or the package's.")]
 pub struct List {
     /// Print a JSON array
     #[arg(long)]

@@ -27,12 +27,12 @@ use crate::{
 
 /// Run a coding agent in a sandbox of its own
 ///
-/// A preset says how: the image, what the agent may reach, its command, which of your files it gets, and which of your
-/// environment variables. `banger agent list` lists the presets, and `banger agent show NAME` shows all of one. The
-/// image is built once, on the first run.
+/// A preset names the image, the agent's command, what it may reach, and which of your files and environment variables
+/// it gets. `banger agent list` lists the presets, and `banger agent show NAME` shows one. The image is built once, on
+/// the first run.
 ///
-/// The repository in PATH is sent as by `banger vm run`. At the end, the changes are shown, and you decide whether they
-/// are applied to it. The sandbox stays, unless you give --rm.
+/// The repository in PATH is sent, as with `banger vm run`. At the end, banger shows the changes and asks whether to
+/// apply them to the repository. The sandbox stays, unless you give --rm.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -41,19 +41,20 @@ use crate::{
 Examples:
   banger agent claude                          in the repository of this directory
   banger agent codex ~/src/web --rm
-  banger agent claude . -- -p 'Mend the tests' arguments of the agent follow `--`
+  banger agent claude . -- -p 'Fix the tests'  arguments of the agent follow `--`
   banger agent codex --with-credentials        with your login, which is copied into the sandbox
   banger agent opencode --egress github        what its preset allows, and GitHub
   banger agent claude --apply --rm . -- -p 'Add a README'
 
-Options of `banger vm run` have precedence over the preset, and the preset over your settings. Entries of
---egress are added to those of the preset; `--egress all`, `--egress none` and --nat replace them.
+Options override the preset, and the preset overrides your settings. Entries of --egress are added
+to those of the preset; `--egress all`, `--egress none` and --nat replace them.
 
 Your presets are in ~/.config/banger/agents/NAME.toml, those of the administrator in
-/etc/banger/agents.d, those of the package in /usr/share/banger/agents. The first one of a name counts.
+/etc/banger/agents.d, and those of the package in /usr/share/banger/agents. Of several with the
+same name, the first in this order is used.
 
 Exit status:
-  that of the agent, or as of `banger vm run`
+  that of the agent; for errors of banger itself, see `banger vm run --help`
 
 A sandbox whose changes were neither applied nor declined is kept, even with --rm, and so is one
 with commits of its own."
@@ -70,16 +71,16 @@ pub struct Agent {
     /// Arguments of the agent
     #[arg(last = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
-    /// Copy the files of the preset that have secrets, such as your login, into the sandbox
+    /// Also copy the preset's files with secrets, such as your login, into the sandbox
     #[arg(long)]
     with_credentials: bool,
     /// Apply the changes to the repository at the end without asking
     #[arg(long, conflicts_with_all = ["no_apply", "detach"])]
     apply: bool,
-    /// Neither ask nor apply the changes; with --rm, they are deleted
+    /// Do not ask, and do not apply the changes; with --rm, they are deleted
     #[arg(long)]
     no_apply: bool,
-    /// Build the image of the preset again first, which gets the agent's newest version
+    /// Build the preset's image again first, with the newest version of the agent
     #[arg(long, conflicts_with = "image")]
     build: bool,
     #[command(flatten)]
@@ -167,7 +168,7 @@ impl Agent {
         }
         if !withheld.is_empty() {
             progress.note(&format!(
-                "note: {} {} not copied; `--with-credentials` copies what has secrets.",
+                "note: {} {} not copied; `--with-credentials` copies files with secrets.",
                 withheld.join(", "),
                 if withheld.len() == 1 { "is" } else { "are" }
             ));

@@ -12,14 +12,14 @@ use crate::{
     ui::{output, table::Table},
 };
 
-/// Show all of a preset
+/// Show all details of a preset
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger agent show claude
   banger agent show claude --json
 
-Nothing of your files or variables is shown, only their names.")]
+Of your files and variables, only the names are shown.")]
 pub struct Show {
     /// Name of the preset
     #[arg(value_name = "AGENT", add = ArgValueCompleter::new(complete::agents))]

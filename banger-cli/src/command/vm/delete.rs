@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// Delete sandboxes and their disks
 ///
-/// A sandbox with snapshots is deleted with them, but only with --force.
+/// A sandbox with snapshots is deleted only with --force, and its snapshots with it.
 #[derive(Debug, Args)]
 #[command(
     visible_alias = "rm",

@@ -107,7 +107,7 @@ pub struct Target {
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>)]
     timeout: Option<u32>,
     /// Run it in a session with this name, which continues when the client is gone; `banger vm attach` attaches again.
-    /// Without a command, attach to the session if it runs already. Ctrl-P Ctrl-Q leaves a terminal
+    /// Without a command, attach to the session if it runs already. Ctrl-P Ctrl-Q detaches a terminal
     #[arg(long, value_name = "SESSION", value_parser = session_name)]
     session: Option<String>,
     /// First send the changes in the repository on the host [default: your setting `auto_prepare`]

@@ -51,19 +51,19 @@ pub struct ExecArgs {
     /// What the user's settings say about proxies.
     #[arg(skip)]
     proxy_by_default: bool,
-    /// Set the environment variables in a file of NAME=VALUE lines, as `docker run --env-file`; --env goes first
+    /// Set the environment variables in a file of NAME=VALUE lines, as `docker run --env-file`; --env overrides it
     #[arg(long, value_name = "FILE", value_parser = env_file)]
     env_file: Vec<EnvFile>,
-    /// Let it use credentials of yours while it runs: the passwords of git for a host (git:HOST), those of docker and
-    /// podman for a registry (docker:REGISTRY), or the keys of your ssh-agent (ssh-agent, or ssh-agent:KEY with a
+    /// Let the command use your credentials while it runs: git's for a host (git:HOST), those of docker and podman for
+    /// a registry (docker:REGISTRY), or the keys of your ssh-agent (ssh-agent, or ssh-agent:KEY, where KEY is a
     /// fingerprint or the file of a public key). Each use is reported
     #[arg(long, value_name = "WHAT")]
     share: Vec<Share>,
-    /// Mount a directory of yours while it runs, at PATH or at the directory's own path; with `:ro`, it cannot be changed.
-    /// What the sandbox writes there is on this host at once. Can be repeated
+    /// Mount a directory of this host while the command runs, at PATH or at the directory's own path; `:ro` makes it
+    /// read-only. What the sandbox writes there is on this host at once. Can be repeated
     #[arg(long, value_name = "DIR[:PATH][:ro]", value_hint = ValueHint::DirPath)]
     mount: Vec<MountSpec>,
-    /// Mount a directory as --mount does, in the form of `docker run -v`: PATH must be given. There are no volumes
+    /// Mount a directory like --mount, in the form of `docker run -v`: PATH is required. Volumes are not supported
     #[arg(short = 'v', long, value_name = "DIR:PATH[:ro]", value_parser = volume, value_hint = ValueHint::DirPath)]
     volume: Vec<MountSpec>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own

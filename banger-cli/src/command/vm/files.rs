@@ -35,7 +35,7 @@ pub struct Files {
     /// Absolute path of the directory
     #[arg(value_name = "PATH", value_parser = directory)]
     path: String,
-    /// List everything below it
+    /// List everything below the directory
     #[arg(short, long)]
     recursive: bool,
     /// Print a JSON array of objects

@@ -18,12 +18,12 @@ use crate::{
 /// Make new sandboxes from another one, and start them
 ///
 /// Each has the same files, sizes and settings, and a host name, addresses, ssh host key and machine id of its own.
-/// Published ports stay with the original. Later writes stay in the sandbox that makes them.
+/// Published ports stay with the original. They do not share later writes.
 ///
-/// A running sandbox pauses while its memory is saved, and then runs on. The new ones continue with its programs. Under
-/// Firecracker, and where disks are not overlays of QEMU, stop it first.
+/// A running sandbox pauses while its memory is saved, and then continues. The new ones continue with its programs.
+/// Under Firecracker, and where disks are not overlays of QEMU, stop the sandbox first.
 ///
-/// What was written before the fork is shared if the disks are overlays of QEMU, and copied otherwise.
+/// Data written before the fork is shared if the disks are overlays of QEMU, and copied otherwise.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -43,7 +43,7 @@ pub struct Fork {
     /// Name for a new sandbox [default: the original's name with a number]
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
-    /// Make them of this snapshot of the sandbox, instead of the sandbox as it is
+    /// Make them from this snapshot of the sandbox, instead of from the sandbox as it is now
     #[arg(long, value_name = "SNAPSHOT")]
     from_snapshot: Option<String>,
     /// Make the sandboxes without starting them

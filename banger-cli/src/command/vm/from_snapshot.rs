@@ -67,7 +67,7 @@ impl SnapshotName {
         let (children, job) = bus.fork_vm(&parent, 1, &options).await.map_err(about)?;
         jobs.finish(bus, &job, progress.track(None), listener).await.map_err(about)?;
         let vm = children.into_iter().next().ok_or_else(|| {
-            Error::Refused("the service has made no sandbox, and says that it has".to_owned())
+            Error::Refused("the service reports success, but has made no sandbox".to_owned())
         })?;
         if !changes.is_empty() {
             bus.configure_vm(&vm, &changes).await?;

@@ -92,7 +92,7 @@ pub enum VmCommand {
     Logs(logs::Logs),
     Commit(commit::Commit),
     Fork(fork::Fork),
-    /// Create, list and delete snapshots of sandboxes
+    /// Create, list, restore and delete snapshots of sandboxes
     ///
     /// A snapshot keeps a sandbox as it was: its files, and its programs if it ran. `banger vm fork --from-snapshot` makes
     /// sandboxes of it, as often as you like.

@@ -83,9 +83,10 @@ impl ProxyRelays {
 
 /// Returns the error for a command that would outlive its relay, because of this option.
 pub fn not_detached(option: &str) -> Error {
-    let message =
-        "the sandbox reaches the proxy through this command, which may end before the one in the sandbox";
-    Error::Refused(message.to_owned())
+    let message = format!(
+        "cannot use the proxy with `{option}`: the sandbox reaches it through this command, which may end first"
+    );
+    Error::Refused(message)
         .with_hint(format!("leave out `{option}`, or run it without a proxy: `--no-proxy`."))
 }
 

@@ -80,7 +80,7 @@ pub struct Run {
     /// Command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Make the sandbox of this snapshot, instead of an image
+    /// Make the sandbox from this snapshot instead of from an image
     #[arg(long, value_name = "SANDBOX/SNAPSHOT")]
     from_snapshot: Option<SnapshotName>,
     #[command(flatten)]

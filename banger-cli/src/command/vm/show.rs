@@ -35,7 +35,7 @@ Examples:
 pub struct Show {
     #[command(flatten)]
     show: ShowArgs,
-    /// Show the last start and the changes of the state instead of the properties; with --json or --format, both
+    /// Show the last start and the changes of the state instead of the properties; with --json or --format, show both
     #[arg(long)]
     events: bool,
 }

@@ -87,9 +87,7 @@ fn host(sandbox: &Object, is_own: bool) -> Result<String> {
     };
     match is_plain {
         true => Ok(host_of(text)),
-        false => {
-            Err(Error::Refused("the name or the id of the sandbox cannot be the name of a host".to_owned()))
-        }
+        false => Err(Error::Refused("the name or the id of the sandbox is not a valid host name".to_owned())),
     }
 }
 

@@ -72,7 +72,7 @@ pub struct VmArgs {
     #[arg(long, overrides_with = "nat")]
     no_nat: bool,
     /// Let the sandbox reach only this beyond the host: `none`, `all`, presets such as `packages`, or
-    /// HOST[:PORT][/PROTOCOL], where HOST is a name, `*.` and a domain, an address or a network. Can be repeated
+    /// HOST[:PORT][/PROTOCOL], where HOST is a name, `*.DOMAIN`, an address or a network. Can be repeated
     #[arg(long, value_name = "EGRESS", value_delimiter = ',', conflicts_with_all = ["nat", "no_nat"])]
     egress: Vec<String>,
     #[command(flatten)]
@@ -92,7 +92,7 @@ pub struct VmArgs {
     /// `timezone`, else the host's]
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
-    /// What happens when the sandbox idles: suspend=TIME, stop=TIME or off [default: off]
+    /// Suspend or stop the sandbox when it has been idle for this long: suspend=TIME, stop=TIME or off [default: off]
     #[arg(long, value_name = "ACTION=TIME", value_parser = idle_policy)]
     idle: Option<IdlePolicy>,
     /// How long the guest may take to become ready [default: the service's]

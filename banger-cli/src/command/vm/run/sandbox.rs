@@ -323,7 +323,8 @@ impl<'a> Sandbox<'a> {
         }
         match self.bus.set_lifetime(&self.vm, lifetime::PERSISTENT).await {
             Ok(()) => {
-                self.progress.note(&format!("note: {name} is kept, in spite of `--rm`, for its changes."));
+                self.progress
+                    .note(&format!("note: {name} is kept in spite of `--rm`, because of its changes."));
                 (true, failed)
             }
             Err(error) => {

@@ -16,8 +16,8 @@ use crate::{
 
 /// Create a snapshot of a sandbox
 ///
-/// It has the files of the sandbox. A running sandbox pauses while its memory is saved, and then runs on; its snapshot
-/// also has its programs. Under Firecracker, and where disks are not overlays of QEMU, stop it first.
+/// A snapshot keeps the files of a sandbox, and its programs if it runs. A running sandbox pauses while its memory is
+/// saved, and then continues. Under Firecracker, and where disks are not overlays of QEMU, stop the sandbox first.
 ///
 /// A snapshot counts as a sandbox against your limits, and is deleted with its sandbox.
 #[derive(Debug, Args)]

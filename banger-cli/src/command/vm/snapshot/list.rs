@@ -23,7 +23,8 @@ Examples:
   banger vm snapshot list web
   banger vm snapshot list --json | jq -r '.[] | \"\\(.sandbox) \\(.name)\"'
 
-SIZE is what its memory and the layers of its disks take. Others may share them.")]
+SIZE is what the memory and the disk layers of a snapshot take. Other snapshots and sandboxes may
+share them.")]
 pub struct ListSnapshots {
     /// Name, id or id prefix [default: all your sandboxes]
     #[arg(value_name = "SANDBOX")]
