@@ -37,10 +37,11 @@ pub trait Disks: Send + Sync {
     /// Freezes what a VM that is down has written: from now on it is only read, and the VM writes to new layers. Disks
     /// that can only be copied, and disks that nothing was written to since, are left alone, so a repeat is safe.
     async fn freeze(&self, vm: VmId) -> Result<()>;
-    /// Freezes what a VM has written whose guest stands still. Returns the new layers, the system disk's first: its VMM must
-    /// write to them before its guest continues. If it does not, the VM keeps writing to what is frozen, until the next
-    /// freeze; no child may have that. A repeat is safe. Fails as [`Disks::freezable`] does.
-    async fn freeze_running(&self, vm: VmId) -> Result<Vec<OwnedFd>>;
+    /// Makes empty layers for the disks of a VM whose guest runs. Nothing else changes, so a repeat is safe. Fails as
+    /// [`Disks::freezable`] does.
+    async fn prepare_layers(&self, vm: VmId) -> Result<Box<dyn NewLayers>>;
+    /// Waits until the frozen layers of a VM are on the storage, with the names of the new ones. A repeat is safe.
+    async fn sync_layers(&self, vm: VmId) -> Result<()>;
     /// Gives a VM that has only its directory the disks of another VM that was frozen. Frozen layers are shared. What one
     /// that is down has beside them is copied, and what one that is up has written since is left out. Fails with
     /// [`HostError::NoSpace`] if the disk is full.
@@ -71,6 +72,15 @@ pub trait Disks: Send + Sync {
     async fn found(&self) -> Result<Vec<VmId>>;
     /// Checks what this needs from the host.
     async fn checks(&self) -> Vec<Check>;
+}
+
+/// Empty layers that have no names yet. Dropping them removes them.
+#[async_trait]
+pub trait NewLayers: Send {
+    /// Freezes what the VM has written, whose guest stands still. Returns the new layers, the system disk's first. Before
+    /// the guest continues, its VMM must write to them, and [`Disks::sync_layers`] must have ended. If the VMM does not,
+    /// the VM keeps writing to what is frozen, until the next freeze; no child may have that.
+    async fn freeze(self: Box<Self>) -> Result<Vec<OwnedFd>>;
 }
 
 /// The most frozen layers that a disk may have: each makes reads of what is below it slower.

@@ -307,10 +307,13 @@ impl GuestLink for Sim {
         Ok(())
     }
 
-    async fn sync_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> guest_link::Result<()> {
+    async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> guest_link::Result<()> {
         if self.lock().is_silent(vm) {
             let what = "comparing the guest's clock".to_owned();
             return Err(guest_link::Error::Timeout { what, after: Duration::ZERO });
+        }
+        if self.lock().configured.get(&vm).is_none_or(|config| config.token != token.as_str()) {
+            return Err(guest_link::Error::Unavailable { message: "the token is wrong".to_owned() });
         }
         *self.lock().clock_syncs.entry((vm, occasion)).or_default() += 1;
         Ok(())

@@ -20,7 +20,7 @@ use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, HostError, NoProgress, Progress,
     captures::HostFacts,
-    disks::{self, Disks, FrozenLayer, MAX_DEPTH, OverlayBy, Parent},
+    disks::{self, Disks, FrozenLayer, MAX_DEPTH, NewLayers, OverlayBy, Parent},
     image_files::{self, Content, Exported, FileRange, ImageFiles, Layout},
     kernel_files::{self, BootFiles, HostKernel, KernelFiles},
 };
@@ -121,10 +121,14 @@ impl Disks for Sim {
         Ok(())
     }
 
-    async fn freeze_running(&self, vm: VmId) -> disks::Result<Vec<OwnedFd>> {
-        self.step("freeze the disks of a running guest")?.add_layer(vm);
-        let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
-        Ok(vec![null().map_err(|error| HostError::os("open /dev/null", error))?])
+    async fn prepare_layers(&self, vm: VmId) -> disks::Result<Box<dyn NewLayers>> {
+        drop(self.step("make new layers")?);
+        Ok(Box::new(SimLayers { sim: self.clone(), vm }))
+    }
+
+    async fn sync_layers(&self, _vm: VmId) -> disks::Result<()> {
+        drop(self.step("write layers to the storage")?);
+        Ok(())
     }
 
     async fn empty(&self, vm: VmId) -> disks::Result<()> {
@@ -188,6 +192,21 @@ fn swap<T>(all: &mut BTreeMap<VmId, T>, one: VmId, other: VmId) {
     let (of_one, of_other) = (all.remove(&one), all.remove(&other));
     all.extend(of_other.map(|value| (one, value)));
     all.extend(of_one.map(|value| (other, value)));
+}
+
+/// New layers in memory.
+struct SimLayers {
+    sim: Sim,
+    vm: VmId,
+}
+
+#[async_trait]
+impl NewLayers for SimLayers {
+    async fn freeze(self: Box<Self>) -> disks::Result<Vec<OwnedFd>> {
+        self.sim.step("freeze the disks of a running guest")?.add_layer(self.vm);
+        let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+        Ok(vec![null().map_err(|error| HostError::os("open /dev/null", error))?])
+    }
 }
 
 impl State {

@@ -108,13 +108,16 @@ impl Lab {
     async fn capture(&self) -> Vec<u8> {
         let vmm = &self.host.vmm;
         let facts = vmm.facts(PARENT).await.unwrap();
+        let layers = self.disks.prepare_layers(PARENT).await.unwrap();
         vmm.halt(PARENT).await.unwrap();
-        let layers = self.disks.freeze_running(PARENT).await.unwrap();
+        let layers = layers.freeze().await.unwrap();
         vmm.switch_layers(PARENT, layers).await.unwrap();
         let (from, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let (received, saved) =
-            tokio::join!(self.captures.receive(CHILDREN[0], from, MOST), vmm.save(PARENT, to));
+        let receive = self.captures.receive(CHILDREN[0], from, MOST);
+        let (received, saved, synced) =
+            tokio::join!(receive, vmm.save(PARENT, to), self.disks.sync_layers(PARENT));
         saved.unwrap();
+        synced.unwrap();
         let said = self.host.said(PARENT);
         vmm.go_on(PARENT).await.unwrap();
 

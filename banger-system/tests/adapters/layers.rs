@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::OwnedFd,
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
@@ -63,6 +64,16 @@ impl Host {
     async fn io(&self, vm: VmId, disk: usize, commands: &[&str]) {
         io(&self.disks, vm, disk, commands).await;
     }
+}
+
+/// Freezes the disks of a sandbox that runs, and returns its new layers.
+pub async fn freeze_running(disks: &FileDisks, vm: VmId) -> Vec<OwnedFd> {
+    let layers = disks.prepare_layers(vm).await.unwrap().freeze().await.unwrap();
+    // A repeat is safe.
+    for _ in 0..2 {
+        disks.sync_layers(vm).await.unwrap();
+    }
+    layers
 }
 
 /// Runs commands of qemu-io on a disk of a sandbox. A read fails if it finds anything else.
@@ -392,7 +403,7 @@ async fn a_sandbox_that_runs_gets_new_layers_and_its_children_do_not_see_what_it
         }
         let added = disks.freezable(PARENT, Parent::Up).await.unwrap();
         assert!(added.0 >= 2 << 16, "{added}");
-        let layers = disks.freeze_running(PARENT).await.unwrap();
+        let layers = freeze_running(disks, PARENT).await;
         let tops = [paths.system_layer(PARENT), paths.work_layer(PARENT)];
         for (layer, top) in layers.iter().zip(&tops) {
             assert_eq!(rustix::fs::fstat(layer).unwrap().st_ino, fs::metadata(top).unwrap().ino());
@@ -427,6 +438,26 @@ async fn a_sandbox_that_runs_gets_new_layers_and_its_children_do_not_see_what_it
     }
 }
 
+#[tokio::test]
+async fn new_layers_change_nothing_until_they_are_over_the_disks() {
+    let host = Host::new(OverlayBy::Vmm).await;
+    let (disks, paths) = (&host.disks, &host.scratch.paths);
+    if !host.has_layers() {
+        assert!(matches!(disks.prepare_layers(PARENT).await.err(), Some(Error::NotLayered)));
+        return skip::skipped("this test needs a file system that cannot share blocks");
+    }
+    let before = (names(&paths.vm_dir(PARENT)), disks.identity(PARENT).await.unwrap());
+    let now = async || (names(&paths.vm_dir(PARENT)), disks.identity(PARENT).await.unwrap());
+    drop(disks.prepare_layers(PARENT).await.unwrap());
+    assert_eq!(now().await, before);
+    // A service that ends leaves them.
+    std::mem::forget(disks.prepare_layers(PARENT).await.unwrap());
+    assert_eq!((now().await.1, disks.frozen(PARENT).await.unwrap()), (before.1, Vec::new()));
+    assert_eq!(freeze_running(disks, PARENT).await.len(), 2);
+    let expect = ["base.ext4", "system.1.qcow2", "system.qcow2", "work.ext4", "work.qcow2"];
+    assert_eq!(names(&paths.vm_dir(PARENT)), expect);
+}
+
 /// A service that ends after it has named the new layers leaves a VMM that writes to the frozen ones.
 #[tokio::test]
 async fn a_freeze_after_a_crash_covers_what_was_written_below_the_new_layer() {
@@ -441,12 +472,12 @@ async fn a_freeze_after_a_crash_covers_what_was_written_below_the_new_layer() {
     host.io(PARENT, 0, &["write -P 1 32M 64k"]).await;
     let open = paths.vm_dir(PARENT).join("open.qcow2");
     fs::hard_link(&layer, &open).unwrap();
-    disks.freeze_running(PARENT).await.unwrap();
+    freeze_running(disks, PARENT).await;
     set_mode(&open, 0o600);
     let write = format!("driver=qcow2,file.filename={}", open.display());
     scratch::run(Command::new("qemu-io").args(["--image-opts", &write, "-c", "write -P 2 32M 64k"]));
     fs::remove_file(open).unwrap();
-    assert_eq!(disks.freeze_running(PARENT).await.unwrap().len(), 2);
+    assert_eq!(freeze_running(disks, PARENT).await.len(), 2);
     disks.create_directory(CHILD).await.unwrap();
     disks.create_child(CHILD, PARENT, Parent::Up, Arc::new(NoProgress)).await.unwrap();
     for vm in [PARENT, CHILD] {

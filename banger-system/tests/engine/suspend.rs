@@ -93,6 +93,7 @@ async fn a_suspended_sandbox_has_no_vmm_and_continues_with_its_memory() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
     let token = lab.engine.vm(vm).unwrap().vm.token.clone();
+    let boot = lab.engine.vm(vm).unwrap().vm.boot_id.clone();
     for _ in 0..2 {
         lab.suspend(vm).await;
         lab.check(vm, "suspended");
@@ -106,6 +107,7 @@ async fn a_suspended_sandbox_has_no_vmm_and_continues_with_its_memory() {
         lab.check(vm, "resumed");
         let view = lab.engine.vm(vm).unwrap();
         assert!(view.captured.is_none() && view.is_ready() && view.vm.token == token);
+        assert!(!boot.is_empty() && view.vm.boot_id == boot, "the same boot continues");
         assert_eq!(view.vm.booted_from, Some(BootedFrom::Suspension));
         assert!(lab.sim.clock_syncs(vm, Occasion::Jump) > jumps, "its clock is set");
         lab.resume(vm).await;

@@ -95,6 +95,7 @@ def measure_memory():
     measure_resume()
     measure_by_hand()
     measure_fork()
+    measure_snapshot()
     delete()
 
 
@@ -138,6 +139,15 @@ def measure_fork():
     # An idle child has no heartbeat.
     run("banger", "vm", "exec", CHILDREN[0], "--", "sh", "-c", "kill $(cat /run/heartbeat)")
     note("pss", pss_kib(process_of(CHILDREN[0])[0]))
+
+
+def measure_snapshot():
+    vm("snapshot", "create", NAME, "booted")
+    # They would take processor time from a guest that runs alone in the other measurements.
+    vm("delete", "--force", *CHILDREN)
+    vm("stop", "--force", NAME)
+    of_it = ["--from-snapshot", f"{NAME}/booted"]
+    note("snapshot", milliseconds(lambda: vm("run", "--rm", *of_it, "--", "true")))
 
 
 try:

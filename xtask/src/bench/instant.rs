@@ -1,6 +1,7 @@
 //! `cargo xtask bench instant`: what sandboxes gain from captures of their guests.
 //!
-//! - `banger vm run --rm -- true` in a sandbox that boots, and in one that starts from a kernel template.
+//! - `banger vm run --rm -- true` in a sandbox that boots, in one that starts from a kernel template, and in one of a
+//!   snapshot of a running sandbox.
 //! - `vm resume` of a suspended sandbox until the first command in it has an answer. The peer is the same QEMU with the same
 //!   command line, started by hand, which loads the same memory with a copy of the disks.
 //! - How long the guest of a sandbox stands still while it is forked. The peer stops that guest by hand, writes its memory
@@ -32,6 +33,7 @@ pub struct Report {
     machine: Machine,
     cold_ms: f64,
     template_ms: f64,
+    snapshot_ms: f64,
     pause_ms: f64,
     peer_pause_ms: f64,
     resume_ms: f64,
@@ -48,6 +50,7 @@ pub struct Report {
 struct Samples {
     cold: Vec<f64>,
     template: Vec<f64>,
+    snapshot: Vec<f64>,
     pause: Vec<f64>,
     peer_pause: Vec<f64>,
     resume: Vec<f64>,
@@ -96,6 +99,7 @@ impl Report {
             machine,
             cold_ms,
             template_ms,
+            snapshot_ms: median(&samples.snapshot),
             pause_ms: median(&samples.pause),
             peer_pause_ms: median(&samples.peer_pause),
             resume_ms: median(&samples.resume),
@@ -111,10 +115,11 @@ impl Report {
     /// Prints the figures for people.
     pub fn print(&self) {
         let runs = self.runs;
-        println!("instant: {runs} runs, medians, and the ratio to the line before");
+        println!("instant: {runs} runs, medians, and the ratio to a peer above");
         for (ours, peer, unit, what) in [
             (self.cold_ms, None, "ms ", "`banger vm run --rm -- true`, the guest boots"),
             (self.template_ms, Some(self.cold_ms), "ms ", "the same, from a template"),
+            (self.snapshot_ms, Some(self.cold_ms), "ms ", "the same, of a snapshot of a running sandbox"),
             (self.peer_resume_ms, None, "ms ", "memory loaded by hand, until a command has an answer"),
             (self.resume_ms, Some(self.peer_resume_ms), "ms ", "`banger vm resume`, then `vm exec`"),
             (self.peer_pause_ms, None, "ms ", "a guest stands still, its memory written by hand"),
@@ -139,14 +144,15 @@ mod tests {
     #[test]
     fn the_figures_are_the_medians_of_what_the_script_has_measured() {
         let said = json!({
-            "cold": [4.0, 9.0, 5.0], "template": [2.0], "pause": [3.0], "peer_pause": [1.5], "resume": [6.0],
-            "peer_resume": [4.5], "children": [7.0], "pss": [400.0], "cold_pss": [200.0],
+            "cold": [4.0, 9.0, 5.0], "template": [2.0], "snapshot": [1.0], "pause": [3.0], "peer_pause": [1.5],
+            "resume": [6.0], "peer_resume": [4.5], "children": [7.0], "pss": [400.0], "cold_pss": [200.0],
         });
         let samples = serde_json::from_value(said).unwrap();
         let report = serde_json::to_value(Report::of(3, Machine::this().unwrap(), samples)).unwrap();
         for (key, expect) in [
             ("cold_ms", 5.0),
             ("template_ms", 2.0),
+            ("snapshot_ms", 1.0),
             ("pause_ms", 3.0),
             ("peer_pause_ms", 1.5),
             ("resume_ms", 6.0),

@@ -1,10 +1,12 @@
 //! Captures a running guest for its children. It continues after a pause.
 //!
 //! ```text
+//!   prepare      new layers are made, without names, and a place for the capture
 //!   freeze       the agent freezes all processes and writes their data to the disks    a failure: it thaws them
 //!   halt         the VMM stops the guest
 //!   layers       what was written becomes frozen layers, and the VMM writes to new ones
-//!   save         the VMM writes the memory into a pipe, and the service a capture of the first child
+//!   save         the VMM writes the memory into a pipe, and the service a capture of the first child; meanwhile, the names
+//!                of the layers are written to the storage
 //!   go on, thaw  whatever has failed
 //! ```
 //!
@@ -15,6 +17,7 @@
 
 use std::{
     future::pending,
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -43,6 +46,7 @@ use crate::{
     ports::{
         HostError, Ports,
         captures::{HostFacts, Origin, Stored, Unfinished},
+        disks::NewLayers,
         guest_link, vmm,
     },
 };
@@ -99,17 +103,20 @@ pub(super) async fn capture(
 ) -> Result<Captured> {
     let ports = &shared.ports;
     job.stage("save", format!("capturing {}", parent.name));
-    let freeze = async { Ok(ports.guest.freeze(parent.id, &parent.token, FREEZE_TIMEOUT).await) };
-    let frozen = unless_over(ports, job, parent, freeze).await;
-    if let Ok(Err(error @ (guest_link::Error::Refused { .. } | guest_link::Error::TooOld))) = frozen {
-        return Err(error.into());
+    let prepare = async { ports.disks.prepare_layers(parent.id).await.map_err(Error::from) };
+    let layers = unless_over(ports, job, parent, prepare).await?;
+    let (from, to) = pipe()?;
+    let receive = ports.captures.receive(first.vm.id, from, most_of(parent.spec.memory));
+    let receive = first.lease.hold(Resource::Capture, receive);
+    let mut stands = Stands::Unknown;
+    let stand_still = stand_still(ports, parent, &mut stands, layers, to);
+    // The capture gets its place on the disk while the guest is frozen.
+    let both = async { tokio::try_join!(receive, stand_still) };
+    let captured = unless_over(ports, job, parent, both).await;
+    let captured = captured.map(|(memory, ())| Captured { memory, facts });
+    if let Stands::Never = stands {
+        return captured;
     }
-    let begun = Instant::now();
-    let captured = match frozen {
-        Ok(Ok(())) => save(ports, job, parent, facts, first).await,
-        Ok(Err(error)) => Err(error.into()),
-        Err(error) => Err(error),
-    };
     let continues = tokio::select! {
         continues = continue_guest(ports, parent) => continues,
         () = vmm_ended(ports, parent) => return captured.and(Err(not_running(parent))),
@@ -120,8 +127,10 @@ pub(super) async fn capture(
         return Err(Error::DoesNotContinue { name, message });
     }
     correct_clock(ports, parent);
-    let pause = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-    job.add_result("pause", Fact::Number(pause));
+    if let Stands::Since(begun) = stands {
+        let pause = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        job.add_result("pause", Fact::Number(pause));
+    }
     captured
 }
 
@@ -150,27 +159,37 @@ fn not_running(vm: &Vm) -> Error {
     Error::NotRunning { name: vm.name.to_string() }
 }
 
-async fn save(
+/// Whether a guest stands still.
+enum Stands {
+    /// The agent has refused to freeze it.
+    Never,
+    /// The agent has not said.
+    Unknown,
+    /// Its processes are frozen.
+    Since(Instant),
+}
+
+/// Freezes a guest, stops it, puts new layers over its disks, and has its memory written into a pipe.
+async fn stand_still(
     ports: &Ports,
-    job: &JobHandle,
     parent: &Vm,
-    facts: HostFacts,
-    first: &mut Child,
-) -> Result<Captured> {
-    let halt = async { ports.vmm.halt(parent.id).await.map_err(Error::from) };
-    unless_over(ports, job, parent, halt).await?;
-    let layers = ports.disks.freeze_running(parent.id).await?;
-    ports.vmm.switch_layers(parent.id, layers).await?;
-    let (from, to) = pipe()?;
-    let receive = async {
-        let most = most_of(parent.spec.memory);
-        ports.captures.receive(first.vm.id, from, most).await.map_err(Error::from)
+    stands: &mut Stands,
+    layers: Box<dyn NewLayers>,
+    to: OwnedFd,
+) -> Result<()> {
+    let frozen = ports.guest.freeze(parent.id, &parent.token, FREEZE_TIMEOUT).await;
+    *stands = match &frozen {
+        Ok(()) => Stands::Since(Instant::now()),
+        Err(guest_link::Error::Refused { .. } | guest_link::Error::TooOld) => Stands::Never,
+        Err(_) => Stands::Unknown,
     };
-    let receive = first.lease.hold(Resource::Capture, receive);
+    frozen?;
+    ports.vmm.halt(parent.id).await?;
+    ports.vmm.switch_layers(parent.id, layers.freeze().await?).await?;
+    let sync = async { ports.disks.sync_layers(parent.id).await.map_err(Error::from) };
     let save = async { ports.vmm.save(parent.id, to).await.map_err(Error::from) };
-    let moved = async { tokio::try_join!(receive, save) };
-    let (memory, ()) = unless_over(ports, job, parent, moved).await?;
-    Ok(Captured { memory, facts })
+    tokio::try_join!(sync, save)?;
+    Ok(())
 }
 
 /// Gives a capture its name, and each child its own way to it. Their disks exist.

@@ -73,7 +73,7 @@ use banger_domain::{
     id::{JobId, Timestamp, VmId},
     idle::Use,
     launch_spec::LaunchSpec,
-    lifecycle::{Event, Refused, Transition, step},
+    lifecycle::{Event, Refused, State, Transition, step},
     name::Name,
     net::port::Port,
     resource::Resource,
@@ -549,7 +549,10 @@ impl VmTask {
         self.blocked_ports.clear();
         self.liveness = Liveness::default();
         self.vm.ready_at = Timestamp::default();
-        self.vm.boot_id.clear();
+        // A suspended guest continues its boot.
+        if !matches!(self.vm.state, State::Suspending | State::Suspended | State::Resuming) {
+            self.vm.boot_id.clear();
+        }
     }
 
     pub(super) async fn save(&mut self) -> Result<()> {

@@ -22,7 +22,7 @@ use std::{
 use super::{
     Background, Goal, TaskEvent, VmTask,
     fork_memory::continue_guest,
-    start::{GuestWait, SetUp},
+    start::{GuestWait, KnownBoot, SetUp},
     suspend::{go_on, pipe},
 };
 use crate::{
@@ -154,8 +154,10 @@ impl VmTask {
         for waiter in &self.waiters {
             waiter.job.stage("continue", "waiting for the guest");
         }
+        // A copy has the boot of another VM.
+        let boot = if is_copy { KnownBoot::No } else { KnownBoot::Yes };
         let (ports, vm, wait) =
-            (self.shared.ports.clone(), self.vm.clone(), GuestWait::after_a_jump(timeout));
+            (self.shared.ports.clone(), self.vm.clone(), GuestWait::after_a_jump(timeout, boot));
         self.background.spawn(async move {
             if is_copy {
                 // Its programs may run already if this fails, so it is a running sandbox either way.
@@ -185,9 +187,10 @@ impl VmTask {
                     tracing::error!(vm = %self.vm.id, error = %one_line(&stuck), "a guest is not thawed");
                     self.let_continue();
                 }
+                // The guest answers while its capture is removed, which takes longer.
+                self.watch_configured(wait);
                 self.discard_capture().await;
                 self.publish();
-                self.watch_configured(wait);
                 for job in self.take_waiters(|goal| goal == Goal::Running) {
                     job.finish(Ok(()));
                 }
@@ -222,6 +225,9 @@ impl VmTask {
             _ if self.lease.holds(Resource::Capture) => Event::LaunchFailed,
             _ => Event::Crashed,
         });
+        if self.vm.state != State::Suspended {
+            self.vm.boot_id.clear();
+        }
         self.vm.reason = match error {
             Error::Canceled => Reason::UserRequest,
             error => Reason::StartFailed(one_line(error)),

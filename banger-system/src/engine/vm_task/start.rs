@@ -29,7 +29,7 @@ use crate::{
         view::JobKind,
     },
     ports::{
-        guest_link,
+        guest_link::{self, GuestFacts},
         supervisor::{EmptyJail, Started},
         vmm::{Capture, NetworkNamespace},
     },
@@ -46,12 +46,20 @@ pub(super) struct GuestWait {
     begun: Instant,
     timeout: Duration,
     occasion: Occasion,
+    boot: KnownBoot,
+}
+
+/// Whether the row has the boot that a guest continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownBoot {
+    Yes,
+    No,
 }
 
 impl GuestWait {
     /// Begins to wait for a guest that continues after a time in which it stood still.
-    pub(super) fn after_a_jump(timeout: Duration) -> Self {
-        Self { begun: Instant::now(), timeout, occasion: Occasion::Jump }
+    pub(super) fn after_a_jump(timeout: Duration, boot: KnownBoot) -> Self {
+        Self { begun: Instant::now(), timeout, occasion: Occasion::Jump, boot }
     }
 
     /// Returns whether a guest would have had enough time, if there is nothing wrong with it.
@@ -185,6 +193,7 @@ impl VmTask {
     /// all its resources.
     pub(super) async fn boot(&mut self, job: &JobHandle, start: Start) -> Result<()> {
         self.vm.token = Token::random();
+        self.vm.boot_id.clear();
         self.vm.started_at = now(&*self.shared.ports.clock);
         self.publish();
         job.stage("start", "starting the VMM");
@@ -364,7 +373,7 @@ impl VmTask {
     /// Waits for the guest's agent in the background, and configures it if it has no configuration. The guest's clock
     /// is set before the guest counts as ready.
     pub(super) fn watch_guest(&mut self, timeout: Duration, occasion: Occasion) {
-        let wait = GuestWait { begun: Instant::now(), timeout, occasion };
+        let wait = GuestWait { begun: Instant::now(), timeout, occasion, boot: KnownBoot::No };
         if self.vm.is_ready() {
             // It was configured by an earlier run of the service.
             return self.watch_configured(wait);
@@ -382,9 +391,18 @@ impl VmTask {
     /// Waits until the agent of a configured guest answers, for the rest of the time.
     pub(super) fn watch_configured(&mut self, wait: GuestWait) {
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
-        let GuestWait { begun, timeout, occasion } = wait;
+        let GuestWait { begun, timeout, occasion, boot } = wait;
         self.background.spawn(async move {
             let guest = &shared.ports.guest;
+            // A guest whose agent sets the clock is ready. What it says of itself is known, and to find that out, the agent
+            // asks its init: under emulation, that takes longer than all else after the memory was loaded.
+            if boot == KnownBoot::Yes
+                && !vm.boot_id.is_empty()
+                && guest.sync_clock(vm.id, &vm.token, occasion).await.is_ok()
+            {
+                let facts = GuestFacts { boot_id: vm.boot_id, stopping: false };
+                return TaskEvent::GuestReady(Ok(facts));
+            }
             let ready = guest.wait_ready(vm.id, &vm.token, timeout.saturating_sub(begun.elapsed())).await;
             let ready = ready.map_err(|error| match error {
                 guest_link::Error::Timeout { what, .. } => {

@@ -10,10 +10,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Write},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, FileExt, MetadataExt},
-    },
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,7 +26,7 @@ use banger_image::{ext4_writer, qcow2};
 use banger_proto::size::Bytes;
 
 use super::{
-    layers::{self, Chain},
+    layers::{self, Chain, Prepared},
     partial::Partial,
     sparse, staging,
 };
@@ -38,7 +35,7 @@ use crate::{
     ports::{
         Check, FromHost as _, Progress, Status,
         captures::HostFacts,
-        disks::{Disks, Error, FrozenLayer, OverlayBy, Parent, Result},
+        disks::{Disks, Error, FrozenLayer, NewLayers, OverlayBy, Parent, Result},
     },
 };
 
@@ -169,9 +166,15 @@ impl Disks for FileDisks {
         blocking("freeze the disks of a sandbox", move || layers::freeze(&paths, vm)).await
     }
 
-    async fn freeze_running(&self, vm: VmId) -> Result<Vec<OwnedFd>> {
+    async fn prepare_layers(&self, vm: VmId) -> Result<Box<dyn NewLayers>> {
         let paths = self.paths.clone();
-        blocking("freeze the disks of a sandbox", move || layers::freeze_running(&paths, vm)).await
+        let prepared = blocking("make new layers", move || Prepared::of_running(&paths, vm)).await?;
+        Ok(Box::new(prepared))
+    }
+
+    async fn sync_layers(&self, vm: VmId) -> Result<()> {
+        let paths = self.paths.clone();
+        blocking("write layers to the storage", move || layers::sync_frozen(&paths, vm)).await
     }
 
     async fn create_child(

@@ -17,8 +17,9 @@
 //! a layer: it stays when the sandbox that wrote it is deleted, and the last deletion frees it. Nothing is recorded
 //! elsewhere, and a crash cannot leave a layer that no sandbox has.
 //!
-//! A sandbox that runs is frozen in the same way while its guest stands still. The new names exist before QEMU switches.
-//! If a crash prevents the switch, QEMU keeps writing to the layer below. No child has that layer, and the next fork puts
+//! A sandbox that runs is frozen in the same way while its guest stands still. The new layers are made before that, and get
+//! their names before QEMU switches. While its memory is saved, the names are written to the storage: before the guest
+//! writes anything that it may rely on. If a crash prevents the switch, QEMU keeps writing to the layer below. No child has that layer, and the next fork puts
 //! one more on top. So each of these freezes adds one.
 //!
 //! All other disks are copied. The copy shares blocks with the original if the file system can.
@@ -33,6 +34,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use async_trait::async_trait;
 use banger_domain::{id::VmId, limits::Disk, resource::Paths};
 use banger_image::qcow2;
 use banger_proto::size::Bytes;
@@ -42,9 +44,12 @@ use rustix::{
 };
 
 use super::{partial::Partial, sparse};
-use crate::ports::{
-    FromHost as _, Progress,
-    disks::{Error, FrozenLayer, MAX_DEPTH, Parent, Result},
+use crate::{
+    host::blocking::blocking,
+    ports::{
+        FromHost as _, Progress,
+        disks::{Error, FrozenLayer, MAX_DEPTH, NewLayers, Parent, Result},
+    },
 };
 
 /// A disk that is an overlay, and what is below it.
@@ -169,41 +174,80 @@ pub(super) fn freezable(paths: &Paths, vm: VmId, parent: Parent) -> Result<Bytes
 
 /// Freezes the disks of a VM that is down, if they have layers.
 pub(super) fn freeze(paths: &Paths, vm: VmId) -> Result<()> {
-    match is_layered(paths, vm)? {
-        true => freeze_layers(paths, vm, Parent::Down).map(drop),
-        false => Ok(()),
+    if !is_layered(paths, vm)? {
+        return Ok(());
     }
+    Prepared::of(paths, vm, Parent::Down)?.put()?;
+    sync_frozen(paths, vm)
 }
 
-/// Freezes the disks of a VM whose guest stands still. Returns its new layers.
-pub(super) fn freeze_running(paths: &Paths, vm: VmId) -> Result<Vec<OwnedFd>> {
-    match is_layered(paths, vm)? {
-        true => freeze_layers(paths, vm, Parent::Up),
-        false => Err(Error::NotLayered),
-    }
+/// New layers that are whole and on the storage, without their names, and what will be below each.
+pub(super) struct Prepared {
+    paths: Paths,
+    vm: VmId,
+    layers: Vec<(Freeze, Partial)>,
 }
 
-fn freeze_layers(paths: &Paths, vm: VmId, parent: Parent) -> Result<Vec<OwnedFd>> {
-    // All of it is checked before anything changes.
-    let plans = [plan(paths, vm, Disk::System, parent)?, plan(paths, vm, Disk::Work, parent)?];
-    let mut layers = Vec::new();
-    for plan in plans {
-        match plan {
-            Freeze::Nothing => {}
-            Freeze::Base { base, top, size } => {
-                sync(&base)?;
-                layers.push(put_overlay(&top, size)?);
-            }
-            Freeze::Layer { top, name, size } => {
-                sync(&top)?;
-                link(&top, &name)?;
-                layers.push(put_overlay(&top, size)?);
-            }
+impl Prepared {
+    /// Makes the layers for a VM whose guest runs.
+    pub(super) fn of_running(paths: &Paths, vm: VmId) -> Result<Self> {
+        match is_layered(paths, vm)? {
+            true => Self::of(paths, vm, Parent::Up),
+            false => Err(Error::NotLayered),
         }
     }
-    sync(&paths.vm_dir(vm))?;
-    close(paths, vm)?;
-    Ok(layers)
+
+    fn of(paths: &Paths, vm: VmId, parent: Parent) -> Result<Self> {
+        // All of it is checked before anything is made.
+        let plans = [plan(paths, vm, Disk::System, parent)?, plan(paths, vm, Disk::Work, parent)?];
+        let mut layers = Vec::new();
+        for plan in plans {
+            let overlay = match &plan {
+                Freeze::Nothing => continue,
+                Freeze::Base { base: written, top, size }
+                | Freeze::Layer { top: written @ top, size, .. } => {
+                    sync(written)?;
+                    begin_overlay(top, *size)?
+                }
+            };
+            layers.push((plan, overlay));
+        }
+        Ok(Self { paths: paths.clone(), vm, layers })
+    }
+
+    /// Puts the layers over what was written. Returns them, open for writing.
+    fn put(self) -> Result<Vec<OwnedFd>> {
+        let mut files = Vec::new();
+        for (plan, overlay) in self.layers {
+            let top = match plan {
+                Freeze::Nothing => continue,
+                Freeze::Base { top, .. } => top,
+                Freeze::Layer { top, name, .. } => {
+                    link(&top, &name)?;
+                    top
+                }
+            };
+            files.push(put(overlay, &top)?);
+        }
+        close(&self.paths, self.vm)?;
+        Ok(files)
+    }
+}
+
+#[async_trait]
+impl NewLayers for Prepared {
+    async fn freeze(self: Box<Self>) -> Result<Vec<OwnedFd>> {
+        blocking("freeze the disks of a sandbox", move || self.put()).await
+    }
+}
+
+/// Writes the layers that were frozen last to the storage, and all names.
+pub(super) fn sync_frozen(paths: &Paths, vm: VmId) -> Result<()> {
+    for disk in DISKS {
+        let Some(chain) = Chain::of(paths, vm, disk)? else { continue };
+        chain.layers(disk).last().map_or(Ok(()), |layer| sync(layer))?;
+    }
+    sync(&paths.vm_dir(vm))
 }
 
 /// Makes the frozen layers read-only. This comes last: until there is a new overlay, the sandbox writes to them.
@@ -250,7 +294,7 @@ pub(super) fn create_child(
         for (index, layer) in chain.frozen.iter().enumerate() {
             link(layer, &paths.frozen_layer(child, disk, index + 1))?;
         }
-        put_overlay(&top, disk_size(&chain.top)?)?;
+        put(begin_overlay(&top, disk_size(&chain.top)?)?, &top)?;
     }
     sync_new(paths, child)
 }
@@ -328,12 +372,18 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
     set.map_err(|source| Error::os(format!("set the mode of {}", path.display()), source))
 }
 
-/// Puts an empty overlay in the place of a file. Returns it, open for writing.
-fn put_overlay(top: &Path, size: Bytes) -> Result<OwnedFd> {
+/// Makes an empty overlay that will be in the place of a file.
+fn begin_overlay(top: &Path, size: Bytes) -> Result<Partial> {
     let os = |source| Error::os(format!("make {}", top.display()), source);
     let mut overlay = Partial::begin(top, WRITABLE).map_err(os)?;
     overlay.file.write_all(&qcow2::empty(size)).map_err(os)?;
     overlay.file.sync_all().map_err(os)?;
+    Ok(overlay)
+}
+
+/// Puts an overlay in its place. Returns it, open for writing.
+fn put(overlay: Partial, top: &Path) -> Result<OwnedFd> {
+    let os = |source| Error::os(format!("put {} in its place", top.display()), source);
     let file = overlay.file.try_clone().map_err(os)?;
     overlay.replace().map_err(os)?;
     Ok(file.into())

@@ -22,7 +22,6 @@ mod snapshot;
 use std::{
     fs::{File, OpenOptions},
     io::ErrorKind,
-    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -43,7 +42,7 @@ use crate::{
     ports::{
         Check, FromHost as _, Progress, Status,
         captures::HostFacts,
-        disks::{Disks, Error, FrozenLayer, OverlayBy, Parent, Result},
+        disks::{Disks, Error, FrozenLayer, NewLayers, OverlayBy, Parent, Result},
     },
 };
 
@@ -157,8 +156,12 @@ impl Disks for MapperDisks {
         self.files.freeze(vm).await
     }
 
-    async fn freeze_running(&self, vm: VmId) -> Result<Vec<OwnedFd>> {
-        self.files.freeze_running(vm).await
+    async fn prepare_layers(&self, vm: VmId) -> Result<Box<dyn NewLayers>> {
+        self.files.prepare_layers(vm).await
+    }
+
+    async fn sync_layers(&self, vm: VmId) -> Result<()> {
+        self.files.sync_layers(vm).await
     }
 
     async fn create_child(

@@ -14,7 +14,7 @@ use std::{
 };
 
 use banger_proto::size::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::qmp::Qmp;
 use crate::{
@@ -97,9 +97,12 @@ pub async fn load(qmp: &mut Qmp, from: OwnedFd) -> Result<()> {
 
 /// Lets a guest run that stands still. What is still being saved is given up.
 pub async fn go_on(qmp: &mut Qmp) -> Result<()> {
-    qmp.run("migrate_cancel", json!({})).await?;
     let is_over = |status: &str| !matches!(status, "setup" | "active" | "device" | "cancelling");
-    until(qmp, "query-migrate", TIMEOUT, is_over).await?;
+    let answer = qmp.run("query-migrate", json!({})).await?;
+    if !is_over(status_of(&answer)) {
+        qmp.run("migrate_cancel", json!({})).await?;
+        until(qmp, "query-migrate", TIMEOUT, is_over).await?;
+    }
     qmp.run_within(MEMORY_TIMEOUT, "cont", json!({})).await?;
     Ok(())
 }
@@ -157,6 +160,11 @@ async fn set_memory(qmp: &mut Qmp, memory: Memory) -> Result<()> {
     Ok(())
 }
 
+/// Returns the state in an answer. Without one, nothing was ever saved.
+fn status_of(answer: &Value) -> &str {
+    answer["status"].as_str().unwrap_or("none")
+}
+
 /// Waits until the answer to a command has one of these states, and returns it.
 async fn until(
     qmp: &mut Qmp,
@@ -167,8 +175,7 @@ async fn until(
     let polled = async {
         loop {
             let answer = qmp.run(command, json!({})).await?;
-            // Without a status, nothing was ever saved.
-            let status = answer["status"].as_str().unwrap_or("none");
+            let status = status_of(&answer);
             if is_done(status) {
                 return Ok(status.to_owned());
             }
