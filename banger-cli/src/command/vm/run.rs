@@ -623,6 +623,7 @@ impl Sandbox<'_> {
             }
             false => attach::run(stream, exec, run.options.exec.stdin(), listener).await,
         };
+        let status = self.bus.why(status).await;
         if let Some(explanation) = lookups.explain(&status, is_shell, !run.options.rm).await {
             self.progress.note(&explanation);
         }
