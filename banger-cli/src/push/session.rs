@@ -231,7 +231,7 @@ impl Session {
                 format!("`docker login {host}` or `podman login {host}` stores your credentials."),
             ),
             Some(_) => (
-                format!("{host} denies you to push {what}{words}"),
+                format!("{host} does not let you push {what}{words}"),
                 format!("check the name, and that your account at {host} may push there."),
             ),
         };

@@ -103,7 +103,7 @@ fn the_login_of_docker_is_used_and_a_missing_one_is_told() {
         let config = config.replace("YWxpY2U6c2VjcmV0", "Ym9iOnNlY3JldA==");
         fs::write(host.home().join(".docker/config.json"), config).unwrap();
         let denied = push(&host, &reference, &["-q"]);
-        assert!(denied.status == 1 && denied.errors.contains("denies you to push"), "{denied:?}");
+        assert!(denied.status == 1 && denied.errors.contains("does not let you push"), "{denied:?}");
         assert!(!denied.errors.contains("secret"), "{denied:?}");
     }
 }
@@ -151,7 +151,7 @@ fn what_a_registry_refuses_is_told_in_its_words() {
     let (host, registry) = (host_with_layout(), Registry::start());
     log_in(&host, &registry);
     for (part, fault, expected) in [
-        ("POST /v2/a", Fault::Says(403, "quota exceeded"), "denies you to push"),
+        ("POST /v2/a", Fault::Says(403, "quota exceeded"), "does not let you push"),
         ("POST /v2/b", Fault::Says(403, "quota exceeded"), ": quota exceeded."),
         ("PUT /v2/c/blobs", Fault::Says(413, "too large"), "it takes no layer of this size: too large."),
         ("POST /v2/d", Fault::Says(404, "name unknown"), "there is no repository d: name unknown."),

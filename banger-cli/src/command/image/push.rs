@@ -45,8 +45,8 @@ pub struct Push {
     /// Where to push it: REGISTRY/REPOSITORY[:TAG]
     #[arg(value_name = "REFERENCE")]
     reference: String,
-    /// How to compress layers
-    #[arg(long, value_enum, value_name = "FORM", default_value_t)]
+    /// How to compress layers [default: gzip]
+    #[arg(long, value_enum, value_name = "FORM", default_value_t, hide_default_value = true)]
     compression: Compression,
     /// Another repository of the registry that may have the layers already
     #[arg(long, value_name = "REPOSITORY")]
