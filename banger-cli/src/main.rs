@@ -10,6 +10,7 @@ mod error_file;
 mod guest;
 mod mcp;
 mod mount;
+mod push;
 mod remote;
 mod share;
 mod ssh;

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, IsTerminal},
     sync::Arc,
+    time::Duration,
 };
 
 use banger_proto::bus::{
@@ -31,6 +32,8 @@ use crate::{
     },
 };
 
+/// How often a command that waits looks whether the connection to another host is there.
+const LOST_INTERVAL: Duration = Duration::from_secs(2);
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// A connection to the system bus of the host in use.
@@ -180,6 +183,23 @@ impl Bus {
     pub fn architecture(&self) -> &str {
         let there = self.remote.as_ref().and_then(|remote| remote.architecture());
         there.unwrap_or(std::env::consts::ARCH)
+    }
+
+    /// Returns once the connection to another host is lost, with the error. Never returns for the local host.
+    pub async fn lost(&self) -> Error {
+        let Some(remote) = &self.remote else { return std::future::pending().await };
+        while !remote.has_ended().await {
+            tokio::time::sleep(LOST_INTERVAL).await;
+        }
+        remote.lost().await
+    }
+
+    /// Says why a stream to a sandbox broke: the connection to another host may be lost.
+    pub async fn why<T>(&self, ended: Result<T>) -> Result<T> {
+        match (&self.remote, ended) {
+            (Some(remote), Err(Error::Attach(_))) if remote.has_ended().await => Err(remote.lost().await),
+            (_, ended) => ended,
+        }
     }
 
     /// Returns the error that no more messages come.

@@ -177,6 +177,7 @@ mod tests {
             ("vm workspace export", &["sandbox"]),
             ("image delete", &["references"]),
             ("image export", &["image"]),
+            ("image push", &["image"]),
             ("image promote", &["images"]),
             ("image register", &["kernel"]),
             ("kernel show", &["reference", "format"]),

@@ -63,9 +63,7 @@ pub struct Add {
 
 impl Add {
     fn run(&self) -> Result<()> {
-        let mut contexts = Contexts::of_caller()?;
-        contexts.add(&self.name, &self.server)?;
-        contexts.write()?;
+        Contexts::change(|contexts| contexts.add(&self.name, &self.server))?;
         output::text(&format!("{}\n", self.name))
     }
 }
@@ -84,9 +82,7 @@ pub struct Use {
 
 impl Use {
     fn run(&self) -> Result<()> {
-        let mut contexts = Contexts::of_caller()?;
-        contexts.choose(&self.name)?;
-        contexts.write()?;
+        Contexts::change(|contexts| contexts.choose(&self.name))?;
         if std::env::var(choice::VARIABLE).is_ok_and(|host| !host.is_empty()) {
             eprintln!("note: {} is set and overrides the context", choice::VARIABLE);
         }
@@ -188,11 +184,7 @@ pub struct Delete {
 
 impl Delete {
     fn run(&self) -> Result<()> {
-        let mut contexts = Contexts::of_caller()?;
-        for name in &self.names {
-            contexts.delete(name)?;
-        }
-        contexts.write()?;
+        Contexts::change(|contexts| self.names.iter().try_for_each(|name| contexts.delete(name)))?;
         output::text(&self.names.iter().map(|name| format!("{name}\n")).collect::<String>())
     }
 }

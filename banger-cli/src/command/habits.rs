@@ -36,10 +36,7 @@ const VERBS: &[(&[&str], &str)] = &[
         &["port"],
         "`banger vm publish NAME` lists the published ports, `banger vm ports NAME` those on which the sandbox listens.",
     ),
-    (
-        &["push"],
-        "banger pushes no images: `banger image export IMAGE FILE.tar` writes one for `skopeo copy` and `docker load`.",
-    ),
+    (&["push"], "`banger image push IMAGE REGISTRY/REPOSITORY:TAG` pushes an image to a registry."),
     (&["purge"], "`banger vm prune` deletes the sandboxes that are not running."),
     (&["save", "export"], "`banger image export IMAGE FILE.tar` writes an image to a file."),
     (&["update"], "`banger vm set NAME` changes the sizes, labels and internet access of a sandbox."),

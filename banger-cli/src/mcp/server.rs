@@ -165,6 +165,10 @@ pub async fn serve(bus: Bus, policy: Policy) -> Result<()> {
     let stop = service.cancellation_token();
     let ended = tokio::select! {
         _ = service.waiting() => Ok(()),
+        error = server.bus.lost() => {
+            stop.cancel();
+            Err(error)
+        }
         signal = signal_to_end(&mut signals) => {
             stop.cancel();
             Err(Error::Interrupted { signal })

@@ -8,6 +8,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream as StdStream,
     },
+    time::Duration,
 };
 
 use banger_proto::bus::ErrorName;
@@ -20,6 +21,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::Mutex,
+    task::JoinHandle,
 };
 use zbus::{
     Connection, DynamicType, Signature,
@@ -50,6 +52,9 @@ use crate::{
 /// What the remote end calls a system bus that does not answer.
 pub(super) const NO_BUS: &str = "dev.banger.Remote.NoBus";
 
+/// The interval of the heartbeats. The remote end waits [`super::serve::SILENCE`] for one.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
 /// A remote host.
 #[derive(Debug)]
 pub struct Remote {
@@ -62,6 +67,23 @@ pub struct Remote {
     bus: Mutex<Channel>,
     /// The channel of the stream that was opened last.
     stream: Mutex<Option<Process>>,
+    heartbeat: JoinHandle<()>,
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+    }
+}
+
+/// Calls the bus at intervals, so that the remote end knows that there is a connection, until that fails.
+async fn beat(mut call: impl AsyncFnMut() -> bool) {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        if !call().await {
+            return;
+        }
+    }
 }
 
 impl Remote {
@@ -100,7 +122,13 @@ impl Remote {
         let connection = connection
             .map_err(|error| Error::NoBus { server: ssh.server().clone(), message: error.to_string() })?;
         let Greeting { uid, architecture, .. } = greeting;
-        let remote = Self { ssh, uid, architecture, bus: Mutex::new(channel), stream: Mutex::default() };
+        let bus = connection.clone();
+        let heartbeat = tokio::spawn(beat(async move || {
+            let (path, peer) = ("/org/freedesktop/DBus", Some("org.freedesktop.DBus.Peer"));
+            bus.call_method(Some("org.freedesktop.DBus"), path, peer, "Ping", &()).await.is_ok()
+        }));
+        let (bus, stream) = (Mutex::new(channel), Mutex::default());
+        let remote = Self { ssh, uid, architecture, bus, stream, heartbeat };
         Ok((connection, remote))
     }
 
@@ -427,6 +455,20 @@ mod tests {
     use zbus::Variant;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_remote_end_hears_of_this_one_until_the_connection_is_lost() {
+        let begin = tokio::time::Instant::now();
+        let mut times = Vec::new();
+        beat(async || {
+            times.push(begin.elapsed());
+            times.len() < 3
+        })
+        .await;
+        assert_eq!(times, [HEARTBEAT, 2 * HEARTBEAT, 3 * HEARTBEAT]);
+        // Several may be late before the other end gives up.
+        assert!(crate::remote::serve::SILENCE > 5 * HEARTBEAT);
+    }
 
     #[test]
     fn only_arguments_with_files_need_a_channel() {

@@ -1,7 +1,13 @@
 //! The contexts of a user: names for hosts, and which of them is used.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::Write,
+    path::Path,
+};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::server::Server;
@@ -53,16 +59,31 @@ impl Contexts {
         Ok(read)
     }
 
-    /// Writes the contexts of the caller. A reader sees the old file or the new one.
-    pub fn write(&self) -> Result<()> {
-        let path = UserDirs::of_caller()?.contexts();
+    /// Changes the contexts of the caller. Commands that change them at once wait for each other.
+    pub fn change(act: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        Self::change_in(&UserDirs::of_caller()?.contexts(), act)
+    }
+
+    fn change_in(path: &Path, act: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let lock = path.with_extension("lock");
+        let failed = |source| Error::io(format!("lock {}", lock.display()), source);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+        let file = OpenOptions::new().create(true).append(true).open(&lock).map_err(failed)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        let mut contexts = Self::read(path)?;
+        act(&mut contexts)?;
+        contexts.write(path)
+    }
+
+    /// A reader sees the old file or the new one.
+    fn write(&self, path: &Path) -> Result<()> {
         let failed = |source| Error::io(format!("write {}", path.display()), source);
         let directory = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(directory).map_err(failed)?;
         let text = toml::to_string(self).map_err(|error| failed(std::io::Error::other(error)))?;
         let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
         file.write_all(text.as_bytes()).map_err(failed)?;
-        file.persist(&path).map_err(|error| failed(error.error))?;
+        file.persist(path).map_err(|error| failed(error.error))?;
         Ok(())
     }
 
@@ -176,6 +197,30 @@ mod tests {
             assert!(contexts.add(name, &"ssh://x".parse().unwrap()).is_err(), "{name}");
         }
         assert_eq!(contexts, lab());
+    }
+
+    #[test]
+    fn changes_at_once_lose_nothing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("new/contexts.toml");
+        std::thread::scope(|scope| {
+            for number in 0..16 {
+                let path = &path;
+                scope.spawn(move || {
+                    let add = |contexts: &mut Contexts| {
+                        // Long enough for the others to read the same file, if they could.
+                        std::thread::yield_now();
+                        contexts.add(&format!("host-{number}"), &"ssh://lab".parse().unwrap())
+                    };
+                    Contexts::change_in(path, add).unwrap();
+                });
+            }
+        });
+        assert_eq!(Contexts::read(&path).unwrap().iter().count(), 16);
+        // A change that is refused writes nothing.
+        let before = fs::read(&path).unwrap();
+        assert!(Contexts::change_in(&path, |contexts| contexts.delete("nope")).is_err());
+        assert_eq!(fs::read(&path).unwrap(), before);
     }
 
     #[test]

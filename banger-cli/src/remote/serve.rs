@@ -14,11 +14,12 @@ use std::{
         unix::net::{SocketAddr, UnixStream},
     },
     process, thread,
+    time::Duration,
 };
 
 use banger_proto::bus::names::SERVICE;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
     net::sockopt::socket_type,
 };
@@ -41,6 +42,8 @@ use crate::{
     error::{Error, Result},
 };
 
+/// How long the local end may be silent. It calls the bus more often than that, so its network is dead, or it is stopped.
+pub const SILENCE: Duration = Duration::from_secs(300);
 /// Limit on a file that is kept in memory.
 const MAX_MEMORY: u64 = 1 << 20;
 
@@ -87,7 +90,7 @@ async fn serve(mut input: File, mut output: File) -> io::Result<()> {
         Request::Bus => match connect() {
             Ok(bus) => {
                 wire::write_line(&mut output, "", &Reply::Bus)?;
-                relay(bus.into(), input, &mut output)
+                relay(bus.into(), Heard { input, silence: SILENCE }, &mut output)
             }
             Err(error) => refuse(&mut output, NO_BUS, error.to_string()),
         },
@@ -216,7 +219,7 @@ fn receive(passed: &[Passed], input: &mut File) -> io::Result<Vec<File>> {
 }
 
 /// Copies bytes both ways until the stream ends. An end of the input is passed on; it ends a stream that takes none.
-fn relay(stream: OwnedFd, mut input: File, output: &mut File) -> io::Result<()> {
+fn relay(stream: OwnedFd, mut input: impl Read + Send + 'static, output: &mut File) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&stream, false)?;
     let inward = stream.try_clone()?;
     let is_socket = socket_type(&stream).is_ok();
@@ -232,6 +235,22 @@ fn relay(stream: OwnedFd, mut input: File, output: &mut File) -> io::Result<()> 
     copy(&mut File::from(stream), output)
 }
 
+/// An input that ends when nothing comes for a while.
+struct Heard {
+    input: File,
+    silence: Duration,
+}
+
+impl Read for Heard {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let silence = Timespec::try_from(self.silence).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.input, PollFlags::IN)], Some(&silence))? {
+            0 => Ok(0),
+            _ => self.input.read(buffer),
+        }
+    }
+}
+
 /// Copies bytes as they come.
 fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
@@ -242,5 +261,26 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
             length => length?,
         };
         to.write_all(&buffer[..length])?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_input_ends_after_silence() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut input = Heard { input: reader.into(), silence: Duration::from_millis(20) };
+        let mut writer = File::from(writer);
+        let mut buffer = [0; 10];
+        writer.write_all(b"beat").unwrap();
+        assert_eq!(input.read(&mut buffer).unwrap(), 4);
+        // The other end is there, and says nothing.
+        assert_eq!(input.read(&mut buffer).unwrap(), 0);
+        drop(writer);
+        let mut input = Heard { silence: SILENCE, ..input };
+        assert_eq!(input.read(&mut buffer).unwrap(), 0);
     }
 }

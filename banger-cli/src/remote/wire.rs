@@ -21,7 +21,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The version of what is said here. Another one is refused by name.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The beginning of the first line, so that it cannot be mistaken for what a login shell prints.
 pub const GREETING: &str = "banger-remote ";
 /// Limit on a line.

@@ -39,6 +39,7 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("image promote", Form::Array, of!("outcome")),
     ("image pull", Form::One, of!("image")),
     ("image prune", Form::Array, of!("outcome")),
+    ("image push", Form::One, of!("pushed")),
     ("image register", Form::One, of!("image")),
     ("image rename", Form::One, of!("image")),
     ("image tag", Form::One, of!("image")),

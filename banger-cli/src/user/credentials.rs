@@ -34,8 +34,17 @@ pub struct Found {
     pub notes: Vec<String>,
 }
 
+/// The user's login at a registry.
+pub type Login = DockerCredential;
+
 /// Returns the credentials for the registry of a reference, if there are any.
 pub async fn of_reference(reference: &str) -> Result<Found> {
+    let (found, notes) = login_at(reference).await?;
+    Ok(Found { file: found.map(|credential| sealed(&credential)).transpose()?, notes })
+}
+
+/// Returns the login at the registry of a reference, if there is one, and why files of credentials cannot be read.
+pub async fn login_at(reference: &str) -> Result<(Option<Login>, Vec<String>)> {
     let servers = servers(reference);
     // A credential helper is a program, and may take long.
     let found = tokio::task::spawn_blocking(move || {
@@ -43,9 +52,7 @@ pub async fn of_reference(reference: &str) -> Result<Found> {
         look_up(&files, &servers, Terminal::Shared).map(|found| (found, notes))
     });
     let found = found.await;
-    let (found, notes) =
-        found.map_err(|error| Error::io("read your registry credentials", io::Error::other(error)))??;
-    Ok(Found { file: found.map(|credential| sealed(&credential)).transpose()?, notes })
+    found.map_err(|error| Error::io("read your registry credentials", io::Error::other(error)))?
 }
 
 /// Returns the credentials for a registry, if there are any, while another program has the terminal. A credential helper may

@@ -394,6 +394,77 @@ fn the_remote_end_goes_with_a_command_that_is_killed() {
     assert!(errors.starts_with("error: lost the connection to ssh://lab.\n"), "{errors}");
 }
 
+/// Kills what ssh has started on the remote host. What has ended already is left alone.
+fn cut_connections(user: &User<'_>) {
+    for pid in fs::read_to_string(user.path("pids")).unwrap().lines() {
+        let path = Path::new("/proc").join(pid).join("cmdline");
+        let is_ours =
+            fs::read(path).is_ok_and(|line| String::from_utf8_lossy(&line).contains("remote-proxy"));
+        if is_ours {
+            let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+#[test]
+fn commands_that_wait_say_that_the_connection_is_lost() {
+    let host = Host::new();
+    let user = User::of(&host);
+    let socket = host.path("socket");
+    let spec = format!("{}:80", socket.display());
+    let mut forward = user.command(&["--host", "ssh://lab", "vm", "forward", "-L", &spec, "web"]);
+    let forward = forward.stderr(Stdio::piped()).spawn().unwrap();
+    let mut mcp = user.command(&["--host", "ssh://lab", "mcp"]);
+    let mut mcp = mcp.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"test","version":"1"}}}"#;
+    let mut input = mcp.stdin.take().unwrap();
+    writeln!(input, "{hello}").unwrap();
+    let mut said = String::new();
+    let mut output = std::io::BufReader::new(mcp.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut said).unwrap();
+    assert!(said.contains("serverInfo"), "{said}");
+    let mut exec = user.command(&["--host", "ssh://lab", "vm", "exec", "web", "--", "sleep", "600"]);
+    let exec = exec.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the port is forwarded and the command runs", || {
+        socket.exists() && host.calls("OpenAgent").len() == 1
+    });
+    cut_connections(&user);
+    for (running, status) in [(forward, 1), (mcp, 1), (exec, 125)] {
+        let ended = running.wait_with_output().unwrap();
+        let errors = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(status), "{errors}");
+        assert!(errors.contains("error: lost the connection to ssh://lab.\n"), "{errors}");
+    }
+    drop(input);
+}
+
+#[test]
+fn ports_are_published_with_the_name_of_their_host() {
+    let Some(host) = host_with_image() else { return };
+    let user = User::of(&host);
+    assert_eq!(user.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
+    let published = user.banger(&["vm", "publish", "web", "8080:80"]);
+    assert_eq!(published.output, "127.0.0.1:8080 on ssh://alice@lab:2222\n", "{published:?}");
+    let published = user.banger(&["vm", "publish", "web", "0.0.0.0:8081:81"]);
+    assert_eq!(published.output, "lab:8081\n", "{published:?}");
+    assert_eq!(host.banger(&["vm", "publish", "web", "8082:82"]).output, "127.0.0.1:8082\n");
+}
+
+#[test]
+fn a_snapshot_of_a_remote_host_is_run_there() {
+    let Some(host) = host_with_image() else { return };
+    let user = User::of(&host);
+    assert_eq!(user.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
+    assert_eq!(user.banger(&["vm", "snapshot", "create", "-q", "web", "clean"]).output, "clean\n");
+    let ran = user.banger(&["vm", "run", "-q", "-d", "--from-snapshot", "web/clean", "--name", "again"]);
+    assert_eq!((ran.status, ran.output.as_str()), (0, "again\n"), "{ran:?}");
+    assert_eq!(host.banger(&["vm", "list", "-q"]).output.lines().count(), 2);
+    let missing = user.banger(&["vm", "run", "-q", "-d", "--from-snapshot", "web/nope"]);
+    assert!(missing.status != 0 && missing.errors.contains("nope"), "{missing:?}");
+    user.until_all_ended();
+}
+
 #[test]
 fn an_interrupt_is_for_the_command_and_not_for_ssh() {
     let host = Host::new();

@@ -208,6 +208,9 @@ fn the_output_of_every_verb_matches_its_schema() {
     of_the_sandbox(&mut checked);
     let all: BTreeSet<String> = host.banger(&["schema"]).output.lines().map(str::to_owned).collect();
     assert!(all.len() > 30);
+    let registry = crate::registry::Registry::start();
+    let reference = registry.reference("team/tool:1");
+    checked.check(&crate::push::host_with_layout(), "image push", &[crate::service::LAYOUT, &reference]);
     // A build needs a guest that may be cleaned; its lines are checked where they are made.
     checked.0.insert("image build".to_owned());
     assert_eq!(all, checked.0);

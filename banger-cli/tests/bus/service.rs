@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use banger_image::fixtures::layout;
 use banger_proto::bus::names::{
     IMAGE_INTERFACE, IMAGE_PARENT, JOB_INTERFACE, JOB_PARENT, KERNEL_INTERFACE, KERNEL_PARENT,
     MANAGER_INTERFACE, MANAGER_PATH, SERVICE, VM_INTERFACE, VM_PARENT,
@@ -29,6 +30,21 @@ use crate::agent;
 
 type Options = HashMap<String, OwnedVariant>;
 type Properties = BTreeMap<&'static str, Variant<'static>>;
+
+/// The image whose export is an image of one layer.
+pub const LAYOUT: &str = "layout";
+
+/// Returns this layer: 3 MiB that cannot be compressed.
+pub fn exported_layer() -> Vec<u8> {
+    let mut x = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.to_le_bytes()
+    };
+    (0..3 << 17).flat_map(|_| next()).collect()
+}
 
 /// A call of a method.
 #[derive(Debug, Clone)]
@@ -116,7 +132,12 @@ impl Service {
             JOB_INTERFACE => self.job(&message, &path, &member).await,
             IMAGE_INTERFACE if member == "Export" => {
                 let (file, _): (zbus::OwnedFd, Options) = message.body().deserialize().unwrap();
-                File::from(std::os::fd::OwnedFd::from(file)).write_all(&[9; 100_000]).unwrap();
+                let name = self.state.lock().unwrap().objects[&path].1.get("Name").cloned();
+                let content = match name == Some(Variant::from(LAYOUT)) {
+                    true => layout::of(&[exported_layer()], "latest").tar(),
+                    false => vec![9; 100_000],
+                };
+                File::from(std::os::fd::OwnedFd::from(file)).write_all(&content).unwrap();
                 let job = self.add_job();
                 self.end_job(&job, ("", String::new()));
                 self.reply(&message, &job).await

@@ -531,6 +531,18 @@ export interface PublishedPort {
   protocol: "tcp" | "udp";
 }
 
+/** An image that was pushed to a registry. */
+export interface Pushed {
+  /** Digest of its manifest. */
+  digest: string;
+  /** Where it is, with registry and tag. */
+  reference: string;
+  /** Size at the registry, in bytes. */
+  size: number;
+  /** Bytes of it that the registry did not have before. */
+  uploaded: number;
+}
+
 /** . */
 export interface SandboxPropertiesChange {
   /** When, in microseconds since the Unix epoch. */

@@ -6,6 +6,7 @@ mod export;
 mod promote;
 mod prune;
 mod pull;
+mod push;
 mod register;
 mod saved;
 mod tag;
@@ -56,6 +57,7 @@ Example:
     Rename(RenameArgs),
     Tag(Tag),
     Export(export::Export),
+    Push(push::Push),
     Promote(promote::Promote),
     /// Delete images that no sandbox uses
     ///
@@ -90,6 +92,7 @@ impl ImageCommand {
             ImageCommand::Tag(tag) => tag.run().await,
             ImageCommand::Prune(prune) => prune.run().await,
             ImageCommand::Export(export) => export.run().await,
+            ImageCommand::Push(push) => push.run().await,
             ImageCommand::Promote(promote) => promote.run().await,
             ImageCommand::Delete(delete) => delete.run(Kind::Image).await,
             ImageCommand::Cache(cache) => cache.run().await,

@@ -194,7 +194,7 @@ impl Target {
                 let ended = attach::run_session(stream, exec, self.exec.stdin(), &mut listener).await;
                 finish(ended, &self.sandbox, session)
             }
-            None => attach::run(stream, exec, self.exec.stdin(), &mut listener).await,
+            None => bus.why(attach::run(stream, exec, self.exec.stdin(), &mut listener).await).await,
         };
         drop((proxies, shares, mounts));
         if let Some(explanation) = lookups.explain(&status, is_shell, true).await {

@@ -229,6 +229,8 @@ impl Forward {
             tasks.spawn(auto.run());
         }
         tasks.spawn(until_deleted(forwarder.clone(), sandbox.to_owned()));
+        let bus = forwarder.bus.clone();
+        tasks.spawn(async move { Err(bus.lost().await) });
         let entered = self.in_background.then(|| {
             background::enter(&background::Record {
                 pid: background::own_pid(),

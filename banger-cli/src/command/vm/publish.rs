@@ -104,7 +104,8 @@ impl Publish {
                     break;
                 }
             };
-            let address = if scope == scope::ALL { "0.0.0.0" } else { "127.0.0.1" };
+            let is_public = scope == scope::ALL;
+            let address = if is_public { "0.0.0.0" } else { "127.0.0.1" };
             rows.push(json!({
                 "protocol": protocol,
                 "guest_port": guest,
@@ -112,7 +113,13 @@ impl Publish {
                 "host_address": address,
             }));
             if !self.json {
-                output::text(&format!("{address}:{host}\n"))?;
+                // The addresses of another host mean nothing here without its name.
+                let line = match bus.server() {
+                    None => format!("{address}:{host}\n"),
+                    Some(server) if is_public => format!("{}:{host}\n", server.host()),
+                    Some(server) => format!("{address}:{host} on {server}\n"),
+                };
+                output::text(&line)?;
             }
         }
         if self.json {

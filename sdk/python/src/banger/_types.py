@@ -39,6 +39,7 @@ __all__ = [
     "Process",
     "Pruned",
     "PublishedPort",
+    "Pushed",
     "Run",
     "SandboxProperties",
     "SandboxPropertiesChange",
@@ -793,6 +794,22 @@ class PublishedPort(TypedDict):
 
     #: Protocol.
     protocol: Literal["tcp", "udp"]
+
+
+class Pushed(TypedDict):
+    """An image that was pushed to a registry."""
+
+    #: Digest of its manifest.
+    digest: str
+
+    #: Where it is, with registry and tag.
+    reference: str
+
+    #: Size at the registry, in bytes.
+    size: int
+
+    #: Bytes of it that the registry did not have before.
+    uploaded: int
 
 
 class SandboxPropertiesChange(TypedDict):

@@ -245,6 +245,7 @@ impl<'a> Sandbox<'a> {
             }
             false => attach::run(stream, exec, run.options.exec.stdin(), listener).await,
         };
+        let status = self.bus.why(status).await;
         if let Some(explanation) = lookups.explain(&status, is_shell, !run.options.rm).await {
             self.progress.note(&explanation);
         }
