@@ -127,7 +127,12 @@ impl Running {
     /// Returns why the command could not run, if `banger` reported an error.
     pub fn failure(&self, status: Option<i32>) -> Option<Refusal> {
         let report = self.report.read();
-        (!report.is_empty()).then(|| refusal(status, &report, &[]))
+        let mut failure = (!report.is_empty()).then(|| refusal(status, &report, &[]))?;
+        // Only the sandbox itself can be missing: what is in it answers with codes of the guest.
+        if failure.code == Code::NotFound {
+            failure.code = Code::Unavailable;
+        }
+        Some(failure)
     }
 }
 

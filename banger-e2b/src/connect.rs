@@ -10,7 +10,7 @@ use hyper::{StatusCode, http::request::Parts};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::http::{Code, Refusal, Response, Result, header, json_with};
+use crate::http::{Body, Code, Refusal, Response, Result, header, json_with, with_type};
 
 /// The length of a message's head.
 const HEAD: usize = 5;
@@ -38,6 +38,14 @@ pub fn check(parts: &Parts, is_stream: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the answer to a call that fails, in the form in which its client reads answers.
+pub fn refuse(parts: &Parts, refusal: Refusal) -> Response {
+    if header(parts, "content-type").is_some_and(|kind| kind.starts_with("application/connect+")) {
+        return with_type(StatusCode::OK, STREAM, Body::Whole(end(Err(refusal))));
+    }
+    reply(Err(refusal))
 }
 
 /// Returns the reply to a call of one message.

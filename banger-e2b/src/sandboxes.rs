@@ -222,7 +222,8 @@ impl Sandboxes {
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let row: Row = self.banger.json(LONG_REPLY, &words).await?;
-        let known = Known { end: now() + new.timeout, pauses: new.pauses, is_paused: false };
+        // Its time begins below, when its client is about to hear of it.
+        let known = Known { end: row.end(), pauses: new.pauses, is_paused: false };
         self.state().known.insert(row.id.clone(), known);
         let kept = self.keep_variables(&row.id, &new.variables);
         match kept.and(self.set_timeout(&row.id, new.timeout).await) {

@@ -101,7 +101,7 @@ impl Server {
         }
         match self.sandbox(&parts) {
             Ok(sandbox) => envd::answer(self, sandbox, &parts, body).await,
-            Err(refusal) if envd::is_call(&parts) => connect::reply(Err(refusal)),
+            Err(refusal) if envd::is_call(&parts) => connect::refuse(&parts, refusal),
             Err(refusal) => refusal.response(),
         }
     }

@@ -35,7 +35,10 @@ pub async fn answer(server: &Server, sandbox: &str, parts: &Parts, body: Incomin
         return process::answer(server, sandbox, method, parts, body).await;
     }
     if let Some(method) = path.strip_prefix("/filesystem.Filesystem/") {
-        return connect::reply(filesystem::answer(server, sandbox, method, parts, body).await);
+        return match filesystem::answer(server, sandbox, method, parts, body).await {
+            Ok(reply) => connect::reply(Ok(reply)),
+            Err(refusal) => connect::refuse(parts, refusal),
+        };
     }
     let answered = match (&parts.method, path) {
         (&Method::GET, "/health") => health(server, sandbox).await,

@@ -177,7 +177,10 @@ async fn reply(server: &Server, sandbox: &str, method: &str, parts: &Parts, body
             // `banger` passes it on.
             Some((Some("SIGNAL_SIGTERM"), _) | (_, Some(15))) => process.signal(Signal::TERM),
             _ => {
-                return Err(Refusal::new(Code::InvalidArgument, "The signal is neither SIGTERM nor SIGKILL."));
+                return Err(Refusal::new(
+                    Code::InvalidArgument,
+                    "The signal is neither SIGTERM nor SIGKILL.",
+                ));
             }
         },
     }
