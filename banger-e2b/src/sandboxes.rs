@@ -47,7 +47,8 @@ const TEMPLATE: &str = "e2b.template";
 const METADATA: &str = "e2b.meta.";
 
 /// What `banger list --json` says about a sandbox.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct Row {
     /// Its id.
     pub id: String,

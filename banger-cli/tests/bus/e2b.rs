@@ -70,7 +70,7 @@ impl Server {
         for (name, value) in banger.get_envs().filter_map(|(name, value)| Some((name, value?))) {
             command.env(name, value);
         }
-        command.env_remove("XDG_STATE_HOME").env("BANGER_IMAGE", "debian");
+        command.env_remove("XDG_STATE_HOME");
         let process = command.env("XDG_RUNTIME_DIR", host.path("runtime")).spawn().unwrap();
         until("it listens", || UnixStream::connect(&socket).is_ok());
         let key = fs::read_to_string(host.path("runtime/banger/e2b.key")).unwrap().trim().to_owned();
@@ -157,7 +157,7 @@ fn bash(script: &str) -> Value {
 fn commands_and_files_of_e2b_clients_reach_the_sandbox() {
     let host = Host::new();
     let Some(server) = Server::start(&host) else { return };
-    let sandbox = server.create(&json!({ "templateID": "base", "envVars": { "A": "1", "B": "0" } }));
+    let sandbox = server.create(&json!({ "templateID": "debian", "envVars": { "A": "1", "B": "0" } }));
 
     let started = server.stream(&sandbox, "process.Process/Start", &bash("echo $A$B; echo e >&2; exit 3"));
     let (messages, end) = started.messages();
@@ -199,7 +199,7 @@ fn commands_and_files_of_e2b_clients_reach_the_sandbox() {
 fn commands_of_e2b_clients_get_input_and_signals() {
     let host = Host::new();
     let Some(server) = Server::start(&host) else { return };
-    let sandbox = server.create(&json!({ "templateID": "base" }));
+    let sandbox = server.create(&json!({ "templateID": "debian" }));
     let processes = || {
         let list = server.call(&sandbox, "process.Process/List", &json!({}));
         list.json()["processes"].as_array().unwrap().clone()
@@ -247,7 +247,7 @@ fn nobody_without_the_key_gets_in_and_what_is_not_served_says_so() {
         assert_eq!(server.request("POST /sandboxes", headers, b"{}").status, 401);
     }
     assert!(host.calls("CreateVM").is_empty());
-    let mut sandbox = server.create(&json!({ "templateID": "base" }));
+    let mut sandbox = server.create(&json!({ "templateID": "debian" }));
     let stat = json!({ "path": "/" });
     assert_eq!(server.call(&sandbox, "filesystem.Filesystem/Stat", &stat).status, 200);
     let host_sandbox = sandbox.clone();
@@ -269,7 +269,7 @@ fn nobody_without_the_key_gets_in_and_what_is_not_served_says_so() {
     let (_, end) =
         server.stream(&sandbox, "filesystem.Filesystem/WatchDir", &json!({ "path": "/" })).messages();
     assert_eq!(end["error"]["code"], "unimplemented");
-    let refused = server.api("POST /sandboxes", &json!({ "templateID": "base", "mcp": { "a": {} } }));
+    let refused = server.api("POST /sandboxes", &json!({ "templateID": "debian", "mcp": { "a": {} } }));
     assert_eq!(refused.status, 501);
     assert_eq!(host.calls("CreateVM").len(), 1);
 }
@@ -297,7 +297,7 @@ fn sandboxes_of_e2b_clients_live_and_end_also_after_a_restart() {
     assert_eq!(server.api(&format!("POST /sandboxes/{id}/timeout"), &timeout).status, 204);
     let after = end(&server);
     assert!(after > before, "{before} {after}");
-    let timeout = json!({ "timeout": 1 << 40 });
+    let timeout = json!({ "timeout": 1u64 << 40 });
     assert_eq!(server.api(&format!("POST /sandboxes/{id}/timeout"), &timeout).status, 400);
     // Not even its owner's other sandboxes are reached, nor by a part of an id.
     for other in ["other", &id[..8], "nothing"] {
