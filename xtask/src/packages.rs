@@ -69,6 +69,11 @@ const DESKTOP: &[&str] = &["gjs", "python3-dbus-fast", "cockpit-ws", "cockpit-sy
 /// The official client of MCP for Python, and its version.
 const MCP_CLIENT: &str = "mcp==2.3.0";
 
+/// E2B's SDK for Python, and its version.
+const E2B_SDK: &str = "e2b==2.63.0";
+/// The Python that users of the private host run.
+const PYTHON: &str = "/usr/bin/python3";
+
 /// What checks and compiles the SDKs: from PyPI, and from npm.
 const SDK_PYTHON: &[&str] = &["mypy==2.4.1", "build==1.6.1", "hatchling==1.33.0"];
 const SDK_NODE: &[&str] = &["typescript@5.9.3", "@types/node@18.19.130"];
@@ -110,6 +115,26 @@ pub fn mcp_client() -> Result<Option<PathBuf>> {
         let _ = run(Command::new(&python).args(["-m", "pip", "install", "--quiet", MCP_CLIENT]));
     }
     Ok(has_client().then_some(python))
+}
+
+/// Installs E2B's SDK for the Python of this system. Returns the directory of its modules; none if it cannot be installed,
+/// which the check that needs it then reports.
+pub fn e2b_sdk() -> Result<Option<PathBuf>> {
+    let modules = cache().join(E2B_SDK);
+    let has_sdk = || {
+        let check = Command::new(PYTHON).args(["-c", "import e2b"]).env("PYTHONPATH", &modules).output();
+        check.is_ok_and(|output| output.status.success())
+    };
+    if !has_sdk() {
+        say("installing E2B's SDK for Python");
+        let environment = cache().join("e2b-pip");
+        run(Command::new(PYTHON).args(["-m", "venv"]).arg(&environment))?;
+        let mut install = Command::new(environment.join("bin/python"));
+        install.args(["-m", "pip", "install", "--quiet", E2B_SDK, "--target"]).arg(&modules);
+        // Without a network, only its check is skipped.
+        let _ = run(&mut install);
+    }
+    Ok(has_sdk().then_some(modules))
 }
 
 /// Installs what checks and compiles the SDKs. Returns its directory; what cannot be installed is missing there, which the

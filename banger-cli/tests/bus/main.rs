@@ -8,6 +8,7 @@ mod commits;
 mod copies;
 mod devcontainer;
 mod documented;
+mod e2b;
 mod host;
 mod inspect;
 mod interrupts;

@@ -40,6 +40,8 @@ const FILES: &[(&str, &str)] = &[
     ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
     ("systemd/banger-autostart.service", "usr/lib/systemd/system/banger-autostart.service"),
     ("systemd/banger-autostart.conf", "usr/lib/systemd/system/multi-user.target.d/10-banger.conf"),
+    ("systemd/banger-e2b.service", "usr/lib/systemd/user/banger-e2b.service"),
+    ("systemd/banger-e2b.socket", "usr/lib/systemd/user/banger-e2b.socket"),
     ("systemd/banger-notify.service", "usr/lib/systemd/user/banger-notify.service"),
     ("systemd/banger.slice", "usr/lib/systemd/system/banger.slice"),
     ("systemd/banger-user.slice.conf", "usr/lib/systemd/system/banger-.slice.d/10-banger.conf"),
@@ -61,6 +63,7 @@ pub fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     let program = |name: &str| programs.directory.join(name);
     let mut files = vec![
         (program("banger"), "usr/bin/banger".into(), 0o755),
+        (program("banger-e2b"), "usr/bin/banger-e2b".into(), 0o755),
         (program("banger-system"), "usr/libexec/banger-system".into(), 0o755),
         (program("banger-shim"), "usr/libexec/banger/banger-shim".into(), 0o755),
         (program("banger-import"), "usr/libexec/banger/banger-import".into(), 0o755),
@@ -108,8 +111,10 @@ fn generated(banger: &Path) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     let at = format!("@{}", dist::source_date()?);
     let date = output(command("date", ["--utc", "+%F", "--date"]).arg(at))?;
     run(command(&banger, ["manual", "--date", date.trim()]).arg(&manual))?;
-    let of_the_service = "packaging/man/banger-system.8";
-    fs::copy(repository().join(of_the_service), manual.join("banger-system.8")).context(of_the_service)?;
+    for page in ["banger-e2b.1", "banger-system.8"] {
+        let from = repository().join("packaging/man").join(page);
+        fs::copy(&from, manual.join(page)).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
     for page in fs::read_dir(&manual).context("cannot read the manual")? {
         let page = page?;
         run(command("gzip", ["-9n"]).arg(page.path()))?;

@@ -84,6 +84,8 @@ pub const RELEASE: Profile = Profile {
         "--package",
         "banger-cli",
         "--package",
+        "banger-e2b",
+        "--package",
         "banger-image",
         "--package",
         "banger-jail",

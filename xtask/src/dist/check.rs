@@ -64,7 +64,7 @@ pub fn all(packages: &[PathBuf], compression: Compression) -> Result<()> {
 
 /// Fails if a program has a path of the host that built it.
 pub fn no_path_of_the_host(programs: &Programs) -> Result<()> {
-    let host = ["banger", "banger-notify", "banger-system", "banger-shim", "banger-import"];
+    let host = ["banger", "banger-e2b", "banger-notify", "banger-system", "banger-shim", "banger-import"];
     let host = host.iter().map(|name| programs.directory.join(name));
     for program in host.chain([programs.agent.clone()]) {
         let content = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;

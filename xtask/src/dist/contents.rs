@@ -179,7 +179,8 @@ fn owner_of(path: &str) -> &'static str {
     if path.starts_with("usr/share/cockpit/") {
         return COCKPIT;
     }
-    let of_the_client = path == "usr/bin/banger"
+    let of_the_client = path.starts_with("usr/bin/banger")
+        || path.starts_with("usr/lib/systemd/user/banger-e2b.")
         || path.contains("/banger-notify")
         || path.starts_with("usr/share/man/man1/")
         || path.starts_with("usr/share/doc/banger/");
@@ -268,6 +269,9 @@ mod tests {
     fn the_client_has_what_users_call_and_read() {
         for (path, owner) in [
             ("usr/bin/banger", CLIENT),
+            ("usr/bin/banger-e2b", CLIENT),
+            ("usr/lib/systemd/user/banger-e2b.socket", CLIENT),
+            ("usr/share/man/man1/banger-e2b.1.gz", CLIENT),
             ("usr/share/man/man1/banger.1.gz", CLIENT),
             ("usr/share/man/man8/banger-system.8.gz", SERVICE),
             ("usr/share/fish/vendor_completions.d/banger.fish", CLIENT),

@@ -14,8 +14,15 @@ use super::platform;
 use crate::run::{cargo, output, repository};
 
 /// The packages whose programs are installed.
-const PROGRAMS: [&str; 6] =
-    ["banger-agent", "banger-cli", "banger-image", "banger-jail", "banger-notify", "banger-system"];
+const PROGRAMS: [&str; 7] = [
+    "banger-agent",
+    "banger-cli",
+    "banger-e2b",
+    "banger-image",
+    "banger-jail",
+    "banger-notify",
+    "banger-system",
+];
 /// How many lines of copyright of one crate are kept.
 const MAX_NOTICES: usize = 20;
 

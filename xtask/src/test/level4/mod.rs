@@ -9,6 +9,7 @@ mod coding_agent;
 mod commits;
 mod copies;
 mod devcontainer;
+mod e2b;
 mod egress;
 mod examples;
 mod fork;
@@ -141,6 +142,13 @@ pub fn run(only: &str) -> Result<Tally> {
         match packages::sdk_tools().and_then(|tools| crate::sdk::check_tools(&tools)) {
             Ok(()) => queue.append(&mut sdks),
             Err(error) => tally.skipped.extend(sdks.iter().map(|job| format!("{}: {error:#}", job.name))),
+        }
+    }
+    let mut e2b = wanted(&[e2b::CHECKS], QUICK);
+    if !e2b.is_empty() {
+        match packages::e2b_sdk()? {
+            Some(_) => queue.append(&mut e2b),
+            None => tally.skipped.extend(e2b.iter().map(|job| format!("{}: E2B's SDK", job.name))),
         }
     }
     // Prepare these once, not in each host.
