@@ -1,7 +1,7 @@
 //! Captures a running guest for its children. It continues after a pause.
 //!
 //! ```text
-//!   prepare      new layers are made, without names, and a place for the capture
+//!   prepare      new layers are made, without names
 //!   freeze       the agent freezes all processes and writes their data to the disks    a failure: it thaws them
 //!   halt         the VMM stops the guest
 //!   layers       what was written becomes frozen layers, and the VMM writes to new ones
@@ -88,6 +88,10 @@ impl VmTask {
         let (ports, vm) = (self.shared.ports.clone(), self.vm.clone());
         self.is_thawing = true;
         self.background.spawn(async move {
+            // A service that ended in a pause may have named layers without that.
+            if let Err(error) = ports.disks.sync_layers(vm.id).await {
+                tracing::error!(vm = %vm.id, %error, "new layers are not on the storage yet");
+            }
             until_continued(&ports, &vm).await;
             TaskEvent::Thawed
         });
@@ -104,8 +108,11 @@ pub(super) async fn capture(
 ) -> Result<Captured> {
     let ports = &shared.ports;
     job.stage("save", format!("capturing {}", parent.name));
-    let prepare = async { ports.disks.prepare_layers(parent.id).await.map_err(Error::from) };
-    let layers = unless_over(ports, job, parent, prepare).await?;
+    // This is not given up half-way: the next fork would use the same names.
+    let layers = ports.disks.prepare_layers(parent.id).await?;
+    if job.is_canceled() {
+        return Err(Error::Canceled);
+    }
     let (from, to) = pipe()?;
     let receive = ports.captures.receive(first.vm.id, from, most_of(parent.spec.memory));
     let receive = first.lease.hold(Resource::Capture, receive);
@@ -115,7 +122,7 @@ pub(super) async fn capture(
     if let Stands::Never = pause.stands {
         return captured;
     }
-    // The guest must not write to layers whose names may be lost.
+    // The guest should not write to layers whose names may be lost. If the storage fails, it continues all the same.
     if !pause.is_synced
         && let Err(error) = ports.disks.sync_layers(parent.id).await
     {
@@ -196,7 +203,7 @@ async fn stand_still(
         let mut freeze = pin!(ports.guest.freeze(parent.id, &parent.token, FREEZE_TIMEOUT));
         Ok(tokio::select! {
             frozen = &mut freeze => frozen,
-            // The capture gets its place on the disk meanwhile. If it cannot, the guest is not stopped.
+            // The capture gets its place on the disk meanwhile. If it cannot, the guest is thawed again.
             received = &mut receive => {
                 memory = Some(received?);
                 freeze.await
