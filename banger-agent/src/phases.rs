@@ -22,12 +22,8 @@ use crate::{
     systemd::{self, Boot, Systemd},
 };
 
-/// How long the result of one query is reused, at least and at most.
+/// How long the result of one query is reused.
 const FRESH: Duration = Duration::from_millis(40);
-const STALE: Duration = Duration::from_millis(250);
-/// How many times longer than a query its result is reused. The init works on the boot meanwhile, which an answer delays:
-/// under emulation, one takes milliseconds of the only processor.
-const REUSED: u32 = 9;
 /// How long commands wait for the early boot, and for the whole boot. Then they start anyway, so that a guest whose
 /// boot hangs can be examined.
 const INIT_LIMIT: Duration = Duration::from_secs(180);
@@ -83,8 +79,7 @@ pub struct PhaseTracker {
 
 struct Known {
     reached: Phases,
-    /// Until when the result is reused.
-    fresh_until: Option<Instant>,
+    looked: Option<Instant>,
 }
 
 impl PhaseTracker {
@@ -93,14 +88,13 @@ impl PhaseTracker {
         let now = now();
         let rest = (init == InitSystem::Other).then_some(now);
         let reached = Phases { agent: Some(now), init: rest, boot: rest };
-        Self { init, begun: Instant::now(), known: Mutex::new(Known { reached, fresh_until: None }) }
+        Self { init, begun: Instant::now(), known: Mutex::new(Known { reached, looked: None }) }
     }
 
     /// Returns the phases that were reached, and when.
     pub fn now(&self) -> Phases {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = Instant::now();
-        if known.reached.boot.is_some() || known.fresh_until.is_some_and(|end| begun < end) {
+        if known.reached.boot.is_some() || known.looked.is_some_and(|looked| looked.elapsed() < FRESH) {
             return known.reached;
         }
         let looked = match self.init {
@@ -112,7 +106,7 @@ impl PhaseTracker {
         if let Ok(reached) = looked {
             known.reached = reached;
         }
-        known.fresh_until = Some(Instant::now() + fresh_for(begun.elapsed()));
+        known.looked = Some(Instant::now());
         known.reached
     }
 
@@ -137,11 +131,6 @@ impl PhaseTracker {
     pub fn wait_quietly(&self, phase: Phase, port: &Port) -> io::Result<Waited> {
         self.wait(phase, || port.pause())
     }
-}
-
-/// Returns how long the result of a query is reused that took this long.
-fn fresh_for(query: Duration) -> Duration {
-    (query * REUSED).clamp(FRESH, STALE)
 }
 
 fn has(reached: Phases, phase: Phase) -> bool {
@@ -223,14 +212,6 @@ mod tests {
         let phases = PhaseTracker { begun, ..PhaseTracker::begin(InitSystem::OpenRc) };
         assert_eq!(phases.wait(Phase::Init, || Ok(true)).unwrap(), Waited::Late);
         assert_eq!(phases.wait(Phase::Boot, || Ok(false)).unwrap(), Waited::HungUp);
-    }
-
-    #[test]
-    fn an_init_that_answers_slowly_is_asked_less_often() {
-        let milliseconds = Duration::from_millis;
-        for (query, expect) in [(0, 40), (1, 40), (10, 90), (20, 180), (1000, 250)] {
-            assert_eq!(fresh_for(milliseconds(query)), milliseconds(expect), "{query}");
-        }
     }
 
     #[test]

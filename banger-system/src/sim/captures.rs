@@ -117,6 +117,11 @@ impl Sim {
         self.lock().captures.all.get(&vm).is_some_and(|capture| capture.complete.is_some())
     }
 
+    /// Returns whether a guest has run on layers whose names were not on the storage.
+    pub fn has_run_unsynced(&self) -> bool {
+        self.lock().ran_unsynced
+    }
+
     /// Returns whether the guest of a VM stands still.
     pub fn stands_still(&self, vm: VmId) -> bool {
         self.lock().captures.standing.contains(&vm)
@@ -168,7 +173,11 @@ impl Sim {
     }
 
     pub(super) fn let_guest_run(&self, vm: VmId) -> vmm::Result<()> {
-        self.step("let a guest run")?.captures.standing.remove(&vm);
+        let mut state = self.step("let a guest run")?;
+        state.captures.standing.remove(&vm);
+        if state.unsynced_layers.contains(&vm) {
+            state.ran_unsynced = true;
+        }
         Ok(())
     }
 }

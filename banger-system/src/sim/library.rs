@@ -126,8 +126,8 @@ impl Disks for Sim {
         Ok(Box::new(SimLayers { sim: self.clone(), vm }))
     }
 
-    async fn sync_layers(&self, _vm: VmId) -> disks::Result<()> {
-        drop(self.step("write layers to the storage")?);
+    async fn sync_layers(&self, vm: VmId) -> disks::Result<()> {
+        self.step("write layers to the storage")?.unsynced_layers.remove(&vm);
         Ok(())
     }
 
@@ -203,7 +203,11 @@ struct SimLayers {
 #[async_trait]
 impl NewLayers for SimLayers {
     async fn freeze(self: Box<Self>) -> disks::Result<Vec<OwnedFd>> {
-        self.sim.step("freeze the disks of a running guest")?.add_layer(self.vm);
+        {
+            let mut state = self.sim.step("freeze the disks of a running guest")?;
+            state.add_layer(self.vm);
+            state.unsynced_layers.insert(self.vm);
+        }
         let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
         Ok(vec![null().map_err(|error| HostError::os("open /dev/null", error))?])
     }

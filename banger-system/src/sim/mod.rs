@@ -128,6 +128,10 @@ struct State {
     frozen_guests: BTreeSet<VmId>,
     /// How many guests were not thawed; none if they are.
     refused_thaws: Option<u32>,
+    /// VMs with new layers whose names are not on the storage.
+    unsynced_layers: BTreeSet<VmId>,
+    /// A guest has run on such layers.
+    ran_unsynced: bool,
     /// VMMs do not say whether their guests run.
     silent_vmms: bool,
     /// Guests that do not freeze.

@@ -37,6 +37,7 @@ impl EngineLab {
         self.state(vm) == State::Running
             && !self.sim.stands_still(vm)
             && !self.sim.is_guest_frozen(vm)
+            && !self.sim.has_run_unsynced()
             && self.sim.configured(vm).is_some_and(|config| config.token == token.as_str())
     }
 

@@ -115,7 +115,7 @@ impl Report {
     /// Prints the figures for people.
     pub fn print(&self) {
         let runs = self.runs;
-        println!("instant: {runs} runs, medians, and the ratio to a peer above");
+        println!("instant: {runs} runs, medians, and the ratio to the peer: a boot, or QEMU by hand");
         for (ours, peer, unit, what) in [
             (self.cold_ms, None, "ms ", "`banger vm run --rm -- true`, the guest boots"),
             (self.template_ms, Some(self.cold_ms), "ms ", "the same, from a template"),

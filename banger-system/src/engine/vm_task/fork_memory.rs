@@ -1,7 +1,7 @@
 //! Captures a running guest for its children. It continues after a pause.
 //!
 //! ```text
-//!   prepare      new layers are made, without names, and a place for the capture
+//!   prepare      new layers are made, without names
 //!   freeze       the agent freezes all processes and writes their data to the disks    a failure: it thaws them
 //!   halt         the VMM stops the guest
 //!   layers       what was written becomes frozen layers, and the VMM writes to new ones
@@ -18,6 +18,7 @@
 use std::{
     future::pending,
     os::fd::OwnedFd,
+    pin::{Pin, pin},
     time::{Duration, Instant},
 };
 
@@ -87,6 +88,10 @@ impl VmTask {
         let (ports, vm) = (self.shared.ports.clone(), self.vm.clone());
         self.is_thawing = true;
         self.background.spawn(async move {
+            // A service that ended in a pause may have named layers without that.
+            if let Err(error) = ports.disks.sync_layers(vm.id).await {
+                tracing::error!(vm = %vm.id, %error, "new layers are not on the storage yet");
+            }
             until_continued(&ports, &vm).await;
             TaskEvent::Thawed
         });
@@ -103,19 +108,25 @@ pub(super) async fn capture(
 ) -> Result<Captured> {
     let ports = &shared.ports;
     job.stage("save", format!("capturing {}", parent.name));
-    let prepare = async { ports.disks.prepare_layers(parent.id).await.map_err(Error::from) };
-    let layers = unless_over(ports, job, parent, prepare).await?;
+    // This is not given up half-way: the next fork would use the same names.
+    let layers = ports.disks.prepare_layers(parent.id).await?;
+    if job.is_canceled() {
+        return Err(Error::Canceled);
+    }
     let (from, to) = pipe()?;
     let receive = ports.captures.receive(first.vm.id, from, most_of(parent.spec.memory));
     let receive = first.lease.hold(Resource::Capture, receive);
-    let mut stands = Stands::Unknown;
-    let stand_still = stand_still(ports, parent, &mut stands, layers, to);
-    // The capture gets its place on the disk while the guest is frozen.
-    let both = async { tokio::try_join!(receive, stand_still) };
-    let captured = unless_over(ports, job, parent, both).await;
-    let captured = captured.map(|(memory, ())| Captured { memory, facts });
-    if let Stands::Never = stands {
+    let mut pause = Pause { stands: Stands::Unknown, is_synced: true };
+    let captured = stand_still(ports, job, parent, &mut pause, layers, pin!(receive), to).await;
+    let captured = captured.map(|memory| Captured { memory, facts });
+    if let Stands::Never = pause.stands {
         return captured;
+    }
+    // The guest should not write to layers whose names may be lost. If the storage fails, it continues all the same.
+    if !pause.is_synced
+        && let Err(error) = ports.disks.sync_layers(parent.id).await
+    {
+        tracing::error!(vm = %parent.id, %error, "new layers are not on the storage yet");
     }
     let continues = tokio::select! {
         continues = continue_guest(ports, parent) => continues,
@@ -127,7 +138,7 @@ pub(super) async fn capture(
         return Err(Error::DoesNotContinue { name, message });
     }
     correct_clock(ports, parent);
-    if let Stands::Since(begun) = stands {
+    if let Stands::Since(begun) = pause.stands {
         let pause = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         job.add_result("pause", Fact::Number(pause));
     }
@@ -159,6 +170,13 @@ fn not_running(vm: &Vm) -> Error {
     Error::NotRunning { name: vm.name.to_string() }
 }
 
+/// How far a pause has come.
+struct Pause {
+    stands: Stands,
+    /// Whether the names of all layers are on the storage.
+    is_synced: bool,
+}
+
 /// Whether a guest stands still.
 enum Stands {
     /// The agent has refused to freeze it.
@@ -169,27 +187,57 @@ enum Stands {
     Since(Instant),
 }
 
-/// Freezes a guest, stops it, puts new layers over its disks, and has its memory written into a pipe.
+/// Freezes a guest, stops it, puts new layers over its disks, and has its memory written into a pipe, from which it is
+/// received.
 async fn stand_still(
     ports: &Ports,
+    job: &JobHandle,
     parent: &Vm,
-    stands: &mut Stands,
+    pause: &mut Pause,
     layers: Box<dyn NewLayers>,
+    mut receive: Pin<&mut (impl Future<Output = Result<Box<dyn Unfinished>>> + Send)>,
     to: OwnedFd,
-) -> Result<()> {
-    let frozen = ports.guest.freeze(parent.id, &parent.token, FREEZE_TIMEOUT).await;
-    *stands = match &frozen {
+) -> Result<Box<dyn Unfinished>> {
+    let mut memory = None;
+    let freeze = async {
+        let mut freeze = pin!(ports.guest.freeze(parent.id, &parent.token, FREEZE_TIMEOUT));
+        Ok(tokio::select! {
+            frozen = &mut freeze => frozen,
+            // The capture gets its place on the disk meanwhile. If it cannot, the guest is thawed again.
+            received = &mut receive => {
+                memory = Some(received?);
+                freeze.await
+            }
+        })
+    };
+    let frozen = unless_over(ports, job, parent, freeze).await?;
+    pause.stands = match &frozen {
         Ok(()) => Stands::Since(Instant::now()),
         Err(guest_link::Error::Refused { .. } | guest_link::Error::TooOld) => Stands::Never,
         Err(_) => Stands::Unknown,
     };
     frozen?;
-    ports.vmm.halt(parent.id).await?;
-    ports.vmm.switch_layers(parent.id, layers.freeze().await?).await?;
-    let sync = async { ports.disks.sync_layers(parent.id).await.map_err(Error::from) };
+    let halt = async { ports.vmm.halt(parent.id).await.map_err(Error::from) };
+    unless_over(ports, job, parent, halt).await?;
+    // These two steps are not given up half-way.
+    pause.is_synced = false;
+    let layers = layers.freeze().await?;
+    ports.vmm.switch_layers(parent.id, layers).await?;
+    let sync = async {
+        ports.disks.sync_layers(parent.id).await?;
+        pause.is_synced = true;
+        Ok::<_, Error>(())
+    };
     let save = async { ports.vmm.save(parent.id, to).await.map_err(Error::from) };
-    tokio::try_join!(sync, save)?;
-    Ok(())
+    let receive = async {
+        match memory {
+            Some(memory) => Ok(memory),
+            None => receive.await,
+        }
+    };
+    let moved = async { tokio::try_join!(receive, save, sync) };
+    let (memory, (), ()) = unless_over(ports, job, parent, moved).await?;
+    Ok(memory)
 }
 
 /// Gives a capture its name, and each child its own way to it. Their disks exist.

@@ -276,6 +276,8 @@ pub(super) struct VmTask {
     cancel_capture: Option<oneshot::Sender<()>>,
     /// The VMM that loads it, until its guest may run.
     loading: Option<Loading>,
+    /// The boot that it was suspended in, if this run of the service knows it.
+    suspended_boot: String,
     /// When the current phase of a start began. None unless a start of this run of the service is under way.
     phase_begun: Option<Instant>,
     /// What is known of its use.
@@ -358,6 +360,7 @@ impl VmTask {
             is_captured: false,
             cancel_capture: None,
             loading: None,
+            suspended_boot: String::new(),
             phase_begun: None,
             idle: Idle::default(),
             caller_is_gone: false,
@@ -550,8 +553,9 @@ impl VmTask {
         self.liveness = Liveness::default();
         self.vm.ready_at = Timestamp::default();
         // A suspended guest continues its boot.
-        if !matches!(self.vm.state, State::Suspending | State::Suspended | State::Resuming) {
-            self.vm.boot_id.clear();
+        let boot = std::mem::take(&mut self.vm.boot_id);
+        if matches!(self.vm.state, State::Suspending | State::Suspended) && !boot.is_empty() {
+            self.suspended_boot = boot;
         }
     }
 

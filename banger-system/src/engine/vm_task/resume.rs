@@ -225,9 +225,6 @@ impl VmTask {
             _ if self.lease.holds(Resource::Capture) => Event::LaunchFailed,
             _ => Event::Crashed,
         });
-        if self.vm.state != State::Suspended {
-            self.vm.boot_id.clear();
-        }
         self.vm.reason = match error {
             Error::Canceled => Reason::UserRequest,
             error => Reason::StartFailed(one_line(error)),

@@ -49,7 +49,7 @@ pub(super) struct GuestWait {
     boot: KnownBoot,
 }
 
-/// Whether the row has the boot that a guest continues.
+/// Whether a guest continues the boot that this VM was suspended in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KnownBoot {
     Yes,
@@ -193,7 +193,6 @@ impl VmTask {
     /// all its resources.
     pub(super) async fn boot(&mut self, job: &JobHandle, start: Start) -> Result<()> {
         self.vm.token = Token::random();
-        self.vm.boot_id.clear();
         self.vm.started_at = now(&*self.shared.ports.clock);
         self.publish();
         job.stage("start", "starting the VMM");
@@ -392,16 +391,18 @@ impl VmTask {
     pub(super) fn watch_configured(&mut self, wait: GuestWait) {
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
         let GuestWait { begun, timeout, occasion, boot } = wait;
+        let is_known = boot == KnownBoot::Yes && !self.suspended_boot.is_empty();
+        let known = is_known.then(|| self.suspended_boot.clone());
         self.background.spawn(async move {
             let guest = &shared.ports.guest;
             // A guest whose agent sets the clock is ready. What it says of itself is known, and to find that out, the agent
             // asks its init: under emulation, that takes longer than all else after the memory was loaded.
-            if boot == KnownBoot::Yes
-                && !vm.boot_id.is_empty()
-                && guest.sync_clock(vm.id, &vm.token, occasion).await.is_ok()
-            {
-                let facts = GuestFacts { boot_id: vm.boot_id, stopping: false };
-                return TaskEvent::GuestReady(Ok(facts));
+            if let Some(boot_id) = known {
+                let set = guest.sync_clock(vm.id, &vm.token, occasion);
+                let set = tokio::time::timeout(timeout.saturating_sub(begun.elapsed()) / 2, set);
+                if matches!(set.await, Ok(Ok(()))) {
+                    return TaskEvent::GuestReady(Ok(GuestFacts { boot_id, stopping: false }));
+                }
             }
             let ready = guest.wait_ready(vm.id, &vm.token, timeout.saturating_sub(begun.elapsed())).await;
             let ready = ready.map_err(|error| match error {

@@ -18,8 +18,8 @@
 //! elsewhere, and a crash cannot leave a layer that no sandbox has.
 //!
 //! A sandbox that runs is frozen in the same way while its guest stands still. The new layers are made before that, and get
-//! their names before QEMU switches. While its memory is saved, the names are written to the storage: before the guest
-//! writes anything that it may rely on. If a crash prevents the switch, QEMU keeps writing to the layer below. No child has that layer, and the next fork puts
+//! their names before QEMU switches. The names are written to the storage before the guest continues.
+//! If a crash prevents the switch, QEMU keeps writing to the layer below. No child has that layer, and the next fork puts
 //! one more on top. So each of these freezes adds one.
 //!
 //! All other disks are copied. The copy shares blocks with the original if the file system can.
