@@ -99,7 +99,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the user id of whoever listens on an address of this host.
+/// Returns the id of the user whose program listens on an address of this host.
 pub fn owner(address: SocketAddr) -> io::Result<Option<u32>> {
     let table = fs::read_to_string(if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" })?;
     Ok(owner_in(&table, address))
