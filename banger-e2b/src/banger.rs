@@ -35,6 +35,8 @@ pub const LONG_REPLY: Duration = Duration::from_secs(3600);
 const MAX_REPLY: u64 = 16 << 20;
 /// Limit on what is kept of standard error.
 const MAX_ERRORS: u64 = 64 << 10;
+/// Limit on one argument of a program (MAX_ARG_STRLEN, execve(2)).
+const MAX_WORD: usize = 128 << 10;
 /// The status of invalid arguments.
 const USAGE: i32 = 2;
 
@@ -108,6 +110,10 @@ impl Banger {
         if words.iter().any(|word| word.contains('\0')) {
             return Err(Refusal::new(Code::InvalidArgument, "A command, a user or a path has a zero byte."));
         }
+        if words.iter().any(|word| word.len() >= MAX_WORD) {
+            let message = format!("A command is at most {MAX_WORD} bytes long; write it to a file first.");
+            return Err(Refusal::new(Code::InvalidArgument, message));
+        }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut command = self.command(&report, &words);
         command.stdin(if exec.has_input { Stdio::piped() } else { Stdio::null() });
@@ -117,7 +123,9 @@ impl Banger {
 
     fn command(&self, report: &Memory, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--error-file").arg(report.path()).args(words);
+        command.arg("--error-file").arg(report.path());
+        // Sandboxes of this host, whichever the user chooses for the terminal meanwhile.
+        command.args(["--context", "default"]).args(words).env_remove("BANGER_HOST");
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }

@@ -46,7 +46,7 @@ impl Key {
         let new = directory.join(format!("e2b.key.{}", process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(format!("{PREFIX}{}\n", hexadecimal(&random)).as_bytes())?;
-        // Whoever comes first decides, and nobody reads half a key.
+        // The first one decides, and nobody reads half a key.
         let linked = fs::hard_link(&new, &path);
         fs::remove_file(&new)?;
         match linked {

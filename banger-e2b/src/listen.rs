@@ -99,10 +99,22 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the user id of whoever listens on an address of this host.
+/// Returns the id of the user whose program listens on an address of this host.
 pub fn owner(address: SocketAddr) -> io::Result<Option<u32>> {
     let table = fs::read_to_string(if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" })?;
     Ok(owner_in(&table, address))
+}
+
+/// Returns whether the other end of a connection on this host belongs to this user, or to root.
+pub fn is_own(peer: SocketAddr, local: SocketAddr) -> bool {
+    let table = fs::read_to_string(if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" });
+    let owner = table.ok().and_then(|table| peer_in(&table, peer, local));
+    owner.is_some_and(is_allowed)
+}
+
+/// Returns whether a user may connect.
+pub fn is_allowed(user: u32) -> bool {
+    user == 0 || user == rustix::process::getuid().as_raw()
 }
 
 /// Looks an address up in a table of the kernel (`Documentation/networking/proc_net_tcp.rst`). Who listens on all addresses
@@ -110,22 +122,35 @@ pub fn owner(address: SocketAddr) -> io::Result<Option<u32>> {
 fn owner_in(table: &str, address: SocketAddr) -> Option<u32> {
     /// TCP_LISTEN.
     const LISTENS: &str = "0A";
-    // Each word of 32 bits is in the order of the host.
+    let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().ok()? };
+    let find = |ip: IpAddr| {
+        let local = written(SocketAddr::new(ip, address.port()));
+        find(table, |fields| fields[1] == local && fields[3] == LISTENS)
+    };
+    find(address.ip()).or_else(|| find(any))
+}
+
+fn peer_in(table: &str, peer: SocketAddr, local: SocketAddr) -> Option<u32> {
+    let (peer, local) = (written(peer), written(local));
+    find(table, |fields| fields[1] == peer && fields[2] == local)
+}
+
+/// Returns the user id of the first row that matches.
+fn find(table: &str, matches: impl Fn(&[&str]) -> bool) -> Option<u32> {
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (fields.len() > 7 && matches(&fields)).then(|| fields[7].parse().ok())?
+    })
+}
+
+/// Returns an address as the table has it: each word of 32 bits is in the order of the host.
+fn written(address: SocketAddr) -> String {
     let word = |bytes: &[u8]| format!("{:08X}", u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-    let written = |ip: IpAddr| match ip {
+    let ip: String = match address.ip() {
         IpAddr::V4(ip) => word(&ip.octets()),
         IpAddr::V6(ip) => ip.octets().chunks(4).map(word).collect(),
     };
-    let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().ok()? };
-    let find = |ip: IpAddr| {
-        let local = format!("{}:{:04X}", written(ip), address.port());
-        table.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let listens = fields.get(1) == Some(&&*local) && fields.get(3) == Some(&LISTENS);
-            listens.then(|| fields.get(7)?.parse().ok())?
-        })
-    };
-    find(address.ip()).or_else(|| find(any))
+    format!("{ip}:{:04X}", address.port())
 }
 
 #[cfg(test)]
@@ -156,8 +181,17 @@ mod tests {
         assert_eq!(owner("127.0.0.1:3627"), Some(1000));
         assert_eq!(owner("127.0.0.1:80"), Some(33));
         assert_eq!(owner("127.0.0.1:81"), None);
+        let ends = ("127.0.0.1:40000".parse().unwrap(), "127.0.0.1:3627".parse().unwrap());
+        let row = "   3: 0100007F:9C40 0100007F:0E2B 01 00000000:00000000 00:00000000 00000000  1001        0 1 1\n";
+        assert_eq!(peer_in(&format!("{table}{row}"), ends.0, ends.1), Some(1001));
+        assert_eq!(peer_in(table, ends.0, ends.1), None);
         let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let found = super::owner(own.local_addr().unwrap()).unwrap();
         assert_eq!(found, Some(rustix::process::getuid().as_raw()));
+        let client = std::net::TcpStream::connect(own.local_addr().unwrap()).unwrap();
+        let (_served, peer) = own.accept().unwrap();
+        assert!(is_own(peer, own.local_addr().unwrap()));
+        drop(client);
+        assert!(!is_own("127.0.0.1:9".parse().unwrap(), own.local_addr().unwrap()));
     }
 }

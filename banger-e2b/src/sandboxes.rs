@@ -30,8 +30,12 @@ pub const MAX_TIMEOUT: u64 = 30 * 24 * 3600;
 /// How much longer than its time limit a sandbox may exist whose creation was never reported: its boot, and the pull of its
 /// image.
 const CREATION: u64 = 3600;
-/// How long to wait before an end that failed is tried again, in seconds.
+/// How long to wait before a deletion that failed is tried again, in seconds.
 const AGAIN: u64 = 60;
+/// The same for a pause. Firecracker cannot pause, and its sandboxes are better kept than deleted.
+const PAUSE_AGAIN: u64 = 3600;
+/// How long a sandbox lives at least that another program has resumed, in seconds.
+const WOKEN: u64 = 300;
 /// How often the clock is looked at. The host may have slept.
 const LOOK: Duration = Duration::from_secs(15);
 /// How often sandboxes are listed anyway.
@@ -39,6 +43,8 @@ const LIST: Duration = Duration::from_secs(60);
 
 /// The label with the time at which a sandbox ends, in seconds since the Unix epoch.
 const END: &str = "e2b.end";
+/// The label with the sandbox's own id. Copies of a sandbox have its labels, and are not ours.
+const ID: &str = "e2b.id";
 /// The label of a sandbox that is paused when it ends.
 const PAUSES: &str = "e2b.pauses";
 /// The label with its template.
@@ -47,20 +53,26 @@ const TEMPLATE: &str = "e2b.template";
 const METADATA: &str = "e2b.meta.";
 
 /// What `banger list --json` says about a sandbox.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Row {
     /// Its id.
     pub id: String,
     state: String,
+    #[serde(default)]
     image_name: String,
     /// Its processors.
+    #[serde(default)]
     pub vcpus: u64,
     /// Its memory in bytes.
+    #[serde(default)]
     pub memory: u64,
+    #[serde(default)]
     disk_size: u64,
+    #[serde(default)]
     root_size: u64,
+    #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
     created_at: i64,
 }
 
@@ -82,6 +94,11 @@ impl Row {
     /// Returns when it ends, in seconds since the Unix epoch; 0 if no such time is in its labels.
     pub fn end(&self) -> u64 {
         self.labels.get(END).and_then(|end| end.parse().ok()).unwrap_or(0)
+    }
+
+    /// Returns whether it was created here. One whose creation was broken off has no id in its labels.
+    fn is_ours(&self) -> bool {
+        !self.id.is_empty() && self.end() > 0 && self.labels.get(ID).is_none_or(|id| *id == self.id)
     }
 
     /// Returns whether it is paused when it ends.
@@ -130,6 +147,8 @@ pub struct New {
 #[derive(Debug, Clone, Copy)]
 struct Known {
     end: u64,
+    /// When it is tried again to end it.
+    again: u64,
     pauses: bool,
     is_paused: bool,
 }
@@ -166,20 +185,36 @@ impl Sandboxes {
         let before: HashSet<String> = self.state().known.keys().cloned().collect();
         let filter = format!("--filter=label={END}");
         let mut rows: Vec<Row> = self.banger.json(REPLY, &["vm", "list", "--json", &filter]).await?;
-        // A label of the same name that somebody else has set.
-        rows.retain(|row| row.end() > 0);
-        let mut state = self.state();
-        for row in &rows {
-            let is_paused = row.is_paused().unwrap_or(false);
-            let known = Known { end: row.end(), pauses: row.pauses(), is_paused };
-            state.known.entry(row.id.clone()).or_insert(known).is_paused = is_paused;
-        }
-        state.known.retain(|id, _| !before.contains(id) || rows.iter().any(|row| row.id == *id));
-        drop(state);
+        rows.retain(Row::is_ours);
+        let woken = self.update(&rows, &before);
         self.changed.notify_one();
+        for id in woken {
+            // Only a restart would look at the label.
+            let _ = self.set_timeout(&id, WOKEN).await;
+        }
         rows.retain(|row| row.is_paused().is_some());
         rows.sort_by_key(|row| (std::cmp::Reverse(row.created_at), row.id.clone()));
         Ok(rows)
+    }
+
+    /// Takes over what a list says. Returns those that another program has resumed.
+    fn update(&self, rows: &[Row], before: &HashSet<String>) -> Vec<String> {
+        let mut woken = Vec::new();
+        let mut state = self.state();
+        for row in rows {
+            // One that has stopped cannot be paused, and needs nothing.
+            let is_paused = row.is_paused().unwrap_or(row.pauses());
+            let new = Known { end: row.end(), again: 0, pauses: row.pauses(), is_paused };
+            let known = state.known.entry(row.id.clone()).or_insert(new);
+            if known.is_paused && !is_paused && known.end < now() + WOKEN {
+                // Its end may have passed meanwhile.
+                known.end = now() + WOKEN;
+                woken.push(row.id.clone());
+            }
+            known.is_paused = is_paused;
+        }
+        state.known.retain(|id, _| !before.contains(id) || rows.iter().any(|row| row.id == *id));
+        woken
     }
 
     /// Returns one of them, by its whole id.
@@ -223,8 +258,12 @@ impl Sandboxes {
         }
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let row: Row = self.banger.json(LONG_REPLY, &words).await?;
+        if row.id.is_empty() {
+            return Err(Refusal::new(Code::Internal, "banger printed no id of the new sandbox."));
+        }
         // Its time begins below, when its client is about to hear of it.
-        let known = Known { end: row.end(), pauses: new.pauses, is_paused: false };
+        let end = now() + new.timeout + CREATION;
+        let known = Known { end, again: 0, pauses: new.pauses, is_paused: false };
         self.state().known.insert(row.id.clone(), known);
         let kept = self.keep_variables(&row.id, &new.variables);
         match kept.and(self.set_timeout(&row.id, new.timeout).await) {
@@ -241,10 +280,14 @@ impl Sandboxes {
     pub async fn set_timeout(&self, id: &str, timeout: u64) -> Result<()> {
         check_timeout(timeout)?;
         let end = now() + timeout;
-        let label = format!("--label={END}={end}");
-        self.banger.run(REPLY, &["vm", "set", "--json", &label, "--", id]).await?;
+        // It must not end while its end is moved.
         if let Some(known) = self.state().known.get_mut(id) {
-            known.end = end;
+            known.end = known.end.max(end);
+        }
+        let (label, own) = (format!("--label={END}={end}"), format!("--label={ID}={id}"));
+        self.banger.run(REPLY, &["vm", "set", "--json", &label, &own, "--", id]).await?;
+        if let Some(known) = self.state().known.get_mut(id) {
+            (known.end, known.again) = (end, 0);
         }
         self.changed.notify_one();
         Ok(())
@@ -272,8 +315,15 @@ impl Sandboxes {
 
     /// Writes the memory of one to disk, and ends its processes on the host. Its time limit does not count meanwhile.
     pub async fn pause(&self, id: &str) -> Result<()> {
-        self.banger.run(LONG_REPLY, &["vm", "suspend", "-q", "--json", "--", id]).await?;
+        // Before it is, because its end may come meanwhile.
         self.set_paused(id, true);
+        let paused = self.banger.run(LONG_REPLY, &["vm", "suspend", "-q", "--json", "--", id]).await;
+        if paused.is_err() {
+            self.set_paused(id, false);
+        }
+        paused?;
+        // If this program restarts, and another one resumes the sandbox, its old end would count.
+        let _ = self.set_timeout(id, MAX_TIMEOUT).await;
         Ok(())
     }
 
@@ -354,12 +404,12 @@ impl Sandboxes {
                 if known.is_paused {
                     continue;
                 }
-                if known.end <= now {
+                if known.end.max(known.again) <= now {
                     // Unless this succeeds.
-                    known.end = now + AGAIN;
+                    known.again = now + if known.pauses { PAUSE_AGAIN } else { AGAIN };
                     tokio::spawn(Arc::clone(&self).end(id.clone(), known.pauses));
                 }
-                next = Some(next.unwrap_or(u64::MAX).min(known.end));
+                next = Some(next.unwrap_or(u64::MAX).min(known.end.max(known.again)));
             }
             let wait = next.map_or(LOOK, |next| Duration::from_secs(next - now).min(LOOK));
             tokio::select! {
@@ -370,6 +420,11 @@ impl Sandboxes {
     }
 
     async fn end(self: Arc<Self>, id: String, pauses: bool) {
+        let is_due = |known: &Known| known.end <= now() && !known.is_paused;
+        if !self.state().known.get(&id).is_some_and(is_due) {
+            // A client has paused it or moved its end meanwhile.
+            return;
+        }
         let ended = if pauses { self.pause(&id).await } else { self.kill(&id).await };
         if let Err(refusal) = ended {
             eprintln!("banger-e2b: cannot end the sandbox {id} in time: {}", refusal.message);
@@ -470,7 +525,47 @@ mod tests {
     fn a_sandbox_without_labels_of_ours_has_no_end_and_has_its_image() {
         let row = row(&[]);
         assert_eq!((row.end(), row.pauses(), row.template()), (0, false, "debian"));
+        assert!(!row.is_ours());
         assert!(row.metadata().is_empty());
+    }
+
+    #[test]
+    fn a_copy_of_a_sandbox_is_not_ours_although_it_has_the_labels() {
+        let end = format!("{END}=5");
+        assert!(row(std::slice::from_ref(&end)).is_ours(), "its creation was broken off");
+        assert!(row(&[end.clone(), format!("{ID}=a")]).is_ours());
+        assert!(!row(&[end, format!("{ID}=b")]).is_ours());
+    }
+
+    #[test]
+    fn a_sandbox_that_another_program_resumes_does_not_end_at_once() {
+        let sandboxes = Sandboxes::new(Arc::new(Banger::new("/nothing".into())), "/nothing".into());
+        let mut row = row(&[format!("{END}=5")]);
+        row.state = "suspended".into();
+        assert!(sandboxes.update(&[row.clone()], &HashSet::new()).is_empty());
+        row.state = "running".into();
+        assert_eq!(sandboxes.update(&[row.clone()], &HashSet::new()), ["a"]);
+        assert!(sandboxes.state().known["a"].end > 5);
+        // What was there before the list and is not in it is gone; what came meanwhile stays.
+        assert!(sandboxes.update(&[], &HashSet::new()).is_empty());
+        assert!(sandboxes.state().known.contains_key("a"));
+        sandboxes.update(&[], &HashSet::from(["a".to_owned()]));
+        assert!(sandboxes.state().known.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_paused_or_has_more_time_again_is_not_ended() {
+        // Nothing can be deleted: a sandbox that is left alone stays known, and one that ends is asked for.
+        let sandboxes =
+            Arc::new(Sandboxes::new(Arc::new(Banger::new("/bin/true".into())), "/nothing".into()));
+        let known = |end: u64, is_paused: bool| Known { end, again: 0, pauses: false, is_paused };
+        for (known, stays) in
+            [(known(0, true), true), (known(u64::MAX, false), true), (known(0, false), false)]
+        {
+            sandboxes.state().known.insert("a".into(), known);
+            Arc::clone(&sandboxes).end("a".into(), false).await;
+            assert_eq!(sandboxes.state().known.remove("a").is_some(), stays, "{known:?}");
+        }
     }
 
     #[tokio::test]

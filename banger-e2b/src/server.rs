@@ -17,7 +17,7 @@ use crate::{
     envd::{self, process::Processes},
     http::{Code, Refusal, Response, Result, header},
     key::Key,
-    listen::Listener,
+    listen::{self, Listener},
     sandboxes::Sandboxes,
 };
 
@@ -55,13 +55,18 @@ impl Server {
         loop {
             let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return Ok(()) };
             let accepted = match &listener {
-                Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    // Small messages of streams do not wait for each other.
-                    let _ = stream.set_nodelay(true);
-                    tokio::spawn(Arc::clone(&self).connection(stream, permit));
+                Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                    // Others would take the connections of this user, even without a key.
+                    if stream.local_addr().is_ok_and(|local| listen::is_own(peer, local)) {
+                        // Small messages of streams do not wait for each other.
+                        let _ = stream.set_nodelay(true);
+                        tokio::spawn(Arc::clone(&self).connection(stream, permit));
+                    }
                 }),
                 Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    tokio::spawn(Arc::clone(&self).connection(stream, permit));
+                    if stream.peer_cred().is_ok_and(|peer| listen::is_allowed(peer.uid())) {
+                        tokio::spawn(Arc::clone(&self).connection(stream, permit));
+                    }
                 }),
             };
             match accepted {

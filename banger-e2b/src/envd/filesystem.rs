@@ -18,7 +18,9 @@ use crate::{
 };
 
 /// Limit on what a program prints: the entries of a large directory.
-const MAX_OUTPUT: u64 = 8 << 20;
+const MAX_OUTPUT: u64 = 4 << 20;
+/// Limit on entries, which take more memory than their text.
+const MAX_ENTRIES: usize = 20_000;
 /// Limit on what is kept of an error.
 const MAX_ERROR: u64 = 4 << 10;
 /// How deep a directory is listed at most.
@@ -224,6 +226,9 @@ fn entries(output: &[u8]) -> Result<Vec<Value>> {
     };
     let mut entries = Vec::new();
     while let Some(line) = until(b'\n') {
+        if entries.len() >= MAX_ENTRIES {
+            return Err(Refusal::new(Code::ResourceExhausted, "The directory has too many entries."));
+        }
         let (path, target) = (until(0).ok_or_else(unexpected)?, until(0).ok_or_else(unexpected)?);
         let fields: Vec<&str> = line.split(' ').collect();
         let [mode, size, time, owner, group] = *fields else { return Err(unexpected()) };
@@ -354,5 +359,7 @@ mod tests {
             assert_eq!(entries(output).unwrap_err().code, Code::Internal);
         }
         assert!(entries(b"").unwrap().is_empty());
+        let many = b"81a4 1 2 a b\nc\0\0".repeat(MAX_ENTRIES + 1);
+        assert_eq!(entries(&many).unwrap_err().code, Code::ResourceExhausted);
     }
 }

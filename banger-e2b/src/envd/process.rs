@@ -209,6 +209,7 @@ async fn start(
 ) -> Result<mpsc::Receiver<io::Result<Bytes>>> {
     let user = user(parts)?;
     let limit = milliseconds(parts, "connect-timeout-ms")?;
+    let keepalive = milliseconds(parts, "keepalive-ping-interval")?;
     let call: Start = first_message(parts, body).await?;
     if call.pty.is_some() {
         return Err(Refusal::unimplemented("terminals"));
@@ -251,7 +252,7 @@ async fn start(
         Ok((process, running))
     };
     let (process, running) = server.processes.add(new)?;
-    let receiver = process.listen(milliseconds(parts, "keepalive-ping-interval")?)?;
+    let receiver = process.listen(keepalive)?;
     tokio::spawn(pump(Arc::clone(&server.processes), process, running, limit));
     Ok(receiver)
 }

@@ -81,7 +81,8 @@ try:
 
     short = Sandbox.create(timeout=1, **patient)
     deadline = time.monotonic() + 180
-    while subprocess.run(["banger", "vm", "show", "--json", short.sandbox_id], capture_output=True).returncode == 0:
+    everything = ["banger", "vm", "list", "--json"]
+    while short.sandbox_id in subprocess.run(everything, capture_output=True, text=True, check=True).stdout:
         assert time.monotonic() < deadline, "a sandbox outlives its time"
         time.sleep(0.5)
     print("in time")
