@@ -37,19 +37,22 @@ pub fn ensure() -> Result<DistributionKernel> {
     }
     packages::ensure()?;
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let package = match newest() {
+    let package = match newest(META_PACKAGE, None) {
         Ok(package) => package,
         Err(_) => {
             run(&mut command("apt-get", ["update", "-qq"]))?;
-            newest()?
+            newest(META_PACKAGE, None)?
         }
     };
     packages::unpack(&package, &directory, &directory.join("root"))?;
     find(&directory).context("the package has no kernel")
 }
 
-fn newest() -> Result<String> {
-    let depends = output(&mut command("apt-cache", ["depends", META_PACKAGE]))?;
+/// Returns the package of the newest kernel, on which this one depends. apt may have another configuration.
+pub fn newest(meta_package: &str, config: Option<&Path>) -> Result<String> {
+    let mut depends = command("apt-cache", ["depends", meta_package]);
+    depends.envs(config.map(|config| ("APT_CONFIG", config)));
+    let depends = output(&mut depends)?;
     let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
     ensure!(package.is_some(), "apt knows of no kernel; run apt-get update");
     Ok(format!("linux-image-{}", package.unwrap_or_default()))
