@@ -13,6 +13,8 @@ use crate::run::{cache, command, output, run, say};
 /// The packages for VMMs, for a host of banger, for building images, and for the tests.
 const PACKAGES: &[&str] = &[
     "qemu-system-x86",
+    // Tests emulate both architectures.
+    "qemu-system-arm",
     "qemu-utils",
     "systemd",
     "libpam-systemd",
@@ -150,11 +152,6 @@ pub fn ensure_linters() -> Result<()> {
 /// Installs what checks packages.
 pub fn ensure_package_checkers() -> Result<()> {
     install(PACKAGE_CHECKERS)
-}
-
-/// Installs the QEMU that emulates arm64.
-pub fn ensure_arm64_qemu() -> Result<()> {
-    install(&["qemu-system-arm"])
 }
 
 /// Runs apt-get with another configuration.

@@ -255,10 +255,9 @@ mod tests {
 
     #[test]
     fn an_invalid_kernel_is_refused_with_the_reason() {
-        let no_kernel = NO_KERNEL;
-        check_refused(Vec::new(), no_kernel);
-        check_refused(b"#!/bin/sh\n".to_vec(), no_kernel);
-        check_refused(vec![0; 1 << 20], no_kernel);
+        check_refused(Vec::new(), NO_KERNEL);
+        check_refused(b"#!/bin/sh\n".to_vec(), NO_KERNEL);
+        check_refused(vec![0; 1 << 20], NO_KERNEL);
         let mut arm = vmlinux();
         arm[18] = 183;
         let other = "this kernel is built for another processor; an x86-64 kernel is needed";
@@ -299,7 +298,7 @@ mod tests {
     fn an_invalid_arm64_kernel_is_refused_with_the_reason() {
         check_refused_on_arm(Vec::new(), NO_KERNEL);
         check_refused_on_arm(pack(Compression::Gzip, b"text"), NO_KERNEL);
-        // QEMU's virt boots no ELF file, not even one for the right processor.
+        // VMMs get an Image, so not even an ELF file for the right processor will do.
         let mut elf = vmlinux();
         elf[18] = 183;
         check_refused_on_arm(elf, NO_KERNEL);

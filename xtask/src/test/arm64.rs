@@ -28,9 +28,6 @@ pub fn check() -> Result<Option<String>> {
     if let Some(why) = cross::missing(platform::of("aarch64")?.rust)? {
         return Ok(Some(why));
     }
-    if let Err(error) = packages::ensure_arm64_qemu() {
-        return Ok(Some(format!("{error:#}")));
-    }
     let files = match kernel_package() {
         Ok(files) => files,
         Err(error) => return Ok(Some(format!("no kernel for arm64: {error:#}"))),
@@ -61,7 +58,7 @@ fn kernel_package() -> Result<PathBuf> {
     let config = apt.join("apt.conf");
     fs::write(&config, apt_config(&apt))?;
     packages::apt_of(&config, &["update", "-qq"])?;
-    let newest = kernel::newest("linux-image-cloud-arm64", Some(&config))?;
+    let newest = kernel::newest(platform::of("aarch64")?.deb, Some(&config))?;
     let unfinished = directory.join("unfinished");
     packages::unpack_of(&newest, &directory, &unfinished, Some(&config))?;
     fs::rename(&unfinished, &root)?;
