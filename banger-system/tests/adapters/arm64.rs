@@ -68,11 +68,11 @@ async fn an_arm64_guest_boots_until_its_agent_answers_and_another_continues_from
     host.run(&template, host.vmm.prepare_template(&template)).await;
     let guest = link.wait_unconfigured(TEMPLATE, TIMEOUT).await;
     let said = host.said(TEMPLATE);
-    assert!(!guest.expect(&String::from_utf8_lossy(&said)).early_devices);
+    assert!(guest.is_ok_and(|guest| !guest.early_devices), "{}", String::from_utf8_lossy(&said));
     let capture = host.vmm.capture(TEMPLATE).await.unwrap();
     host.remove(TEMPLATE).await;
 
-    let child = LaunchSpec { vm: CHILD, ..spec(&host, CHILD, Path::new(&files)) };
+    let child = spec(&host, CHILD, Path::new(&files));
     host.run(&child, host.vmm.prepare_child(&child, &capture)).await;
     host.vmm.resume(CHILD, &capture).await.unwrap();
     link.wait_unconfigured(CHILD, TIMEOUT).await.unwrap();
