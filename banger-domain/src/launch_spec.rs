@@ -24,7 +24,7 @@ pub struct LaunchSpec {
     pub vcpus: u32,
     /// Memory of the guest.
     pub memory: Bytes,
-    /// The ELF kernel.
+    /// The kernel, in the format of the architecture.
     pub kernel: PathBuf,
     /// Archives of the initramfs in their order.
     pub initramfs: Vec<PathBuf>,

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod architecture;
 pub mod clock;
 pub mod digest;
 pub mod dns;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::architecture::Architecture;
+
 /// A supported VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmmKind {
@@ -35,6 +37,9 @@ pub struct Facts {
 /// The most virtual processors that Firecracker gives a guest (its `MAX_SUPPORTED_VCPUS`).
 pub const FIRECRACKER_VCPUS: u32 = 32;
 
+/// Debian's package of QEMU for this host.
+const QEMU_PACKAGE: &str = Architecture::HOST.differences().qemu_package;
+
 /// Why no VMM can run a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -48,7 +53,7 @@ pub enum Refused {
     #[error("Firecracker has at most {FIRECRACKER_VCPUS} virtual processors: use --vmm qemu for more")]
     TooManyVcpus,
     /// No VMM is installed.
-    #[error("no VMM is installed that works on this host: install QEMU (the package qemu-system-x86)")]
+    #[error("no VMM is installed that works on this host: install QEMU (the package {QEMU_PACKAGE})")]
     None,
 }
 

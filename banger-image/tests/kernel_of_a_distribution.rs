@@ -18,10 +18,11 @@ use std::{
     process::Command,
 };
 
+use banger_domain::architecture::Architecture;
 use banger_image::kernel::{
     depmod::{Beside, Depmod},
     drivers,
-    extract::extract,
+    extract::{Kernel, extract},
     initramfs::modules_archive,
     module_file,
     modules::pick,
@@ -61,7 +62,7 @@ fn a_modular_kernel_without_its_modules_is_refused() {
         let boot = fs::read_dir(package.join("boot")).unwrap().map(|entry| entry.unwrap().path());
         let vmlinuz =
             boot.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("vmlinuz"));
-        let vmlinux = extract(fs::read(vmlinuz.unwrap()).unwrap()).unwrap().vmlinux;
+        let vmlinux = kernel(&vmlinuz.unwrap()).vmlinux;
         let modules = fs::read_dir(package.join("lib/modules")).unwrap().next().unwrap().unwrap().path();
         let builtin = fs::read_to_string(modules.join("modules.builtin")).unwrap();
         let has = |name: &str| builtin.contains(&format!("/{name}.ko"));
@@ -161,24 +162,32 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Returns the kernel in a file, of whichever architecture it is.
+fn kernel(vmlinuz: &Path) -> Kernel {
+    let image = fs::read(vmlinuz).unwrap();
+    let of = |architecture| extract(image.clone(), architecture);
+    of(Architecture::X86_64).or_else(|_| of(Architecture::Aarch64)).unwrap()
+}
+
 fn check(package: &Path) {
     let vmlinuz = fs::read_dir(package.join("boot"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("vmlinuz-"))
         .unwrap();
-    let kernel = extract(fs::read(&vmlinuz).unwrap()).unwrap();
+    let kernel = kernel(&vmlinuz);
+    let architecture = kernel.facts.architecture;
     let release = kernel.facts.release.clone();
     assert_eq!(vmlinuz.file_name().unwrap().to_str().unwrap(), format!("vmlinuz-{release}"));
-    assert!(kernel.facts.pvh);
-    let again = extract(kernel.vmlinux).unwrap();
+    assert_eq!(kernel.facts.pvh, architecture == Architecture::X86_64);
+    let again = extract(kernel.vmlinux, architecture).unwrap();
     assert_eq!(again.facts.release, release, "the banner says the same as the setup header");
 
     let mut archive = tar::Builder::new(tempfile::tempfile().unwrap());
     archive.append_dir_all("lib/modules", package.join("lib/modules")).unwrap();
     let mut archive: File = archive.into_inner().unwrap();
     archive.rewind().unwrap();
-    let picked = pick(archive, &release).unwrap();
+    let picked = pick(archive, &release, architecture).unwrap();
     let names: Vec<_> = picked.modules.iter().map(|module| module.name.as_str()).collect();
     println!("{release}: {:?}, {names:?}, without {:?}", kernel.facts.compression, picked.absent);
     let at = |name: &str| names.iter().position(|other| *other == name);

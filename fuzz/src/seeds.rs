@@ -198,7 +198,10 @@ fn kernels() -> Vec<Vec<u8>> {
     let vmlinux = fixture::vmlinux();
     let packed = [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4]
         .map(|compression| fixture::bzimage(&fixture::payload(compression, &vmlinux)));
-    packed.into_iter().chain([fixture::bzimage(&vmlinux), vmlinux.clone()]).collect()
+    let arm64 = [Compression::Gzip, Compression::Zstd]
+        .map(|compression| fixture::zboot(0xaa64, &fixture::payload(compression, &fixture::arm64_image())));
+    let plain = [fixture::bzimage(&vmlinux), vmlinux.clone(), fixture::arm64_image()];
+    packed.into_iter().chain(arm64).chain(plain).collect()
 }
 
 /// Returns trees of modules. All needed modules but a few are in `modules.builtin`.

@@ -3,6 +3,7 @@
 
 use std::io::Cursor;
 
+use banger_domain::architecture::Architecture;
 use banger_image::{
     fixtures::kernel::RELEASE,
     kernel::{
@@ -16,7 +17,7 @@ fuzz_target!(
     init: { banger_fuzz::sow("modules") },
     |input: &[u8]| {
         let release = RELEASE.parse().unwrap();
-        let Ok(picked) = pick(Cursor::new(input), &release) else { return };
+        let Ok(picked) = pick(Cursor::new(input), &release, Architecture::X86_64) else { return };
         let initramfs = [modules_archive(&picked).unwrap(), agent_archive(b"agent").unwrap()].concat();
         let entries = entries(&initramfs);
         let list = entries.iter().find(|(path, _)| *path == MODULES_LIST).unwrap().1;

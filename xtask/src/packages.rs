@@ -13,6 +13,8 @@ use crate::run::{cache, command, output, run, say};
 /// The packages for VMMs, for a host of banger, for building images, and for the tests.
 const PACKAGES: &[&str] = &[
     "qemu-system-x86",
+    // Tests emulate both architectures.
+    "qemu-system-arm",
     "qemu-utils",
     "systemd",
     "libpam-systemd",
@@ -177,6 +179,11 @@ pub fn ensure_package_checkers() -> Result<()> {
     install(PACKAGE_CHECKERS)
 }
 
+/// Runs apt-get with another configuration.
+pub fn apt_of(config: &Path, arguments: &[&str]) -> Result<()> {
+    run(apt(arguments).env("APT_CONFIG", config))
+}
+
 /// Installs the cross compiler.
 pub fn ensure_cross_compiler() -> Result<()> {
     install(CROSS_COMPILER)
@@ -268,10 +275,17 @@ fn tree(package: &str, version: &str, finish: impl FnOnce(&Path) -> Result<()>) 
 
 /// Downloads a package into `directory` and unpacks it to `root`, without installing it.
 pub fn unpack(package: &str, directory: &Path, root: &Path) -> Result<()> {
+    unpack_of(package, directory, root, None)
+}
+
+/// Like [`unpack`], with another configuration of apt.
+pub fn unpack_of(package: &str, directory: &Path, root: &Path, config: Option<&Path>) -> Result<()> {
     say(&format!("downloading {package}"));
     // apt would drop its privileges for the download, and then could not write to this directory.
     let unsandboxed = "APT::Sandbox::User=root";
-    run(command("apt-get", ["download", "-qq", "-o", unsandboxed, package]).current_dir(directory))?;
+    let mut download = command("apt-get", ["download", "-qq", "-o", unsandboxed, package]);
+    download.envs(config.map(|config| ("APT_CONFIG", config)));
+    run(download.current_dir(directory))?;
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {

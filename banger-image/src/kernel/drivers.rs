@@ -18,7 +18,7 @@ const NEEDED: [&[&str]; 4] = [
 )]
 pub struct Missing(pub Vec<String>);
 
-/// Checks an ELF kernel that is imported without modules.
+/// Checks an extracted kernel that is imported without modules.
 pub fn check(vmlinux: &[u8]) -> Result<(), Missing> {
     let missing: Vec<String> = NEEDED
         .iter()

@@ -1,4 +1,6 @@
-//! Parses the parts of ELF that kernels and modules need: 64-bit, little-endian, x86-64 (`man 5 elf`).
+//! Parses the parts of ELF that kernels and modules need: 64-bit, little-endian, x86-64 or arm64 (`man 5 elf`).
+
+use banger_domain::architecture::Architecture;
 
 /// What an ELF file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub enum Error {
     #[error("this is not an ELF file")]
     NotElf,
     /// It is for another processor, or a 32-bit one.
-    #[error("this is not built for x86-64")]
+    #[error("this is built neither for x86-64 nor for arm64")]
     WrongArchitecture,
     /// It is another type of ELF file.
     #[error("this is the wrong type of ELF file ({0})")]
@@ -40,8 +42,10 @@ impl<'a> Elf<'a> {
             return Err(Error::NotElf);
         }
         let header = || Error::CutOff("header");
-        // ELFCLASS64 and ELFDATA2LSB, then EM_X86_64.
-        if bytes.get(4..6).ok_or_else(header)? != [2, 1] || elf.u16(18).ok_or_else(header)? != 62 {
+        // ELFCLASS64 and ELFDATA2LSB.
+        let is_64_bit = bytes.get(4..6).ok_or_else(header)? == [2, 1];
+        elf.u16(18).ok_or_else(header)?;
+        if !is_64_bit || elf.architecture().is_none() {
             return Err(Error::WrongArchitecture);
         }
         let found = elf.u16(16).ok_or_else(header)?;
@@ -60,6 +64,17 @@ impl<'a> Elf<'a> {
             return Err(Error::CutOff("sections"));
         }
         Ok(elf)
+    }
+
+    /// Returns the processor that the file is built for. [`Elf::parse`] refuses files without one.
+    pub fn architecture(&self) -> Option<Architecture> {
+        const EM_X86_64: u16 = 62;
+        const EM_AARCH64: u16 = 183;
+        match self.u16(18)? {
+            EM_X86_64 => Some(Architecture::X86_64),
+            EM_AARCH64 => Some(Architecture::Aarch64),
+            _ => None,
+        }
     }
 
     /// Returns whether the file has anything to load.

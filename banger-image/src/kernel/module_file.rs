@@ -1,5 +1,6 @@
 //! A kernel module as a file: its name, compression and metadata.
 
+use banger_domain::architecture::Architecture;
 use banger_proto::size::Bytes;
 
 use super::{
@@ -48,6 +49,11 @@ impl<'a> ModInfo<'a> {
     pub fn parse(module: &'a [u8]) -> Result<Self, elf::Error> {
         let elf = Elf::parse(module, Kind::Relocatable)?;
         Ok(Self { elf, section: elf.section(b".modinfo").unwrap_or_default() })
+    }
+
+    /// Returns the processor that the module is built for.
+    pub fn architecture(self) -> Option<Architecture> {
+        self.elf.architecture()
     }
 
     /// Returns every value of a key that is text.

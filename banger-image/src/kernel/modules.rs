@@ -9,6 +9,7 @@ use std::{
     io::{Read, Seek},
 };
 
+use banger_domain::architecture::Architecture;
 use banger_proto::size::Bytes;
 
 use super::{
@@ -35,11 +36,13 @@ enum Need {
 }
 
 /// The modules that guests need, in load order.
-const WANTED: [(&str, Need); 13] = [
+const WANTED: [(&str, Need); 14] = [
     // ext4 and jbd2 request crc32c from the crypto API by name, which no `depends` line mentions. Recent kernels have
     // it in a library instead.
     ("crc32c_generic", Need::Optional),
-    // The transports of virtio devices: Firecracker uses the first, QEMU's q35 the second.
+    // The PCI bus of QEMU's virt. x86-64 has none of this name.
+    ("pci_host_generic", Need::Optional),
+    // The transports of virtio devices: Firecracker uses the first, QEMU the second.
     ("virtio_mmio", Need::Required),
     ("virtio_pci", Need::Required),
     ("virtio_blk", Need::Required),
@@ -126,6 +129,14 @@ pub enum Error {
         /// What is wrong with it.
         source: elf::Error,
     },
+    /// A module was built for another processor.
+    #[error("module {path} is not built for {wanted}")]
+    OtherArchitecture {
+        /// The file in the tree.
+        path: String,
+        /// The kernel's architecture.
+        wanted: Architecture,
+    },
     /// A module was built for another kernel.
     #[error("module {path} is for kernel {found:?}, not {wanted}")]
     OtherRelease {
@@ -139,7 +150,11 @@ pub enum Error {
 }
 
 /// Picks the modules that a guest of the kernel `release` needs from the tar of its modules tree.
-pub fn pick(archive: impl Read + Seek, release: &Release) -> Result<PickedModules, Error> {
+pub fn pick(
+    archive: impl Read + Seek,
+    release: &Release,
+    architecture: Architecture,
+) -> Result<PickedModules, Error> {
     let in_tree = |source| Error::Tree { release: release.clone(), source };
     let mut tree = Tree::open(archive, release).map_err(in_tree)?;
     let builtin = tree
@@ -148,7 +163,8 @@ pub fn pick(archive: impl Read + Seek, release: &Release) -> Result<PickedModule
         .ok_or_else(|| Error::NoBuiltinList(release.clone()))?;
     let builtin = String::from_utf8_lossy(&builtin).lines().filter_map(name_of).collect();
     let present = index(tree.paths());
-    let mut picker = Picker { tree, release, builtin, present, seen: BTreeSet::new(), picked: Vec::new() };
+    let (seen, picked) = (BTreeSet::new(), Vec::new());
+    let mut picker = Picker { tree, release, architecture, builtin, present, seen, picked };
 
     let mut missing = Vec::new();
     let mut absent = Vec::new();
@@ -186,6 +202,7 @@ enum Found {
 struct Picker<'a, R> {
     tree: Tree<R>,
     release: &'a Release,
+    architecture: Architecture,
     builtin: BTreeSet<String>,
     /// Path in the tree by name.
     present: BTreeMap<String, String>,
@@ -227,10 +244,13 @@ impl<R: Read + Seek> Picker<'_, R> {
         Ok(Module { name: name.to_owned(), path, content })
     }
 
-    /// Returns the module's dependencies, after a check of its `vermagic`.
+    /// Returns the module's dependencies, after a check of its processor and its `vermagic`.
     fn dependencies(&self, path: &str, module: &Module) -> Result<Vec<String>, Error> {
         let info = ModInfo::parse(&module.content)
             .map_err(|source| Error::NotAModule { path: path.to_owned(), source })?;
+        if info.architecture() != Some(self.architecture) {
+            return Err(Error::OtherArchitecture { path: path.to_owned(), wanted: self.architecture });
+        }
         let vermagic = info.first("vermagic").unwrap_or_default();
         let found = vermagic.split(' ').next().unwrap_or_default();
         if found != self.release.as_str() {
@@ -253,6 +273,7 @@ mod tests {
     use crate::fixtures::kernel::{RELEASE, module, module_needing, pack, release, tar};
     use crate::kernel::decompress::Compression;
 
+    const X86: Architecture = Architecture::X86_64;
     const BUILTIN: &str = "kernel/fs/ext4/ext4.ko\nkernel/net/packet/af_packet.ko\n";
 
     /// Returns the files of a small kernel, below its release's directory.
@@ -285,7 +306,7 @@ mod tests {
     }
 
     fn check_refused(tree: &[(String, Vec<u8>)], text: &str) {
-        let error = pick(packed("", tree), &release()).unwrap_err();
+        let error = pick(packed("", tree), &release(), X86).unwrap_err();
         let mut texts = vec![error.to_string()];
         let mut source = std::error::Error::source(&error);
         while let Some(error) = source {
@@ -297,7 +318,7 @@ mod tests {
 
     #[test]
     fn dependencies_come_before_what_needs_them_and_the_builtin_is_left_out() {
-        let picked = pick(packed("", &tree()), &release()).unwrap();
+        let picked = pick(packed("", &tree()), &release(), X86).unwrap();
         assert_eq!(
             names(&picked),
             [
@@ -317,18 +338,25 @@ mod tests {
         assert_eq!(picked.release, release());
         assert_eq!(
             picked.absent,
-            ["crc32c_generic", "vmw_vsock_virtio_transport", "virtio_balloon", "overlay", "autofs4"]
+            [
+                "crc32c_generic",
+                "pci_host_generic",
+                "vmw_vsock_virtio_transport",
+                "virtio_balloon",
+                "overlay",
+                "autofs4"
+            ]
         );
     }
 
     #[test]
     fn each_distributions_layout_gives_the_same_modules() {
-        let expect = pick(packed("", &tree()), &release()).unwrap();
+        let expect = pick(packed("", &tree()), &release(), X86).unwrap();
         for prefix in
             ["lib/modules/R/", "./lib/modules/R/", "usr/lib/modules/R/", "./usr/lib/modules/R/", "R/", "./"]
         {
             let prefix = prefix.replace('R', RELEASE);
-            assert_eq!(pick(packed(&prefix, &tree()), &release()).unwrap(), expect, "{prefix}");
+            assert_eq!(pick(packed(&prefix, &tree()), &release(), X86).unwrap(), expect, "{prefix}");
         }
     }
 
@@ -341,8 +369,8 @@ mod tests {
         files.insert(0, ("lib/modules/5.10.0-1-amd64/kernel/drivers/virtio/virtio.ko".into(), vec![1]));
         files.push(("lib/modules/6.12.0-1-amd64/kernel/drivers/virtio/virtio.ko".into(), vec![1]));
         assert_eq!(
-            pick(packed("", &files), &release()).unwrap(),
-            pick(packed("", &tree()), &release()).unwrap()
+            pick(packed("", &files), &release(), X86).unwrap(),
+            pick(packed("", &tree()), &release(), X86).unwrap()
         );
     }
 
@@ -358,8 +386,8 @@ mod tests {
                 path.push_str(suffix);
             }
             assert_eq!(
-                pick(packed("", &files), &release()).unwrap(),
-                pick(packed("", &tree()), &release()).unwrap()
+                pick(packed("", &files), &release(), X86).unwrap(),
+                pick(packed("", &tree()), &release(), X86).unwrap()
             );
         }
     }
@@ -372,7 +400,7 @@ mod tests {
             .map(|(name, _)| format!("kernel/drivers/{}.ko\n", name.replace('_', "-")))
             .collect();
         let files = [("modules.builtin".to_owned(), builtin.into_bytes())];
-        let picked = pick(packed(&format!("usr/lib/modules/{RELEASE}/"), &files), &release()).unwrap();
+        let picked = pick(packed(&format!("usr/lib/modules/{RELEASE}/"), &files), &release(), X86).unwrap();
         assert_eq!((picked.modules.len(), picked.absent.len()), (0, 0));
     }
 
@@ -380,7 +408,7 @@ mod tests {
     fn a_module_in_updates_wins() {
         let mut files = tree();
         files.push(("updates/dkms/virtio_blk.ko".into(), module_needing("virtio")));
-        let picked = pick(packed("", &files), &release()).unwrap();
+        let picked = pick(packed("", &files), &release(), X86).unwrap();
         let chosen = picked.modules.iter().find(|module| module.name == "virtio_blk").unwrap();
         assert_eq!(chosen.path, "updates/dkms/virtio_blk.ko");
     }
@@ -416,6 +444,12 @@ mod tests {
         files.retain(|(path, _)| !path.ends_with("/virtio.ko"));
         files.push(("extra/virtio.ko".into(), module(&["vermagic=6.12.1 SMP ", "depends="])));
         check_refused(&files, "module extra/virtio.ko is for kernel \"6.12.1\", not 6.1.0-41-cloud-amd64");
+        let mut files = tree();
+        let first = &mut files[0].1;
+        first[18] = 183;
+        check_refused(&files, "module kernel/drivers/block/virtio_blk.ko is not built for x86-64");
+        files.iter_mut().filter(|(path, _)| path.ends_with(".ko")).for_each(|(_, module)| module[18] = 183);
+        assert!(pick(packed("", &files), &release(), Architecture::Aarch64).is_ok());
         check_refused(
             &[],
             "cannot read the modules of kernel 6.1.0-41-cloud-amd64: the tar archive has no kernel modules",
@@ -435,7 +469,7 @@ mod tests {
         let mut files = tree();
         files.retain(|(path, _)| !path.ends_with("/virtio.ko"));
         files.push(("extra/virtio.ko".into(), module_needing("virtio-blk")));
-        assert!(names(&pick(packed("", &files), &release()).unwrap()).contains(&"virtio"));
+        assert!(names(&pick(packed("", &files), &release(), X86).unwrap()).contains(&"virtio"));
     }
 
     #[test]
@@ -454,7 +488,7 @@ mod tests {
         header.set_size(1 << 40);
         header.set_cksum();
         let archive = std::io::Cursor::new([header.as_bytes().as_slice(), &[b'a'; 1 << 20]].concat());
-        let error = pick(archive, &release()).unwrap_err();
+        let error = pick(archive, &release(), X86).unwrap_err();
         assert!(matches!(error, Error::Tree { source: tree::Error::Tar(_), .. }), "{error:?}");
     }
 
@@ -475,7 +509,7 @@ mod tests {
             archive.resize(archive.len().next_multiple_of(512), 0);
         }
         archive.extend([0; 1024]);
-        let error = pick(std::io::Cursor::new(archive), &release()).unwrap_err();
+        let error = pick(std::io::Cursor::new(archive), &release(), X86).unwrap_err();
         assert!(matches!(error, Error::Missing { missing, .. } if missing == ["virtio_blk"]));
     }
 
@@ -491,7 +525,7 @@ mod tests {
                 archive[at] = value;
             }
             archive.truncate(cut.index(archive.len() * 2).min(archive.len()));
-            let _ = pick(std::io::Cursor::new(archive), &release());
+            let _ = pick(std::io::Cursor::new(archive), &release(), X86);
         }
 
         #[test]
@@ -504,7 +538,7 @@ mod tests {
             let mut files = tree();
             files.retain(|(path, _)| !path.ends_with("/virtio.ko"));
             files.push(("extra/virtio.ko".into(), content));
-            let _ = pick(packed("", &files), &release());
+            let _ = pick(packed("", &files), &release(), X86);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The checks that `doctor` shows. They use the same facts that decide whether a sandbox can be created and started.
 
 use banger_domain::{
+    architecture::Architecture,
     id::{Timestamp, Uid},
     name::Reference,
 };
@@ -80,9 +81,12 @@ impl Engine {
 fn check_host_kernel(report: &HostKernelReport) -> Check {
     let HostKernelReport { imported, installed, is_fresh, failed } = report;
     let since = |kernel: &KernelView| format!("imported {}", at(kernel.created_at));
-    let hint = "install the distribution's kernel package (linux-image-cloud-amd64, linux-image-virtual, kernel-core), \
-                or import another kernel with `banger kernel import --shared --name NAME --from DIRECTORY` and set \
-                default_kernel_name in /etc/banger/config.toml";
+    let package = Architecture::HOST.differences().kernel_package;
+    let hint = format!(
+        "install the distribution's kernel package ({package}, linux-image-virtual, kernel-core), \
+         or import another kernel with `banger kernel import --shared --name NAME --from DIRECTORY` and set \
+         default_kernel_name in /etc/banger/config.toml"
+    );
     match (imported, installed, failed) {
         (Some(kernel), Ok(_), None) if *is_fresh => {
             pass(DEFAULT_KERNEL, format!("the host's own {} ({})", kernel.facts.release, since(kernel)))
@@ -104,7 +108,7 @@ fn check_host_kernel(report: &HostKernelReport) -> Check {
                 since(kernel),
                 found.installed.vmlinuz.display()
             ),
-            hint.to_owned(),
+            hint,
         ),
         (Some(kernel), Err(why), _) => pass(
             DEFAULT_KERNEL,
@@ -118,12 +122,10 @@ fn check_host_kernel(report: &HostKernelReport) -> Check {
                 found.installed.vmlinuz.display()
             ),
         ),
-        (None, Ok(found), Some(why)) => warn(
-            DEFAULT_KERNEL,
-            format!("cannot import {}: {why}", found.installed.vmlinuz.display()),
-            hint.to_owned(),
-        ),
-        (None, Err(why), _) => warn(DEFAULT_KERNEL, why.clone(), hint.to_owned()),
+        (None, Ok(found), Some(why)) => {
+            warn(DEFAULT_KERNEL, format!("cannot import {}: {why}", found.installed.vmlinuz.display()), hint)
+        }
+        (None, Err(why), _) => warn(DEFAULT_KERNEL, why.clone(), hint),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use banger_domain::resource::Paths;
+use banger_domain::{architecture::Architecture, resource::Paths};
 
 use crate::ports::{FromHost as _, HostError, host_error::Result};
 
@@ -15,12 +15,21 @@ use crate::ports::{FromHost as _, HostError, host_error::Result};
 pub const SHIM: &str = "banger-shim";
 /// Unpacks images. What strangers made is read by a process without rights.
 pub const WORKER: &str = "banger-import";
-/// Runs guests. The shim starts it.
-pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+/// Runs guests. The shim starts it. Each architecture has a program of its own; only tests start that of another host.
+pub const QEMU: [&str; 2] = ["/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-aarch64"];
 /// Runs guests. The shim starts it. Packages and people install it at one of these paths, and the configuration may
 /// name another one.
 pub const FIRECRACKER: [&str; 3] =
     ["/usr/bin/firecracker", "/usr/libexec/banger/firecracker", "/usr/local/bin/firecracker"];
+
+/// Returns the QEMU for guests of an architecture.
+pub fn qemu(architecture: Architecture) -> &'static str {
+    let [x86_64, aarch64] = QEMU;
+    match architecture {
+        Architecture::X86_64 => x86_64,
+        Architecture::Aarch64 => aarch64,
+    }
+}
 
 /// Returns the path of the shim.
 pub fn shim(paths: &Paths) -> PathBuf {

@@ -1,6 +1,7 @@
 //! One adapter at a time on the real kernel.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod arm64;
 mod catalogs;
 mod clock;
 mod disks;

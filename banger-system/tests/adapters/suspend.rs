@@ -9,6 +9,7 @@ use std::{
 };
 
 use banger_domain::{
+    architecture::Architecture,
     id::{Timestamp, VmId},
     launch_spec::LaunchSpec,
 };
@@ -26,7 +27,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::{
     scratch::{Scratch, is_root, names, require},
-    template::{Host, has_qemu},
+    template::{Host, has_arm64_qemu, has_qemu},
 };
 
 const VM: VmId = VmId::from_bits(0x5);
@@ -67,7 +68,16 @@ pub fn counts(said: &[u8]) -> bool {
 #[tokio::test]
 async fn a_saved_guest_continues_in_another_vmm_where_it_stood() {
     require!(has_qemu(), "root and QEMU");
-    let host = Host::new();
+    check_suspended_guest(Host::new()).await;
+}
+
+#[tokio::test]
+async fn a_saved_arm64_guest_continues_where_it_stood() {
+    require!(has_arm64_qemu(), "root and QEMU for arm64");
+    check_suspended_guest(Host::emulating(Architecture::Aarch64)).await;
+}
+
+async fn check_suspended_guest(host: Host) {
     let spec = host.spec(VM);
     host.run(&spec, host.vmm.prepare_launch(&spec)).await;
     host.until_said(VM, 3).await;

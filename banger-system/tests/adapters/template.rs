@@ -10,11 +10,13 @@ use std::{
         unix::fs::{FileExt, PermissionsExt},
     },
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
 use crate::scratch::{Scratch, is_root, names, require};
 use banger_domain::{
+    architecture::Architecture,
     id::{Uid, VmId},
     launch_spec::{Access, Drive, LaunchSpec, Medium},
     vmm::VmmChoice,
@@ -22,10 +24,7 @@ use banger_domain::{
 use banger_jail::ring::Reader;
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{
-        process::supervisor_process::ProcessSupervisor,
-        vmm::{kvm::Kvm, qemu::Qemu},
-    },
+    host::{process::supervisor_process::ProcessSupervisor, programs, vmm::qemu::Qemu},
     ports::{
         supervisor::{Ended, Supervisor},
         vmm::{Capture, Error, Vmm, VmmCommand},
@@ -43,9 +42,52 @@ const SHIFT: u32 = 22;
 const TEMPLATE: VmId = VmId::from_bits(0x7e);
 const CHILDREN: [VmId; 2] = [VmId::from_bits(0xa), VmId::from_bits(0xb)];
 
+/// The address of the counter in the guest's memory. It is not in the way of a kernel.
+fn counter(architecture: Architecture) -> u64 {
+    match architecture {
+        Architecture::X86_64 => COUNTER,
+        Architecture::Aarch64 => 0x100_0000,
+    }
+}
+
+/// Returns the guest for a processor.
+fn guest(architecture: Architecture) -> Vec<u8> {
+    match architecture {
+        Architecture::X86_64 => x86_64_guest(),
+        Architecture::Aarch64 => arm64_guest(),
+    }
+}
+
+/// Returns the guest as an `Image` (`Documentation/arch/arm64/booting.rst` of Linux), for QEMU's virt: memory begins at
+/// 1 GiB, and the serial line is at 0x900_0000.
+fn arm64_guest() -> Vec<u8> {
+    let code: [u32; 12] = [
+        0xd2a8_2001, // mov x1, #0x4100_0000 (the counter)
+        0xd2a1_2002, // mov x2, #0x900_0000
+        0xb940_0020, // ldr w0, [x1]
+        0x1100_0400, // add w0, w0, #1
+        0xb900_0020, // str w0, [x1]
+        0x7200_541f, // tst w0, #(1 << SHIFT) - 1
+        0x54ff_ff81, // b.ne to the load
+        0x5316_7c00, // lsr w0, w0, #SHIFT
+        0x1200_1400, // and w0, w0, #63
+        0x1100_c000, // add w0, w0, #'0'
+        0xb900_0040, // str w0, [x2]
+        0x17ff_fff7, // b to the load
+    ];
+    let mut image = 0x1400_0010u32.to_le_bytes().to_vec(); // b over the header
+    image.resize(0x10, 0);
+    image.extend([0x1000, 0xa].map(u64::to_le_bytes).concat());
+    image.resize(0x38, 0);
+    image.extend(b"ARM\x64\0\0\0\0");
+    image.extend(code.map(u32::to_le_bytes).concat());
+    image.resize(4096, 0);
+    image
+}
+
 /// Returns the guest: an ELF file with a PVH entry (`xen/include/public/elfnote.h` of Xen), which qboot enters in
 /// 32-bit mode.
-fn guest() -> Vec<u8> {
+fn x86_64_guest() -> Vec<u8> {
     const LOADED_AT: u64 = 0x10_0000;
     const NOTE_AT: u64 = 64 + 2 * 56;
     const CODE_AT: u64 = 4096;
@@ -87,12 +129,18 @@ fn guest() -> Vec<u8> {
 
 pub struct Host {
     pub scratch: Scratch,
-    pub vmm: Qemu,
+    architecture: Architecture,
+    pub vmm: Arc<Qemu>,
     pub supervisor: ProcessSupervisor,
 }
 
 impl Host {
     pub fn new() -> Self {
+        Self::emulating(Architecture::HOST)
+    }
+
+    /// Returns a host that emulates guests of this architecture.
+    pub fn emulating(architecture: Architecture) -> Self {
         let scratch = Scratch::new();
         scratch.install("banger-shim");
         let paths = scratch.paths.clone();
@@ -100,9 +148,9 @@ impl Host {
             fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
         }
         fs::create_dir_all(&paths.state).unwrap();
-        fs::write(paths.state.join("guest"), guest()).unwrap();
-        let vmm = Qemu::new(paths.clone(), Kvm::Unusable);
-        Self { scratch, vmm, supervisor: ProcessSupervisor::new(paths) }
+        fs::write(paths.state.join("guest"), guest(architecture)).unwrap();
+        let vmm = Arc::new(Qemu::emulating(paths.clone(), architecture));
+        Self { scratch, architecture, vmm, supervisor: ProcessSupervisor::new(paths) }
     }
 
     pub fn spec(&self, vm: VmId) -> LaunchSpec {
@@ -179,6 +227,11 @@ pub fn has_qemu() -> bool {
     is_root() && Qemu::is_installed() && Path::new("/usr/share/qemu/qboot.rom").exists()
 }
 
+/// Returns whether QEMU can emulate an arm64 guest on this host.
+pub fn has_arm64_qemu() -> bool {
+    is_root() && Path::new(programs::qemu(Architecture::Aarch64)).exists()
+}
+
 fn digest(file: &OwnedFd) -> Vec<u8> {
     let file = File::from(file.try_clone().unwrap());
     let mut content = vec![0; file.metadata().unwrap().len() as usize];
@@ -186,9 +239,9 @@ fn digest(file: &OwnedFd) -> Vec<u8> {
     Sha256::digest(content).to_vec()
 }
 
-fn count_in(capture: &Capture) -> u32 {
-    let mut bytes = [0; 4];
-    File::from(capture.memory.try_clone().unwrap()).read_exact_at(&mut bytes, COUNTER).unwrap();
+fn count_in(capture: &Capture, architecture: Architecture) -> u32 {
+    let (mut bytes, memory) = ([0; 4], File::from(capture.memory.try_clone().unwrap()));
+    memory.read_exact_at(&mut bytes, counter(architecture)).unwrap();
     u32::from_le_bytes(bytes)
 }
 
@@ -200,9 +253,19 @@ fn next_after(count: u32, characters: u32) -> Vec<u8> {
 #[tokio::test]
 async fn two_guests_continue_where_one_was_captured_and_leave_the_capture_as_it_is() {
     require!(has_qemu(), "root and QEMU");
-    let host = Host::new();
+    check_children(Host::new()).await;
+}
+
+#[tokio::test]
+async fn two_arm64_guests_continue_where_one_was_captured() {
+    require!(has_arm64_qemu(), "root and QEMU for arm64");
+    check_children(Host::emulating(Architecture::Aarch64)).await;
+}
+
+async fn check_children(host: Host) {
     let capture = host.capture().await;
-    let (state, memory, count) = (digest(&capture.state), digest(&capture.memory), count_in(&capture));
+    let count = count_in(&capture, host.architecture);
+    let (state, memory) = (digest(&capture.state), digest(&capture.memory));
     assert!(count >> SHIFT >= 3, "{count}");
     for vm in CHILDREN {
         host.start_child(vm, &capture).await.unwrap();

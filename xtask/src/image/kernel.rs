@@ -9,12 +9,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    dist::platform,
     packages,
     run::{cache, command, output, run},
 };
-
-/// The Debian package that depends on the newest kernel for virtual machines.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// A kernel from an unpacked package.
 #[derive(Debug, Clone)]
@@ -37,19 +35,25 @@ pub fn ensure() -> Result<DistributionKernel> {
     }
     packages::ensure()?;
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let package = match newest() {
+    let architecture = platform::here()?.deb;
+    let package = match newest(architecture, None) {
         Ok(package) => package,
         Err(_) => {
             run(&mut command("apt-get", ["update", "-qq"]))?;
-            newest()?
+            newest(architecture, None)?
         }
     };
     packages::unpack(&package, &directory, &directory.join("root"))?;
     find(&directory).context("the package has no kernel")
 }
 
-fn newest() -> Result<String> {
-    let depends = output(&mut command("apt-cache", ["depends", META_PACKAGE]))?;
+/// Returns the package of the newest kernel for virtual machines, by Debian's name of the architecture. apt may have
+/// another configuration.
+pub fn newest(architecture: &str, config: Option<&Path>) -> Result<String> {
+    // This package depends on it.
+    let mut depends = command("apt-cache", ["depends", &format!("linux-image-cloud-{architecture}")]);
+    depends.envs(config.map(|config| ("APT_CONFIG", config)));
+    let depends = output(&mut depends)?;
     let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
     ensure!(package.is_some(), "apt knows of no kernel; run apt-get update");
     Ok(format!("linux-image-{}", package.unwrap_or_default()))

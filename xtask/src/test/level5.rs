@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     run::{cargo, repository, say},
-    test::{Tally, is_wanted},
+    test::{Tally, arm64, is_wanted},
     testhost::{self, TestHost},
 };
 
@@ -47,8 +47,38 @@ pub const ADAPTERS: &str = "adapters";
 /// The adapter tests that need device-mapper, which the developer's kernel may lack.
 pub const MAPPER: &str = "mapper::";
 
-/// Runs the checks whose names contain `only`, one after the other, in a fresh test host.
+/// Runs the checks whose names contain `only`, one after the other: in a fresh test host, but for that of arm64.
 pub fn run(only: &str) -> Result<Tally> {
+    let mut tally = Tally::default();
+    if is_wanted(arm64::NAME, only) {
+        check_arm64(&mut tally);
+    }
+    let names = CHECKS.iter().chain([&UNDER_FIRECRACKER]).map(|(name, _)| name);
+    if names.into_iter().any(|name| is_wanted(name, only)) {
+        let there = run_there(only)?;
+        tally.passed += there.passed;
+        tally.failed.extend(there.failed);
+        tally.skipped.extend(there.skipped);
+    }
+    Ok(tally)
+}
+
+fn check_arm64(tally: &mut Tally) {
+    let begin = Instant::now();
+    match arm64::check() {
+        Ok(None) => {
+            say(&format!("PASS {} ({:.0} s)", arm64::NAME, begin.elapsed().as_secs_f64()));
+            tally.passed += 1;
+        }
+        Ok(Some(why)) => tally.skipped.push(format!("{}: {why}", arm64::NAME)),
+        Err(error) => {
+            say(&format!("FAIL {} ({:.0} s): {error:#}", arm64::NAME, begin.elapsed().as_secs_f64()));
+            tally.failed.push(format!("{}: {error:#}", arm64::NAME));
+        }
+    }
+}
+
+fn run_there(only: &str) -> Result<Tally> {
     let attempt = || check_all(&testhost::up(&testhost::Up { fresh: true, bare: false })?, only);
     let tally = attempt().or_else(|error| match testhost::stands_still() {
         true => {

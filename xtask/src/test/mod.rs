@@ -3,6 +3,7 @@
 //! Levels 0 to 3 are the tests of the crates: pure ones, the engine on a host in memory, the bus, and adapters on
 //! the real kernel. Level 4 is the installed product in the private host, level 5 the package in the test host.
 
+mod arm64;
 pub mod fuzz;
 pub mod level4;
 pub mod level5;

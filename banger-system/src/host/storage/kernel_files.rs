@@ -1,4 +1,4 @@
-//! The files of kernels: the ELF file that a VMM boots, the archive of the modules that a guest needs to boot, and
+//! The files of kernels: the file that a VMM boots, the archive of the modules that a guest needs to boot, and
 //! the file system of all modules. Also the archive of the agent, made again when the agent changes.
 
 use std::{
@@ -14,6 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{
+    architecture::Architecture,
     id::{ImageId, KernelId, Uid},
     resource::{KERNEL_FILE, MODULE_TREE_FILE, MODULES_FILE, Paths},
 };
@@ -137,7 +138,7 @@ impl KernelFiles for LocalKernels {
         let extracted = blocking("extract a kernel", move || {
             let mut bytes = Vec::new();
             image.read_to_end(&mut bytes).map_err(|source| Error::os("read a kernel", source))?;
-            extract(bytes).map_err(|error| unsupported(&error))
+            extract(bytes, Architecture::HOST).map_err(|error| unsupported(&error))
         })
         .await?;
         let release = extracted.facts.release.clone();
@@ -156,7 +157,8 @@ impl KernelFiles for LocalKernels {
             Some(modules) => {
                 let tar = self.take(owner, modules, "the tar archive of the modules", MAX_MODULES).await?;
                 let (picked, mut tar) = blocking("read the modules", move || {
-                    let picked = pick(BufReader::new(&tar), &release).map_err(|error| unsupported(&error))?;
+                    let picked = pick(BufReader::new(&tar), &release, Architecture::HOST)
+                        .map_err(|error| unsupported(&error))?;
                     Ok::<_, Error>((picked, tar))
                 })
                 .await?;

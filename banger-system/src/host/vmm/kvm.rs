@@ -2,6 +2,8 @@
 
 use std::fs::OpenOptions;
 
+use banger_domain::architecture::Architecture;
+
 use crate::ports::{Check, Status};
 
 /// The device.
@@ -21,7 +23,8 @@ impl Kvm {
     /// device without it, for paravirtualised guests.
     pub fn find() -> Self {
         let opens = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
-        let cpu = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| has_virtualisation(&text));
+        let virtualisation = Architecture::HOST.differences().virtualisation;
+        let cpu = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| virtualisation.is_in(&text));
         if opens && cpu() { Kvm::Works } else { Kvm::Unusable }
     }
 
@@ -36,23 +39,5 @@ impl Kvm {
             ),
         };
         Check { name: "kvm", status, message: message.to_owned(), hint: hint.to_owned() }
-    }
-}
-
-fn has_virtualisation(cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
-    flags.unwrap_or_default().split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn virtualisation_is_a_flag_of_the_processor() {
-        assert!(has_virtualisation("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
-        assert!(has_virtualisation("flags\t\t: svm\n"));
-        assert!(!has_virtualisation("flags\t\t: fpu svm_lock\nbugs : vmx\n"));
-        assert!(!has_virtualisation(""));
     }
 }

@@ -13,6 +13,7 @@ use std::{os::fd::OwnedFd, path::PathBuf};
 
 use async_trait::async_trait;
 use banger_domain::{
+    architecture::Architecture,
     id::VmId,
     launch_spec::{LaunchSpec, Medium},
     resource::Paths,
@@ -181,7 +182,11 @@ impl Vmm for Vmms {
             name: "VMM",
             status: if works { Status::Pass } else { Status::Fail },
             message: explain(self.configured, facts),
-            hint: if works { String::new() } else { "install the package qemu-system-x86".to_owned() },
+            hint: if works {
+                String::new()
+            } else {
+                format!("install the package {}", Architecture::HOST.differences().qemu_package)
+            },
         });
         checks
     }

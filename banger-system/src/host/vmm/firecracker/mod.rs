@@ -17,6 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{
+    architecture::Architecture,
     id::VmId,
     launch_spec::{Access, LaunchSpec},
     resource::Paths,
@@ -159,7 +160,7 @@ impl Vmm for Firecracker {
             api.check_version().await?;
             let (user, granted) = (started.user, spec.clone());
             blocking("give the VMM access to its disks", move || grant::to(user, &granted)).await?;
-            for put in requests::of(spec) {
+            for put in requests::of(Architecture::HOST, spec) {
                 api.put(&put, api::TIMEOUT).await?;
             }
             api.put(&requests::START, START_TIMEOUT).await

@@ -1,7 +1,10 @@
 //! A launch description as requests to Firecracker's API, as defined in its
 //! `src/firecracker/swagger/firecracker.yaml`. Files are named by their descriptor numbers.
 
-use banger_domain::launch_spec::{Access, LaunchSpec};
+use banger_domain::{
+    architecture::Architecture,
+    launch_spec::{Access, LaunchSpec},
+};
 use banger_jail::{jail::VM_DIRECTORY, message::FIRST_FILE};
 use serde::Serialize;
 
@@ -18,12 +21,6 @@ pub const API_SOCKET: &str = "api.sock";
 pub const VSOCK_SOCKET: &str = "vsock.sock";
 /// The lowest context id of a guest. Each VMM has a vsock of its own, so all guests can have the same.
 const GUEST_CID: u32 = 3;
-
-/// The kernel logs to the serial line, and reboots and panics reset the guest through the keyboard controller, which
-/// ends the VMM. Probing that controller for a mouse or multiplexer is skipped, and there is one serial line. Devices
-/// are found by ACPI. Firecracker itself adds `pci=off`.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests 8250.nr_uarts=1 i8042.noaux \
-                            i8042.nomux i8042.dumbkbd banger.off=reset net.ifnames=0";
 
 /// A request to the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -101,10 +98,14 @@ pub fn drive_name(index: usize) -> String {
 }
 
 /// Returns all requests before [`START`], in order. The guest counts drives in the order of the requests.
-pub fn of(spec: &LaunchSpec) -> Vec<Put> {
+pub fn of(architecture: Architecture, spec: &LaunchSpec) -> Vec<Put> {
     let mut puts = vec![
         Put::MachineConfig { vcpu_count: spec.vcpus, mem_size_mib: spec.memory.in_mib() },
-        Put::BootSource { kernel_image_path: file(0), initrd_path: file(1), boot_args: COMMAND_LINE },
+        Put::BootSource {
+            kernel_image_path: file(0),
+            initrd_path: file(1),
+            boot_args: architecture.differences().firecracker,
+        },
     ];
     puts.extend(spec.drives.iter().enumerate().map(|(index, drive)| Put::Drive {
         drive_id: drive_name(index),
@@ -142,14 +143,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_agent_knows_that_there_is_no_power_switch() {
-        assert!(COMMAND_LINE.split(' ').any(|word| word == banger_proto::guest::OFF_BY_RESET));
-    }
-
-    #[test]
-    fn the_requests_are_these() {
-        let spec = LaunchSpec {
+    fn spec() -> LaunchSpec {
+        LaunchSpec {
             vm: VmId::from_bits(0xabc),
             owner: Uid(1000),
             name: "calm-otter".into(),
@@ -163,13 +158,30 @@ mod tests {
                 Drive { path: "/host/disk/b".into(), access: Access::ReadOnly, medium: Medium::File },
             ],
             nics: vec![Nic { tap: "bgr-0000abc".into(), mac: "02:00:00:00:0a:bc".into() }],
-        };
+        }
+    }
+
+    #[test]
+    fn the_requests_are_these() {
+        let spec = spec();
         let mut lines = vec![argv("/usr/bin/firecracker", &spec).join(" ")];
-        for put in of(&spec).iter().chain([&START]) {
+        for put in of(Architecture::X86_64, &spec).iter().chain([&START]) {
             lines.push(format!("PUT {} {}", put.path(), serde_json::to_string(put).unwrap()));
         }
         let golden = include_str!("requests.golden");
         assert_eq!(lines.join("\n"), golden.trim_end());
         assert!(!golden.contains("/host"), "a path of the host is in it");
+    }
+
+    #[test]
+    fn arm64_differs_in_the_kernels_command_line_alone() {
+        let (x86, arm) = (of(Architecture::X86_64, &spec()), of(Architecture::Aarch64, &spec()));
+        assert_eq!(x86.len(), arm.len());
+        let different: Vec<_> = arm.iter().filter(|put| !x86.contains(put)).collect();
+        let [Put::BootSource { boot_args, .. }] = different[..] else { panic!("{different:?}") };
+        assert_eq!(
+            *boot_args,
+            "console=ttyS0 quiet panic=-1 cryptomgr.notests 8250.nr_uarts=1 net.ifnames=0"
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! the host.
 
 use banger_domain::{
+    architecture::Architecture,
     id::VmId,
     launch_spec::{Access, LaunchSpec, Medium},
     net::nic::Mac,
@@ -65,21 +66,19 @@ pub const QMP: &str = "qmp";
 /// The name of the file that is the guest's memory.
 pub const MEMORY: &str = "memory";
 
-/// `microvm` has no clock by which an emulated guest can calibrate another: one boot in three hangs at "could not
-/// calculate TSC khz". This is q35 without devices that our guests never use.
-const MACHINE_TYPE: &str = "q35,smm=off,sata=off,smbus=off,usb=off,vmport=off,graphics=off";
-/// Firmware that only enters the kernel; QEMU looks for it in its own directory.
-const FIRMWARE: &str = "qboot.rom";
-/// The kernel logs to the serial line, and a panic ends the VMM: with `-no-reboot`, so does a reboot.
-///
-/// On a busy host the kernel's timer test takes a late tick for a broken timer, and the kernel hangs; under KVM it
-/// skips that test by itself. Its tests of ciphers are an eighth of an emulated boot.
-/// `docs/decisions/0002-qemu-machine.md` has the measurements.
-const COMMAND_LINE: &str =
-    "console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests net.ifnames=0";
-
 /// Returns the program and its arguments.
-pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Role) -> Vec<String> {
+pub fn of(
+    architecture: Architecture,
+    program: &str,
+    spec: &LaunchSpec,
+    acceleration: Acceleration,
+    role: Role,
+) -> Vec<String> {
+    let qemu = &architecture.differences().qemu;
+    let (accelerator, model) = match acceleration {
+        Acceleration::Kvm => ("kvm", &qemu.kvm),
+        Acceleration::Tcg => ("tcg,thread=multi", &qemu.tcg),
+    };
     let mut args = vec![program.to_owned()];
     let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -91,12 +90,11 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
     }
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     // Pages that guests of two users share would tell each of them by their timing what the other has.
-    add(&["-M", &format!("{MACHINE_TYPE},mem-merge=off,memory-backend=ram0"), "-bios", FIRMWARE]);
-    match acceleration {
-        Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
-        // Five levels of page tables are one more step at each miss of the translation cache.
-        Acceleration::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
+    add(&["-M", &format!("{},mem-merge=off,memory-backend=ram0", model.machine)]);
+    if let Some(firmware) = qemu.firmware {
+        add(&["-bios", firmware]);
     }
+    add(&["-accel", accelerator, "-cpu", model.cpu]);
     let memory = format!("{}M", spec.memory.in_mib());
     add(&["-smp", &spec.vcpus.to_string(), "-m", &memory]);
     let backend = match role {
@@ -114,7 +112,7 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration, role: Ro
         Role::Child | Role::Resumed => add(&["-incoming", "defer"]),
         Role::Boot | Role::Template => {
             add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
-            add(&["-append", COMMAND_LINE]);
+            add(&["-append", qemu.command_line]);
         }
     }
 
@@ -245,7 +243,7 @@ mod tests {
     }
 
     fn lines(role: Role) -> Vec<String> {
-        of("/usr/bin/qemu", &spec(), Acceleration::Tcg, role)
+        of(Architecture::X86_64, "/usr/bin/qemu", &spec(), Acceleration::Tcg, role)
     }
 
     #[test]
@@ -253,6 +251,34 @@ mod tests {
         let golden = include_str!("args.golden");
         assert_eq!(lines(Role::Boot).join("\n"), golden.trim_end());
         assert!(!golden.contains("/host"), "a path of the host is in it");
+    }
+
+    /// Returns the words that differ between two command lines, from the first one and from the second.
+    fn difference(one: &[String], other: &[String]) -> (Vec<String>, Vec<String>) {
+        let without = |all: &[String], known: &[String]| {
+            all.iter().filter(|word| !known.contains(word)).cloned().collect()
+        };
+        (without(one, other), without(other, one))
+    }
+
+    #[test]
+    fn arm64_differs_in_the_computer_and_the_kernels_command_line_alone() {
+        use Architecture::{Aarch64, X86_64};
+        let of = |architecture, acceleration| of(architecture, "", &spec(), acceleration, Role::Boot);
+        let (x86, arm) = difference(&of(X86_64, Acceleration::Tcg), &of(Aarch64, Acceleration::Tcg));
+        assert_eq!(
+            arm,
+            [
+                "virt,gic-version=3,mem-merge=off,memory-backend=ram0",
+                "max,pauth-impdef=on",
+                "console=ttyAMA0 quiet panic=-1 cryptomgr.notests net.ifnames=0",
+            ]
+        );
+        assert_eq!(x86[1..3], ["-bios", "qboot.rom"]);
+        assert_eq!(x86.len(), arm.len() + 2);
+        let (tcg, kvm) = difference(&of(Aarch64, Acceleration::Tcg), &of(Aarch64, Acceleration::Kvm));
+        assert_eq!(kvm, ["virt,gic-version=host,mem-merge=off,memory-backend=ram0", "kvm", "host"]);
+        assert_eq!(tcg.len(), kvm.len());
     }
 
     /// Returns the words that only the second role has.
@@ -266,7 +292,7 @@ mod tests {
         let mut spec = spec();
         let frozen = vec!["/host/1".into(), "/host/2".into()];
         spec.drives[0].medium = Medium::Layer { base: "/host/image".into(), frozen };
-        let words = of("/usr/bin/qemu", &spec, Acceleration::Tcg, Role::Boot);
+        let words = of(Architecture::X86_64, "/usr/bin/qemu", &spec, Acceleration::Tcg, Role::Boot);
         let nodes: Vec<_> = words.iter().filter(|word| word.starts_with("driver=qcow2")).collect();
         assert_eq!(
             nodes,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use banger_domain::launch_spec::LaunchSpec;
+use banger_domain::{architecture::Architecture, launch_spec::LaunchSpec};
 
 use super::args::{self, Acceleration, Role};
 use crate::{
@@ -16,14 +16,30 @@ use crate::{
 };
 
 /// The lines of `/proc/cpuinfo` that the state of a virtual processor depends on.
-const PROCESSOR: [&str; 7] =
-    ["vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags"];
+const PROCESSOR: &[&str] = &[
+    // x86-64
+    "vendor_id",
+    "cpu family",
+    "model",
+    "model name",
+    "stepping",
+    "microcode",
+    "flags",
+    // arm64
+    "Features",
+    "CPU implementer",
+    "CPU architecture",
+    "CPU variant",
+    "CPU part",
+    "CPU revision",
+];
 
 /// Returns the key of a sandbox. `vmm` are the program and its firmware.
 pub fn of(
     spec: &LaunchSpec,
+    architecture: Architecture,
     acceleration: Acceleration,
-    vmm: [PathBuf; 2],
+    vmm: Vec<PathBuf>,
     host: Vec<String>,
 ) -> Result<TemplateKey> {
     let paths = vmm.into_iter().chain([spec.kernel.clone()]).chain(spec.initramfs.clone());
@@ -34,7 +50,7 @@ pub fn of(
     Ok(TemplateKey {
         files: stamped.collect::<Result<_>>()?,
         host,
-        arguments: args::of("", spec, acceleration, Role::Template),
+        arguments: args::of(architecture, "", spec, acceleration, Role::Template),
     })
 }
 
@@ -121,8 +137,8 @@ mod tests {
         }
 
         fn key(&self, spec: &LaunchSpec) -> TemplateKey {
-            let vmm = [self.path("qemu"), self.path("firmware")];
-            of(spec, Acceleration::Tcg, vmm, vec!["6.1.0".into()]).unwrap()
+            let vmm = vec![self.path("qemu"), self.path("firmware")];
+            of(spec, Architecture::X86_64, Acceleration::Tcg, vmm, vec!["6.1.0".into()]).unwrap()
         }
     }
 
@@ -162,9 +178,15 @@ mod tests {
         ] {
             assert_ne!(host.key(&other), key, "{other:?}");
         }
-        let vmm = || [host.path("qemu"), host.path("firmware")];
-        assert_ne!(of(&spec, Acceleration::Kvm, vmm(), key.host.clone()).unwrap(), key);
-        assert_ne!(of(&spec, Acceleration::Tcg, vmm(), vec!["6.1.1".into()]).unwrap(), key);
+        let key_of = |architecture, acceleration, release: &str| {
+            let vmm = vec![host.path("qemu"), host.path("firmware")];
+            of(&spec, architecture, acceleration, vmm, vec![release.into()]).unwrap()
+        };
+        let x86 = Architecture::X86_64;
+        assert_eq!(key_of(x86, Acceleration::Tcg, "6.1.0"), key);
+        assert_ne!(key_of(x86, Acceleration::Kvm, "6.1.0"), key);
+        assert_ne!(key_of(x86, Acceleration::Tcg, "6.1.1"), key);
+        assert_ne!(key_of(Architecture::Aarch64, Acceleration::Tcg, "6.1.0"), key);
     }
 
     #[test]
@@ -184,6 +206,8 @@ mod tests {
         let cpuinfo = "processor\t: 0\nvendor_id\t: A\nmodel name\t: B: C\ncpu MHz\t\t: 2449.998\nmicrocode\t: 0x1\n\n\
                        processor\t: 1\nmicrocode\t: 0x2\n";
         assert_eq!(processor(cpuinfo), ["vendor_id: A", "model name: B: C", "microcode: 0x1"]);
+        let arm = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\n";
+        assert_eq!(processor(arm), ["Features: fp asimd", "CPU implementer: 0x41", "CPU part: 0xd0c"]);
         assert!(host().unwrap().len() > 4);
     }
 }

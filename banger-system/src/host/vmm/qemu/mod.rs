@@ -17,6 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{
+    architecture::Architecture,
     id::VmId,
     launch_spec::{Access, LaunchSpec, Medium},
     resource::Paths,
@@ -34,7 +35,7 @@ use super::{
     kvm::{self, Kvm},
 };
 use crate::{
-    host::{blocking::blocking, memory, network, programs::QEMU},
+    host::{blocking::blocking, memory, network, programs},
     ports::{
         Check, FromHost as _, Status,
         captures::HostFacts,
@@ -45,14 +46,15 @@ use crate::{
     },
 };
 
-/// The firmware, which distributions put beside QEMU's other firmware.
-const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
+/// Where distributions put QEMU's firmware.
+const FIRMWARE: &str = "/usr/share/qemu";
 /// What the VMM needs beside the guest's memory: its own code, translated code, device buffers.
 const OVERHEAD: Bytes = Bytes::mib(512);
 
 /// QEMU on this host.
 pub struct Qemu {
     paths: Paths,
+    architecture: Architecture,
     acceleration: Acceleration,
     sockets: Arc<Sockets>,
     /// The facts about the host that a template depends on. Reading them takes longer the more processors there are.
@@ -69,19 +71,32 @@ impl Qemu {
             Kvm::Works => Acceleration::Kvm,
             Kvm::Unusable => Acceleration::Tcg,
         };
-        Self { paths, acceleration, sockets, host: Arc::default(), templates: Mutex::default() }
+        let architecture = Architecture::HOST;
+        Self { paths, architecture, acceleration, sockets, host: Arc::default(), templates: Mutex::default() }
+    }
+
+    /// Returns a QEMU that emulates an architecture, which may differ from that of this host.
+    pub fn emulating(paths: Paths, architecture: Architecture) -> Self {
+        Self { architecture, ..Self::new(paths, Kvm::Unusable) }
     }
 
     /// Returns whether it is installed.
     pub fn is_installed() -> bool {
-        Path::new(QEMU).exists()
+        Path::new(programs::qemu(Architecture::HOST)).exists()
+    }
+
+    /// Returns the program and its firmware.
+    fn files(&self) -> Vec<PathBuf> {
+        let firmware = self.architecture.differences().qemu.firmware;
+        let firmware = firmware.map(|name| Path::new(FIRMWARE).join(name));
+        [PathBuf::from(programs::qemu(self.architecture))].into_iter().chain(firmware).collect()
     }
 
     async fn prepare(&self, spec: &LaunchSpec, role: Role, memory: Option<OwnedFd>) -> Result<VmmCommand> {
         let (spec, paths) = (spec.clone(), self.paths.clone());
-        let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
+        let (kind, sockets) = ((self.architecture, self.acceleration), Arc::clone(&self.sockets));
         let doing = "prepare the VMM";
-        blocking(doing, move || prepare(&spec, &paths, acceleration, &sockets, role, memory)).await
+        blocking(doing, move || prepare(&spec, &paths, kind, &sockets, role, memory)).await
     }
 
     /// Returns the facts about the host.
@@ -109,8 +124,10 @@ impl Vmm for Qemu {
     }
 
     async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
-        if !Self::is_installed() {
-            return Err(Error::not_ready(format!("{QEMU} is missing; install the package qemu-system-x86")));
+        let program = programs::qemu(self.architecture);
+        if !Path::new(program).exists() {
+            let package = self.architecture.differences().qemu_package;
+            return Err(Error::not_ready(format!("{program} is missing; install the package {package}")));
         }
         self.sockets.make_directory(spec.vm)?;
         let devices = match self.acceleration {
@@ -129,10 +146,10 @@ impl Vmm for Qemu {
         if self.acceleration == Acceleration::Kvm {
             return Ok(None);
         }
-        let (spec, acceleration, host) = (spec.clone(), self.acceleration, self.host().await?);
-        let vmm = [QEMU, FIRMWARE].map(PathBuf::from);
+        let (spec, vmm, host) = (spec.clone(), self.files(), self.host().await?);
+        let (architecture, acceleration) = (self.architecture, self.acceleration);
         let doing = "look at the files of a template";
-        blocking(doing, move || key::of(&spec, acceleration, vmm, host)).await.map(Some)
+        blocking(doing, move || key::of(&spec, architecture, acceleration, vmm, host)).await.map(Some)
     }
 
     async fn prepare_template(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
@@ -199,13 +216,19 @@ impl Vmm for Qemu {
     }
 
     async fn checks(&self) -> Vec<Check> {
-        let missing = [QEMU, FIRMWARE].into_iter().find(|file| !Path::new(file).exists());
-        let hint = "install QEMU for this processor (Debian: qemu-system-x86)";
+        let missing = self.files().into_iter().find(|file| !file.exists());
+        let package = self.architecture.differences().qemu_package;
         let (status, message, hint) = match missing {
-            None => (Status::Pass, format!("{QEMU} is installed"), ""),
-            Some(file) => (Status::Warn, format!("{file} is missing"), hint),
+            None => {
+                (Status::Pass, format!("{} is installed", programs::qemu(self.architecture)), String::new())
+            }
+            Some(file) => (
+                Status::Warn,
+                format!("{} is missing", file.display()),
+                format!("install QEMU for this processor (Debian: {package})"),
+            ),
         };
-        vec![Check { name: "qemu", status, message, hint: hint.to_owned() }]
+        vec![Check { name: "qemu", status, message, hint }]
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
@@ -216,7 +239,7 @@ impl Vmm for Qemu {
 fn prepare(
     spec: &LaunchSpec,
     paths: &Paths,
-    acceleration: Acceleration,
+    (architecture, acceleration): (Architecture, Acceleration),
     sockets: &Sockets,
     role: Role,
     memory: Option<OwnedFd>,
@@ -233,7 +256,7 @@ fn prepare(
         files.push((name, listener));
     }
     Ok(VmmCommand {
-        argv: args::of(QEMU, spec, acceleration, role),
+        argv: args::of(architecture, programs::qemu(architecture), spec, acceleration, role),
         files,
         console: files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
         log: files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
