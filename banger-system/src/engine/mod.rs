@@ -34,6 +34,7 @@ pub mod stream;
 mod templates;
 pub mod view;
 mod vm_task;
+mod wake;
 
 use std::{
     collections::BTreeSet,
@@ -72,6 +73,7 @@ use self::{
     templates::Making,
     view::{ImageView, JobKind, JobView, KernelView, Object, SnapshotView, VmView},
     vm_task::{Command, Reply},
+    wake::Waking,
 };
 pub use self::{
     events::Events,
@@ -136,6 +138,7 @@ struct Shared {
     library: Library,
     stream_queues: StreamQueues,
     making: Making,
+    waking: Waking,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
     /// Held from the look at the sandboxes until the host has the mark that makes it start the service, or not.
@@ -172,6 +175,7 @@ impl Engine {
             library: Library::default(),
             stream_queues: StreamQueues::default(),
             making: Making::default(),
+            waking: Waking::default(),
             subnet: OnceCell::new(),
             autostart: Mutex::default(),
             repairing: Mutex::default(),
@@ -186,6 +190,7 @@ impl Engine {
         tasks.spawn(Task::Egress, egress::announce(Arc::downgrade(&shared)));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
         tasks.spawn(Task::Idle, idle::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::Wake, wake::run(Arc::downgrade(&shared)));
         tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
