@@ -24,8 +24,10 @@ pub struct IdlePolicy {
 /// What happens to an idle sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdleAction {
-    /// It is suspended.
+    /// It is suspended, and a connection to a published port or a look-up of its name resumes it.
     Suspend,
+    /// It is suspended until a user resumes it.
+    SuspendNoWake,
     /// It is stopped.
     Stop,
 }
@@ -34,7 +36,7 @@ pub enum IdleAction {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoPolicy {
     /// The action is unknown.
-    #[error("an idle sandbox can be suspended (suspend) or stopped (stop), not \"{0}\"")]
+    #[error("an idle sandbox can be suspended (suspend, suspend-no-wake) or stopped (stop), not \"{0}\"")]
     Action(String),
     /// The time is too short or too long.
     #[error("the time until a sandbox counts as idle is between a minute and 30 days")]
@@ -66,12 +68,14 @@ impl IdleAction {
     pub const fn as_str(self) -> &'static str {
         match self {
             IdleAction::Suspend => "suspend",
+            IdleAction::SuspendNoWake => "suspend-no-wake",
             IdleAction::Stop => "stop",
         }
     }
 
     fn parse(word: &str) -> Option<Self> {
-        [IdleAction::Suspend, IdleAction::Stop].into_iter().find(|action| action.as_str() == word)
+        let all = [IdleAction::Suspend, IdleAction::SuspendNoWake, IdleAction::Stop];
+        all.into_iter().find(|action| action.as_str() == word)
     }
 }
 
@@ -146,6 +150,7 @@ mod tests {
     fn a_policy_has_an_action_and_a_sensible_time() {
         for (action, after, works) in [
             ("suspend", MINUTE, true),
+            ("suspend-no-wake", MINUTE, true),
             ("stop", MAX_IDLE, true),
             ("delete", MINUTE, false),
             ("", MINUTE, false),

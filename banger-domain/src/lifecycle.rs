@@ -282,6 +282,8 @@ pub enum Reason {
     HostBoot,
     /// Its restart policy has started it again, after it ended for this reason.
     Restarted(Box<Reason>),
+    /// It was suspended because it idled, and this has used it: `port 8080` or `name`.
+    Woken(String),
 }
 
 impl fmt::Display for Reason {
@@ -304,6 +306,7 @@ impl fmt::Display for Reason {
             Reason::HostRestart => f.write_str("host-restart"),
             Reason::HostBoot => f.write_str("host-boot"),
             Reason::Restarted(end) => write!(f, "restarted:{end}"),
+            Reason::Woken(by) => write!(f, "woken:{by}"),
         }
     }
 }
@@ -316,6 +319,7 @@ impl Reason {
             Some(("idle", time)) => Reason::Idle(time.to_owned()),
             Some(("start-failed", why)) => Reason::StartFailed(why.to_owned()),
             Some(("restarted", end)) => Reason::Restarted(Box::new(Reason::parse(end))),
+            Some(("woken", by)) => Reason::Woken(by.to_owned()),
             _ => match text {
                 "user-request" => Reason::UserRequest,
                 "guest-shutdown" => Reason::GuestShutdown,
@@ -412,6 +416,7 @@ mod tests {
             Reason::HostRestart,
             Reason::HostBoot,
             Reason::Restarted(Box::new(Reason::VmmExit("killed:9".into()))),
+            Reason::Woken("port 8080".into()),
         ] {
             assert_eq!(Reason::parse(&reason.to_string()), reason);
             let text = reason.to_string();

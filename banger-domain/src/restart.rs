@@ -52,7 +52,8 @@ impl RestartPolicy {
             | Reason::Idle(_)
             | Reason::BootTimeout
             | Reason::HostBoot
-            | Reason::Restarted(_) => false,
+            | Reason::Restarted(_)
+            | Reason::Woken(_) => false,
             Reason::GuestShutdown | Reason::GuestHalt | Reason::GuestReboot | Reason::HostRestart => {
                 matches!(self, Self::Always)
             }

@@ -10,7 +10,7 @@ use banger_proto::size::Bytes;
 use super::{
     egress::Egress,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
-    idle::IdlePolicy,
+    idle::{IdleAction, IdlePolicy},
     lifecycle::{Reason, State},
     name::Name,
     net::{port::Port, subnet::Slot},
@@ -246,5 +246,12 @@ impl Vm {
     pub fn is_ready(&self) -> bool {
         let stands_still = matches!(self.state, State::Paused | State::Suspending | State::Resuming);
         self.state.is_up() && !stands_still && self.ready_at != Timestamp::default()
+    }
+
+    /// Returns whether it is suspended, or about to be, and wakes when it is used: it has idled, and its policy says so.
+    pub fn wakes(&self) -> bool {
+        matches!(self.state, State::Suspending | State::Suspended)
+            && matches!(self.reason, Reason::Idle(_))
+            && self.spec.idle.is_some_and(|policy| policy.action == IdleAction::Suspend)
     }
 }

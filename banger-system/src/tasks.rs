@@ -59,6 +59,8 @@ pub enum Task {
     Recovery,
     /// Serves one sandbox. It ends with the sandbox.
     Vm(VmId),
+    /// Wakes suspended sandboxes that are used.
+    Wake,
 }
 
 impl fmt::Display for Task {
@@ -76,6 +78,7 @@ impl fmt::Display for Task {
             Task::Netlink => "netlink",
             Task::Publisher => "publisher",
             Task::Recovery => "recovery",
+            Task::Wake => "wake",
             Task::Vm(vm) => return write!(f, "sandbox {vm}"),
         };
         f.write_str(name)

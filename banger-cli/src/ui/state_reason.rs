@@ -18,6 +18,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ("host-restart", "the host was shut down or restarted while it ran"),
     ("host-boot", "it was started because the host has booted"),
     ("restarted", "its restart policy started it again"),
+    ("woken", "it had idled, and was used again"),
 ];
 
 /// Returns a reason in words, with its keyword; unknown ones stay as they are.

@@ -2,6 +2,8 @@
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::id::VmId;
+
 /// The type of a record that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -52,6 +54,8 @@ pub enum Data {
 pub enum Answer {
     /// These records, at least one.
     Records(Vec<Data>),
+    /// These addresses, once this suspended sandbox runs.
+    Asleep(VmId, Vec<Data>),
     /// The name exists but has no such record.
     NoData(Zone),
     /// There is no such name in this zone, or the client may not know it.

@@ -1,5 +1,5 @@
-//! All names at one moment. A table is built from all running sandboxes and never changes: a change replaces the
-//! whole table.
+//! All names at one moment. A table is built from all sandboxes that run or wake when they are used, and never changes: a
+//! change replaces the whole table.
 
 use core::net::IpAddr;
 use std::{collections::HashMap, sync::Arc};
@@ -37,6 +37,17 @@ pub struct NamedVm {
     pub allowed: Arc<AllowList>,
     /// When it started.
     pub since: Timestamp,
+    /// Whether its guest can answer.
+    pub presence: Presence,
+}
+
+/// Whether a guest can answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Presence {
+    /// It runs.
+    Up,
+    /// It is suspended, and resumed when somebody looks its name up.
+    Asleep,
 }
 
 /// Who sends a question.
@@ -48,11 +59,11 @@ pub enum Client<'a> {
     Guest(&'a NamedVm),
 }
 
-/// The names of all running sandboxes.
+/// The names of all sandboxes that run or wake when they are used.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Table {
     subnet: Subnet,
-    /// By start time.
+    /// Those that run first, then by start time.
     holders: Vec<NamedVm>,
     by_slot: HashMap<Slot, usize>,
     /// By user, then by name.
@@ -65,7 +76,7 @@ impl Table {
     /// Builds the table of these sandboxes.
     pub fn of(subnet: Subnet, mut holders: Vec<NamedVm>) -> Self {
         // Which sandbox gets a short name must not depend on the order of the argument.
-        holders.sort_by_key(|holder| (holder.since, holder.vm));
+        holders.sort_by_key(|holder| (holder.presence, holder.since, holder.vm));
         let (mut by_slot, mut first) = (HashMap::new(), HashMap::new());
         let mut by_user: HashMap<String, HashMap<String, usize>> = HashMap::new();
         for (index, holder) in holders.iter().enumerate() {
@@ -92,17 +103,17 @@ impl Table {
         self.holders.is_empty()
     }
 
-    /// Returns whether a running guest has this slot.
+    /// Returns whether a guest with a name has this slot.
     pub fn has_guest_at(&self, slot: Slot) -> bool {
         self.by_slot.contains_key(&slot)
     }
 
-    /// Returns whether this sandbox runs.
+    /// Returns whether this sandbox has a name.
     pub fn has_guest(&self, vm: VmId) -> bool {
         self.holders.iter().any(|holder| holder.vm == vm)
     }
 
-    /// Returns the names of a sandbox on the host, the permanent one first; none while it is down.
+    /// Returns the names of a sandbox on the host, the permanent one first; none if it neither runs nor wakes.
     pub fn names_of(&self, vm: VmId) -> Vec<String> {
         let Some(index) = self.holders.iter().position(|holder| holder.vm == vm) else { return Vec::new() };
         let holder = &self.holders[index];
@@ -113,11 +124,11 @@ impl Table {
         names
     }
 
-    /// Returns whether a name of `before` is gone or belongs to another sandbox now.
+    /// Returns whether a name of `before` is gone, belongs to another sandbox now, or to one that has to wake first.
     pub fn has_lost_names_of(&self, before: &Table) -> bool {
         before.subnet != self.subnet
             || before.holders.iter().any(|old| {
-                let same = |new: &NamedVm| new.slot == old.slot;
+                let same = |new: &NamedVm| new.slot == old.slot && new.presence <= old.presence;
                 !self.find(old.user.as_str(), old.name.as_str()).is_some_and(same)
             })
             || before.first.iter().any(|(name, &old)| {
@@ -154,13 +165,13 @@ impl Table {
         match text.as_deref() {
             Some([]) => self.apex(kind),
             Some(&[name]) => match self.short(client, name) {
-                Some(holder) => self.addresses(holder.slot, kind),
+                Some(holder) => self.addresses(holder, kind),
                 // There are names below it.
                 None if self.has_names_of(client, name) => Answer::NoData(Zone::Names),
                 None => Answer::NoName(Zone::Names),
             },
             Some(&[name, user]) => match self.find(user, name) {
-                Some(holder) if may_know(client, holder) => self.addresses(holder.slot, kind),
+                Some(holder) if may_know(client, holder) => self.addresses(holder, kind),
                 _ => Answer::NoName(Zone::Names),
             },
             _ => Answer::NoName(Zone::Names),
@@ -199,14 +210,18 @@ impl Table {
         self.holders.get(*self.by_user.get(user)?.get(name)?)
     }
 
-    fn addresses(&self, slot: Slot, kind: Kind) -> Answer {
-        let Some((v4, v6)) = self.subnet.guest(slot) else { return Answer::NoName(Zone::Names) };
-        Answer::Records(match kind {
+    fn addresses(&self, holder: &NamedVm, kind: Kind) -> Answer {
+        let Some((v4, v6)) = self.subnet.guest(holder.slot) else { return Answer::NoName(Zone::Names) };
+        let records = match kind {
             Kind::A => vec![Data::A(v4)],
             Kind::Aaaa => vec![Data::Aaaa(v6)],
             Kind::Any => vec![Data::A(v4), Data::Aaaa(v6)],
             Kind::Ptr | Kind::Soa | Kind::Ns | Kind::Other => return Answer::NoData(Zone::Names),
-        })
+        };
+        match holder.presence {
+            Presence::Up => Answer::Records(records),
+            Presence::Asleep => Answer::Asleep(holder.vm, records),
+        }
     }
 
     fn answer_address(&self, client: Client<'_>, zone: Zone, place: ReverseName, kind: Kind) -> Answer {
@@ -269,6 +284,7 @@ mod tests {
             nat: Nat::Off,
             allowed: Arc::default(),
             since: Timestamp(since),
+            presence: Presence::Up,
         }
     }
 
@@ -369,6 +385,29 @@ mod tests {
         }
         // The first one with the name is another user's, so this guest must not learn of it.
         assert_eq!(ask(&table, "172.30.0.4", "web.vm", Kind::A), a("172.30.0.4"));
+    }
+
+    #[test]
+    fn a_sandbox_that_sleeps_is_woken_by_those_who_may_know_it_and_who_ask_for_its_address() {
+        let asleep = |holder| NamedVm { presence: Presence::Asleep, ..holder };
+        let (web, bobs) = (asleep(holder(0, "web", "alice", 1)), holder(1, "web", "bob", 2));
+        let (mail, carols) = (holder(2, "mail", "alice", 3), holder(3, "db", "carol", 4));
+        let up = NamedVm { presence: Presence::Up, ..web.clone() };
+        let before = table(&[up, mail.clone()]);
+        let table = table(&[web.clone(), bobs, mail, carols]);
+        let wakes = Answer::Asleep(web.vm, vec![Data::A("172.30.0.2".parse().unwrap())]);
+        assert_eq!(ask(&table, HOST, "web.alice.vm", Kind::A), wakes);
+        assert_eq!(ask(&table, "172.30.0.4", "web.vm", Kind::A), wakes);
+        // One that runs has the short name, whichever was first.
+        assert_eq!(ask(&table, HOST, "web.vm", Kind::A), a("172.30.0.3"));
+        for guest in ["172.30.0.3", "172.30.0.5"] {
+            assert_eq!(ask(&table, guest, "web.alice.vm", Kind::A), NO_NAME, "of another owner");
+        }
+        let name = Answer::Records(vec![Data::Ptr("web.alice.vm".to_owned())]);
+        assert_eq!(ask(&table, HOST, "2.0.30.172.in-addr.arpa", Kind::Ptr), name, "nobody connects by that");
+        assert_eq!(ask(&table, HOST, "web.alice.vm", Kind::Other), NO_DATA);
+        assert!(table.has_lost_names_of(&before), "a resolver must ask again");
+        assert!(!before.has_lost_names_of(&Table::of(before.subnet(), vec![web])));
     }
 
     #[test]

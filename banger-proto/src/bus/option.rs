@@ -29,7 +29,8 @@ pub mod create {
     pub const LIFETIME: &str = "lifetime";
     /// `a{ss}`: labels.
     pub const LABELS: &str = "labels";
-    /// `s`: what happens to the sandbox when it idles, `suspend` or `stop`; nothing when absent or empty.
+    /// `s`: what happens to the sandbox when it idles, `suspend`, `suspend-no-wake` (API level 10) or `stop`; nothing when
+    /// absent or empty.
     pub const IDLE_ACTION: &str = "idle-action";
     /// `t`: after how many microseconds, a minute to 30 days.
     pub const IDLE_AFTER: &str = "idle-after-usec";

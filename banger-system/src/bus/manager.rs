@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// Increased by one with each addition to the interfaces.
-const API_LEVEL: u32 = 9;
+const API_LEVEL: u32 = 10;
 /// Features of this service, for clients that are newer than it.
 const FEATURES: [&str; 11] = [
     "agent",

@@ -147,7 +147,7 @@ impl Engine {
     }
 
     /// Waits while the memory of a VM that idled is written. Nobody asked for that, so a request is no error.
-    async fn until_written(&self, id: VmId) {
+    pub(super) async fn until_written(&self, id: VmId) {
         let mut changes = self.shared.inventory.changes();
         let is_written =
             |view: &VmView| view.vm.state == State::Suspending && matches!(view.vm.reason, Reason::Idle(_));

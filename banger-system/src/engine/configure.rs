@@ -88,11 +88,16 @@ impl VmTask {
             self.require_unread_disks().await?;
             self.resize(&new).await?;
         }
-        if new.idle != self.vm.spec.idle {
+        let other_policy = new.idle != self.vm.spec.idle;
+        if other_policy {
             self.forget_use();
         }
         let started = self.vm.spec.starts_with_host();
         self.become_spec(new).await?;
+        if other_policy && self.vm.state == State::Suspended {
+            // It may wake when it is used from now on, or no longer. Failures are logged.
+            drop(self.rest().await);
+        }
         if self.vm.spec.starts_with_host() != started {
             self.shared.follow_autostart().await;
         }
@@ -208,6 +213,9 @@ impl VmTask {
     }
 
     async fn follow_network(&self, old: &Vm) -> Result<()> {
+        if self.dozes && self.vm.state == State::Suspended && old.spec.ports != self.vm.spec.ports {
+            return Ok(self.shared.ports.network.doze(&self.shared.nic(&self.vm).await?).await?);
+        }
         if !self.vm.state.is_up() {
             return Ok(());
         }

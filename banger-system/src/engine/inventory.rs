@@ -14,6 +14,7 @@ use std::{
 };
 
 use banger_domain::{
+    dns::table::Presence,
     egress::Egress,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
     limits::{Limits, Usage},
@@ -32,6 +33,7 @@ use super::{
     events::EventSender,
     history::{History, Phase},
     library::item::Stored,
+    names::presence,
     now,
     view::{Event, ImageView, KernelView, SnapshotView, VmView},
     vm_task::Command,
@@ -501,10 +503,10 @@ impl Inventory {
     }
 }
 
-/// Returns what the names of a VM depend on; none while it is down and has none.
-fn naming(view: &VmView) -> Option<(&Name, Slot, &Egress, Timestamp)> {
-    let Vm { state, name, slot, spec, started_at, .. } = &view.vm;
-    state.is_up().then_some((name, *slot, &spec.egress, *started_at))
+/// Returns what the names of a VM depend on; none while it has none.
+fn naming(view: &VmView) -> Option<(&Name, Slot, &Egress, Timestamp, Presence)> {
+    let Vm { name, slot, spec, started_at, .. } = &view.vm;
+    Some((name, *slot, &spec.egress, *started_at, presence(&view.vm)?))
 }
 
 fn kind_plural(kind: Kind) -> &'static str {

@@ -89,6 +89,13 @@ impl Lease {
         self.release_each(held).await
     }
 
+    /// Does the same, but keeps one resource.
+    pub(super) async fn release_but(&mut self, scope: Scope, kept: Resource) -> Vec<Left> {
+        let held = self.held.iter().copied().filter(|r| r.scope() == scope && *r != kept);
+        let held = held.collect();
+        self.release_each(held).await
+    }
+
     /// Releases one resource, if it is held. Returns it if it is left.
     pub(super) async fn release_one(&mut self, resource: Resource) -> Vec<Left> {
         let held = self.held.contains(&resource).then_some(resource);

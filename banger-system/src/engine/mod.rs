@@ -34,6 +34,7 @@ pub mod stream;
 mod templates;
 pub mod view;
 mod vm_task;
+mod wake;
 
 use std::{
     collections::BTreeSet,
@@ -70,8 +71,9 @@ use self::{
     problems::Problems,
     request::{CommitVm, ForkVm, Start, Stop, StopMode},
     templates::Making,
-    view::{ImageView, JobView, KernelView, Object, SnapshotView, VmView},
+    view::{ImageView, JobKind, JobView, KernelView, Object, SnapshotView, VmView},
     vm_task::{Command, Reply},
+    wake::Waking,
 };
 pub use self::{
     events::Events,
@@ -136,6 +138,7 @@ struct Shared {
     library: Library,
     stream_queues: StreamQueues,
     making: Making,
+    waking: Waking,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
     /// Held from the look at the sandboxes until the host has the mark that makes it start the service, or not.
@@ -172,6 +175,7 @@ impl Engine {
             library: Library::default(),
             stream_queues: StreamQueues::default(),
             making: Making::default(),
+            waking: Waking::default(),
             subnet: OnceCell::new(),
             autostart: Mutex::default(),
             repairing: Mutex::default(),
@@ -186,6 +190,7 @@ impl Engine {
         tasks.spawn(Task::Egress, egress::announce(Arc::downgrade(&shared)));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
         tasks.spawn(Task::Idle, idle::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::Wake, wake::run(Arc::downgrade(&shared)));
         tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
@@ -460,6 +465,7 @@ impl Engine {
             Lifetime::Caller { connection: c, bus: b } => c == connection && b == bus,
             Lifetime::Persistent | Lifetime::UntilStopped => false,
         };
+        self.cancel_forks(bound);
         for view in self.vms().iter().filter(|view| bound(view)) {
             if let Ok(inbox) = self.shared.inventory.inbox(view.vm.id) {
                 // If the task has ended, the VM is deleted already. One that is not there yet may have a full inbox, for
@@ -470,6 +476,22 @@ impl Engine {
                     }
                     Ok(()) | Err(TrySendError::Closed(_)) => {}
                 }
+            }
+        }
+    }
+
+    /// Cancels the forks of which nobody needs a child any more. A child that exists by now is deleted by its task.
+    fn cancel_forks(&self, is_unneeded: impl Fn(&VmView) -> bool) {
+        let is_unneeded = |object: &Object| match object {
+            Object::Vm(child) => self.vm(*child).is_some_and(|view| is_unneeded(&view)),
+            Object::Image(_) | Object::Kernel(_) => false,
+        };
+        for job in self.jobs().iter().filter(|job| job.kind == JobKind::VmFork && job.outcome.is_none()) {
+            // The first object is the parent.
+            let children = job.objects.get(1..).unwrap_or_default();
+            if !children.is_empty() && children.iter().all(is_unneeded) {
+                // If it has ended meanwhile, there is nothing to cancel.
+                let _ = self.cancel_job(job.id);
             }
         }
     }

@@ -10,10 +10,12 @@ use std::{
 use banger_domain::{
     dns::{
         label::UserLabel,
-        table::{NamedVm, Table},
+        table::{NamedVm, Presence, Table},
     },
     id::Uid,
+    lifecycle::State,
     net::subnet::Subnet,
+    vm::Vm,
 };
 use futures_util::future::join_all;
 use tokio::sync::watch;
@@ -90,9 +92,19 @@ async fn look_up_owners(shared: &Shared, views: &[Arc<VmView>], labels: &mut Lab
     all_known
 }
 
+/// Returns whether the guest of a VM can answer; none if the VM has no names.
+pub(super) fn presence(vm: &Vm) -> Option<Presence> {
+    match vm.state {
+        // Somebody has woken it already.
+        State::Resuming => Some(Presence::Asleep),
+        _ if vm.wakes() => Some(Presence::Asleep),
+        state => state.is_up().then_some(Presence::Up),
+    }
+}
+
 fn table(shared: &Shared, subnet: Subnet, views: &[Arc<VmView>], labels: &Labels) -> Table {
-    let up = views.iter().filter(|view| view.vm.state.is_up());
-    let holders = up.filter_map(|view| {
+    let holders = views.iter().filter_map(|view| {
+        let presence = presence(&view.vm)?;
         let (nat, allowed) = shared.reach(&view.vm.spec.egress);
         Some(NamedVm {
             vm: view.vm.id,
@@ -102,6 +114,7 @@ fn table(shared: &Shared, subnet: Subnet, views: &[Arc<VmView>], labels: &Labels
             nat,
             allowed,
             since: view.vm.started_at,
+            presence,
         })
     });
     Table::of(subnet, holders.collect())

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 use banger_domain::{
     egress::Egress,
     id::Uid,
-    idle::IdlePolicy,
+    idle::{IdleAction, IdlePolicy},
     name::{Name, Reference},
     net::port::Port,
     restart::RestartPolicy,
@@ -17,7 +17,7 @@ use banger_domain::{
 use banger_image::oci::{config::ConfigChange, platform::Platform};
 use banger_proto::size::Bytes;
 
-use crate::ports::{image_files::FileRange, registry::Source};
+use crate::ports::{image_files::FileRange, registry::Source, wake::Cause};
 
 /// Creates a sandbox. Absent fields have the configured default.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,8 @@ pub enum StartCause {
     HostBoot,
     /// It has ended, and its restart policy starts it again.
     Restart,
+    /// Something uses it while it sleeps.
+    Wake(Cause),
 }
 
 /// What happens to the memory of a suspended guest.
@@ -319,8 +321,9 @@ impl Configure {
     /// Returns whether the sandbox gets resources that it does not have yet, or starts by itself.
     pub fn adds_resources(&self) -> bool {
         let sizes = [self.memory, self.disk_size, self.root_size];
-        let starts =
-            self.restart.is_some_and(|policy| policy != RestartPolicy::No) || self.autostart == Some(true);
+        let wakes = self.idle.flatten().is_some_and(|policy| policy.action == IdleAction::Suspend);
+        let restarts = self.restart.is_some_and(|policy| policy != RestartPolicy::No);
+        let starts = restarts || wakes || self.autostart == Some(true);
         let reaches_out = self.egress.as_ref().is_some_and(EgressChange::adds);
         self.vcpus.is_some() || sizes.iter().any(Option::is_some) || reaches_out || starts
     }

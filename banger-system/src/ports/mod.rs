@@ -36,6 +36,7 @@ pub mod supervisor;
 pub mod templates;
 pub mod users;
 pub mod vmm;
+pub mod wake;
 
 use std::sync::Arc;
 

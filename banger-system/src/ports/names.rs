@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use banger_domain::{dns::table::Table, id::VmId};
 
-use super::Check;
+use super::{Check, wake::Wake};
 
 /// Serves names.
 #[async_trait]
@@ -17,6 +17,9 @@ pub trait Names: Send + Sync {
     fn refused(&self, vm: VmId) -> u64;
     /// Returns how many look-ups there were since the service started.
     fn lookups(&self) -> Lookups;
+    /// Waits for the next look-up of a name whose sandbox sleeps. The client gets the address once it runs, and a failure
+    /// if it is refused.
+    async fn wanted(&self) -> Wake;
     /// Stops the server and removes the host's reference to it. Must be called when the service ends.
     async fn withdraw(&self);
     /// Checks what this needs from the host.

@@ -15,7 +15,7 @@ use banger_domain::{
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
 };
 
-use super::{Check, HostError};
+use super::{Check, HostError, wake::Wake};
 
 /// What [`Network::restore`] has made again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,6 +81,13 @@ pub trait Network: Send + Sync {
     async fn free_ports(&self, ports: &[Port]) -> Result<Vec<Port>>;
     /// Removes a guest's interface with everything that belongs to it. A repeat is safe.
     async fn unplug(&self, vm: VmId) -> Result<()>;
+    /// Leaves a suspended guest nothing of its interface but its published ports. Connections to those of TCP become
+    /// requests ([`Network::wanted`]), and are carried to the guest once it runs. [`Network::plug`] ends that, and
+    /// [`Network::unplug`] releases the ports as well. A repeat is safe, and changes the ports to these. Fails with
+    /// [`Error::Taken`] if a port is in use.
+    async fn doze(&self, nic: &Nic) -> Result<()>;
+    /// Waits for the next connection to a port of a guest that dozes. It is closed if the request is refused.
+    async fn wanted(&self) -> Wake;
     /// Returns the VMs that have any part of an interface.
     async fn found(&self) -> Result<Vec<VmId>>;
     /// Checks what every guest's interface needs from the host.

@@ -171,7 +171,7 @@ impl State {
             Resource::Disks => self.disks.clone(),
             Resource::Mapper => self.mappers.clone(),
             Resource::Sockets => self.sockets.clone(),
-            Resource::Nic => self.nics.keys().copied().collect(),
+            Resource::Nic => self.nics.keys().chain(self.dozing.keys()).copied().collect(),
             Resource::Capture => self.captures.all.keys().copied().collect(),
             Resource::Unit => {
                 let alive = self.processes.iter().filter(|(_, end)| end.borrow().is_none());
@@ -186,6 +186,7 @@ fn wanted(vm: &Vm) -> Option<Vec<Resource>> {
     use lifecycle::State as S;
     match vm.state {
         S::Created | S::Stopped | S::Failed => Some(vec![Resource::Disks]),
+        S::Suspended if vm.wakes() => Some(vec![Resource::Disks, Resource::Capture, Resource::Nic]),
         S::Suspended => Some(vec![Resource::Disks, Resource::Capture]),
         S::Running | S::Paused => {
             Some(Resource::ALL.into_iter().filter(|resource| *resource != Resource::Capture).collect())

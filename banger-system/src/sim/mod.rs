@@ -46,7 +46,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::ports::{
     FromHost as _, HostError, Ports, authority::Verdict, catalogs::FetchedIndex, disks::FrozenLayer,
-    kernel_files::HostKernel, supervisor::Ended,
+    kernel_files::HostKernel, supervisor::Ended, wake::Wakes,
 };
 
 /// A host in memory. Clones share one host.
@@ -86,6 +86,10 @@ struct State {
     /// Where registries must not be.
     forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
+    /// The guests whose ports are held while they sleep.
+    dozing: BTreeMap<VmId, Nic>,
+    connections_to_wake: Arc<Wakes>,
+    lookups_to_wake: Arc<Wakes>,
     /// Whether no guest of an earlier run can be taken over.
     lost_nics: bool,
     /// Whether somebody has removed the rules of the packet filter.
@@ -508,6 +512,7 @@ impl Sim {
             .map(|(vm, _)| format!("process {vm}"));
         let captures = state.captures.all.keys().map(|vm| format!("capture {vm}"));
         let nics = state.nics.keys().map(|vm| format!("nic {vm}"));
+        let dozing = state.dozing.keys().map(|vm| format!("dozing {vm}"));
         let ledger = state.ledger.iter().map(|(vm, resource)| format!("ledger {} {vm}", resource.as_str()));
         let rows = state.vms.keys().map(|vm| format!("row {vm}"));
         let mut all: Vec<String> = disks
@@ -516,6 +521,7 @@ impl Sim {
             .chain(sockets)
             .chain(processes)
             .chain(nics)
+            .chain(dozing)
             .chain(ledger)
             .chain(rows)
             .collect();

@@ -9,12 +9,19 @@ use super::Sim;
 use crate::ports::{
     Check,
     names::{Lookups, Names},
+    wake::{Cause, Wake, Woken},
 };
 
 impl Sim {
     /// The names that were published last.
     pub fn names(&self) -> Option<Arc<Table>> {
         self.lock().names.clone()
+    }
+
+    /// Looks the name of a suspended VM up. Returns whether it runs.
+    pub async fn look_up(&self, vm: VmId) -> Woken {
+        let wakes = Arc::clone(&self.lock().lookups_to_wake);
+        wakes.wake(vm, Cause::Name).await
     }
 
     /// Sets how many look-ups were refused to a sandbox.
@@ -35,6 +42,11 @@ impl Names for Sim {
 
     fn lookups(&self) -> Lookups {
         Lookups { refused: self.lock().refused_lookups.values().sum(), ..Lookups::default() }
+    }
+
+    async fn wanted(&self) -> Wake {
+        let wakes = Arc::clone(&self.lock().lookups_to_wake);
+        wakes.next().await
     }
 
     async fn withdraw(&self) {

@@ -25,6 +25,7 @@ use super::{Sim, State};
 use crate::ports::{
     Check, FromHost as _, Status,
     network::{Connections, Error, Granted, Network, Restored, Result},
+    wake::{Cause, Wake, Woken},
 };
 
 /// What every guest sends to a client before it closes the connection.
@@ -55,6 +56,22 @@ impl Sim {
     /// Loses the rules of the packet filter.
     pub fn lose_rules(&self) {
         self.lock().lost_rules = true;
+    }
+
+    /// Connects to a published port. Returns whether its VM runs; none if nobody listens.
+    pub async fn knock(&self, port: u16) -> Option<Woken> {
+        let (vm, wakes) = {
+            let state = self.lock();
+            let is_it = |nic: &&Nic| nic.ports.iter().any(|published| published.host == port);
+            let vm = state.dozing.values().find(is_it)?.vm;
+            (vm, Arc::clone(&state.connections_to_wake))
+        };
+        Some(wakes.wake(vm, Cause::Port(port)).await)
+    }
+
+    /// Returns the VMs whose ports are held while they sleep.
+    pub fn dozing(&self) -> Vec<VmId> {
+        self.lock().dozing.keys().copied().collect()
     }
 
     /// Returns the interface of a VM.
@@ -89,7 +106,9 @@ impl Network for Sim {
         if state.subnet.is_none() {
             return Err(Error::not_ready("the network for guests is not set up"));
         }
-        put(&mut state, nic)
+        put(&mut state, nic)?;
+        state.dozing.remove(&nic.vm);
+        Ok(())
     }
 
     async fn reattach(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
@@ -97,13 +116,16 @@ impl Network for Sim {
         if state.lost_nics {
             return Err(Error::not_ready("the network for guests is not set up"));
         }
+        state.dozing.remove(&nic.vm);
         let (taken, ports) = nic.ports.iter().partition(|port| state.occupied_ports.contains(&port.host));
         put(&mut state, &Nic { ports, ..nic.clone() })?;
         Ok(taken)
     }
 
     async fn unpublish_all(&self) -> Result<()> {
-        self.lock().nics.values_mut().for_each(|nic| nic.ports.clear());
+        let mut state = self.lock();
+        state.nics.values_mut().for_each(|nic| nic.ports.clear());
+        state.dozing.values_mut().for_each(|nic| nic.ports.clear());
         Ok(())
     }
 
@@ -170,7 +192,8 @@ impl Network for Sim {
 
     async fn free_ports(&self, wishes: &[Port]) -> Result<Vec<Port>> {
         let state = self.step("look for free ports")?;
-        let published = state.nics.values().flat_map(|nic| nic.ports.iter().map(|port| port.host));
+        let nics = state.nics.values().chain(state.dozing.values());
+        let published = nics.flat_map(|nic| nic.ports.iter().map(|port| port.host));
         let given = wishes.iter().map(|wish| wish.host);
         let mut used: BTreeSet<u16> = published.chain(state.occupied_ports.iter().copied()).collect();
         if let Some(wish) = wishes.iter().find(|wish| used.contains(&wish.host)) {
@@ -189,12 +212,29 @@ impl Network for Sim {
     async fn unplug(&self, vm: VmId) -> Result<()> {
         let mut state = self.removal(Resource::Nic)?;
         state.nics.remove(&vm);
+        state.dozing.remove(&vm);
         state.egress_logs.forget(vm);
         Ok(())
     }
 
+    async fn doze(&self, nic: &Nic) -> Result<()> {
+        let mut state = self.step("hold the ports of a suspended guest")?;
+        put(&mut state, nic)?;
+        state.nics.remove(&nic.vm);
+        state.egress_logs.forget(nic.vm);
+        state.dozing.insert(nic.vm, nic.clone());
+        Ok(())
+    }
+
+    async fn wanted(&self) -> Wake {
+        let wakes = Arc::clone(&self.lock().connections_to_wake);
+        wakes.next().await
+    }
+
     async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(self.scan(Resource::Nic)?.nics.keys().copied().collect())
+        let state = self.scan(Resource::Nic)?;
+        let all: BTreeSet<VmId> = state.nics.keys().chain(state.dozing.keys()).copied().collect();
+        Ok(all.into_iter().collect())
     }
 
     async fn checks(&self) -> Vec<Check> {
@@ -216,7 +256,7 @@ impl Network for Sim {
 }
 
 fn put(state: &mut State, nic: &Nic) -> Result<()> {
-    let others = || state.nics.values().filter(|other| other.vm != nic.vm);
+    let others = || state.nics.values().chain(state.dozing.values()).filter(|other| other.vm != nic.vm);
     let taken = nic
         .ports
         .iter()

@@ -15,7 +15,7 @@ use banger_domain::{
     dns::{
         label::UserLabel,
         limits::{CONNECTIONS, MAX_QUESTION, QUESTIONS, Rate},
-        table::{NamedVm, Table},
+        table::{NamedVm, Presence, Table},
     },
     id::{Timestamp, Uid},
     net::{
@@ -25,7 +25,12 @@ use banger_domain::{
 };
 use banger_system::{
     host::{dns::NameServer, network::LinuxNetwork},
-    ports::{Status, names::Names, network::Network},
+    ports::{
+        Status,
+        names::Names,
+        network::Network,
+        wake::{Cause, Woken},
+    },
     tasks::Tasks,
 };
 use hickory_server::proto::{
@@ -114,7 +119,31 @@ fn holder(n: u32, name: &str, user: &str, nat: Nat) -> NamedVm {
         nat,
         allowed: Arc::default(),
         since: Timestamp(u64::from(n) + 1),
+        presence: Presence::Up,
     }
+}
+
+#[test]
+fn the_name_of_a_suspended_sandbox_is_answered_once_it_runs() {
+    on_a_host!(async |world: &World, house: &House| {
+        let asleep = NamedVm { presence: Presence::Asleep, ..holder(0, "web", "alice", Nat::Off) };
+        house.publish(world, vec![asleep]).await;
+        for (woken, code, answers) in
+            [(Woken::Yes, ResponseCode::NoError, 1), (Woken::No, ResponseCode::ServFail, 0)]
+        {
+            let host = world.host.clone();
+            let client = thread::spawn(move || ask_at(&host, GATEWAY, "web.vm", RecordType::A));
+            let wake = tokio::time::timeout(PATIENCE, house.names.wanted()).await.unwrap();
+            assert_eq!((wake.vm, wake.cause), (vm(0), Cause::Name));
+            // Other questions do not wait for it, and nothing but its address wakes it.
+            assert!(ask_at(&world.host, GATEWAY, "vm", RecordType::A).is_ok());
+            assert!(ask_at(&world.host, GATEWAY, "web.vm", RecordType::TXT).is_ok());
+            assert!(!client.is_finished());
+            wake.answer(woken);
+            let answer = client.join().unwrap().unwrap();
+            assert_eq!((answer.metadata.response_code, answer.answers.len()), (code, answers));
+        }
+    });
 }
 
 fn question(name: &str, kind: RecordType) -> Message {

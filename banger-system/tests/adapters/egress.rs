@@ -12,7 +12,7 @@ use banger_domain::{
     dns::{
         RESTRICTED_TTL,
         label::UserLabel,
-        table::{NamedVm, Table},
+        table::{NamedVm, Presence, Table},
     },
     egress::{Egress, allow_list::AllowList, log::Destination, preset::Presets},
     id::{Timestamp, Uid},
@@ -644,6 +644,7 @@ async fn serve(
         slot: Slot(n),
         nat,
         allowed,
+        presence: Presence::Up,
         since: Timestamp(1),
     };
     let holders =

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io::ErrorKind,
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -21,12 +22,13 @@ use banger_system::{
     ports::{
         Status,
         network::{Error, Network, Restored},
+        wake::{Cause, Wake, Woken},
     },
     tasks::Tasks,
 };
 
 use crate::net_lab::{
-    self, INTERNET, PATIENCE, SHORT, Space, UPLINK, World, attach, nic, open_tun, subnet, vm,
+    self, INTERNET, PATIENCE, SHORT, Space, Talk, UPLINK, World, attach, nic, open_tun, subnet, vm,
 };
 use crate::scratch::{has_program, is_root, require};
 use crate::skip;
@@ -234,6 +236,81 @@ fn a_port_is_published_in_its_scope_and_withdrawn_at_once() {
         network.change(&everywhere, &guest.nic).await.unwrap();
         assert!(talk.is_cut());
         assert!(world.internet.cannot_reach((UPLINK, 8081)));
+    });
+}
+
+/// Connects to a published port in the background.
+fn dials(space: &Space, at: &'static str) -> JoinHandle<std::io::Result<Talk>> {
+    let space = space.clone();
+    std::thread::spawn(move || space.dial((at, 8080)))
+}
+
+async fn wanted(network: &LinuxNetwork, nic: &Nic) -> Wake {
+    let wake = tokio::time::timeout(PATIENCE, network.wanted()).await.unwrap();
+    assert_eq!((wake.vm, wake.cause), (nic.vm, Cause::Port(8080)));
+    wake
+}
+
+#[test]
+fn a_connection_to_a_suspended_guest_waits_for_it_and_is_carried() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let nic = publishing(&nic(0, ALICE), Scope::All, 8080, 80);
+        drop(world.guest(network, nic.clone()).await);
+        network.doze(&nic).await.unwrap();
+        network.doze(&nic).await.unwrap();
+        let tap = nic.tap().to_string();
+        assert!(!world.host.ip("link").contains(&tap) && !world.host.ruleset().contains(&tap));
+        assert_eq!(network.found().await.unwrap(), [], "sockets of this run are in its memory");
+        let taken = || world.host.run(|| std::net::TcpListener::bind("0.0.0.0:8080")).is_err();
+        assert!(taken());
+
+        // Clients of the host and from outside connect before the guest exists, and ask for it once each.
+        let clients = [dials(&world.host, "127.0.0.1"), dials(&world.internet, UPLINK)];
+        let wakes = [wanted(network, &nic).await, wanted(network, &nic).await];
+        let guest = world.guest(network, nic.clone()).await;
+        guest.space.serve("0.0.0.0:80");
+        wakes.into_iter().for_each(|wake| wake.answer(Woken::Yes));
+        until(&|| clients.iter().all(JoinHandle::is_finished)).await;
+        let mut talks = Vec::new();
+        for client in clients {
+            let mut talk = client.join().unwrap().unwrap();
+            assert_eq!(talk.seen, UPLINK, "the service carries it");
+            let echoed = std::thread::spawn(move || (talk.lives(), talk));
+            until(&|| echoed.is_finished()).await;
+            let (lives, talk) = echoed.join().unwrap();
+            assert!(lives);
+            talks.push(talk);
+        }
+        // Later ones go there by themselves.
+        let mut talk = world.internet.dial((UPLINK, 8080)).unwrap();
+        assert!(talk.seen == INTERNET && talk.lives());
+
+        // What is left of the connections that were carried does not keep the port, and nobody else gets it.
+        network.unplug(nic.vm).await.unwrap();
+        network.plug(&nic).await.unwrap();
+        assert!(taken());
+    });
+}
+
+#[test]
+fn a_client_of_a_guest_that_does_not_wake_is_refused() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let nic = publishing(&nic(0, ALICE), Scope::Loopback, 8080, 80);
+        network.doze(&nic).await.unwrap();
+        for _ in 0..2 {
+            let client = dials(&world.host, "127.0.0.1");
+            wanted(network, &nic).await.answer(Woken::No);
+            until(&|| client.is_finished()).await;
+            assert!(refused(client.join().unwrap()));
+        }
+        assert!(world.internet.cannot_reach((UPLINK, 8080)), "it is published on loopback only");
+        // Without the port, nobody is heard.
+        network.doze(&Nic { ports: BTreeSet::new(), ..nic.clone() }).await.unwrap();
+        assert!(refused(world.host.dial(("127.0.0.1", 8080))));
+        network.doze(&nic).await.unwrap();
+        network.unplug(nic.vm).await.unwrap();
+        assert!(refused(world.host.dial(("127.0.0.1", 8080))));
+        drop(world.host.run(|| std::net::TcpListener::bind("127.0.0.1:8080")).unwrap());
     });
 }
 

@@ -176,6 +176,40 @@ async fn nothing_uses_the_disks_of_a_sandbox_while_it_is_forked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fork_whose_caller_is_gone_is_canceled_and_leaves_nothing() {
+    let lab = EngineLab::new().await;
+    let parent = lab.stopped().await;
+    let before = lab.sim.alive();
+    let bound = |connection: &str| ForkVm {
+        lifetime: Lifetime::Caller { connection: connection.into(), bus: "bus".into() },
+        ..fork(2)
+    };
+    lab.sim.block_workers(true);
+    let (_, job) = lab.engine.fork_vm(parent, bound(":1.7")).await.unwrap();
+    while lab.sim.alive() == before {
+        tokio::task::yield_now().await;
+    }
+    // Others have nothing to do with it.
+    for (connection, bus) in [(":1.8", "bus"), (":1.7", "other")] {
+        lab.engine.client_disconnected(connection, bus).await;
+    }
+    assert!(lab.engine.job(job).unwrap().outcome.is_none());
+    lab.engine.client_disconnected(":1.7", "bus").await;
+    lab.sim.block_workers(false);
+    let outcome = lab.outcome(job).await;
+    assert!(matches!(outcome, Outcome::Canceled), "{outcome:?}");
+    assert_eq!((lab.vm_names(), lab.sim.alive()), (vec!["web".to_owned()], before));
+
+    // What stays is made, whoever is gone.
+    lab.sim.block_workers(true);
+    let (children, job) = lab.engine.fork_vm(parent, fork(1)).await.unwrap();
+    lab.engine.client_disconnected(":1.7", "bus").await;
+    lab.sim.block_workers(false);
+    lab.done(job).await;
+    assert_eq!(lab.state(children[0]), State::Created);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crash_during_a_fork_leaves_the_parent_alone() {
     let lab = EngineLab::new().await;
     let parent = lab.stopped().await;

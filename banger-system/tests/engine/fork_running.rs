@@ -2,12 +2,18 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use banger_domain::{clock::Occasion, id::VmId, lifecycle::State, net::nic::Mac, vm::BootedFrom};
+use banger_domain::{
+    clock::Occasion,
+    id::VmId,
+    lifecycle::State,
+    net::nic::Mac,
+    vm::{BootedFrom, Lifetime},
+};
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         error::Error,
-        request::{CreateVm, KeepMemory, Start, StartCause, Stop, StopMode, WaitFor},
+        request::{CreateVm, ForkVm, KeepMemory, Start, StartCause, Stop, StopMode, WaitFor},
         view::Outcome,
     },
     ports::{disks::MAX_DEPTH, supervisor::Ended},
@@ -193,6 +199,18 @@ async fn requests_and_ends_during_a_capture() {
     busy(lab.engine.restart_vm(parent, Stop::default(), Start::default()).await.unwrap_err());
     busy(lab.engine.fork_vm(parent, fork(1)).await.unwrap_err());
     lab.engine.cancel_job(job).unwrap();
+    assert!(matches!(lab.outcome(job).await, Outcome::Canceled));
+    assert!(lab.continues(parent));
+    assert_eq!((lab.vm_names(), lab.sim.alive()), (vec!["web".to_owned()], before.clone()));
+
+    // The client of all children disconnects.
+    lab.sim.slow_captures(true);
+    let lifetime = Lifetime::Caller { connection: ":1.7".into(), bus: "bus".into() };
+    let (_, job) = lab.engine.fork_vm(parent, ForkVm { lifetime, ..fork(2) }).await.unwrap();
+    while !lab.sim.stands_still(parent) {
+        tokio::task::yield_now().await;
+    }
+    lab.engine.client_disconnected(":1.7", "bus").await;
     assert!(matches!(lab.outcome(job).await, Outcome::Canceled));
     assert!(lab.continues(parent));
     assert_eq!((lab.vm_names(), lab.sim.alive()), (vec!["web".to_owned()], before));

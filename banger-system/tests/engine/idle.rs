@@ -17,12 +17,12 @@ use crate::engine_lab::{ALICE, EngineLab, TIMEOUT, request};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn policy(action: &str, minutes: u32) -> Option<IdlePolicy> {
+pub fn policy(action: &str, minutes: u32) -> Option<IdlePolicy> {
     Some(IdlePolicy::new(action, minutes * MINUTE).unwrap())
 }
 
 impl EngineLab {
-    async fn idling(&self, action: &str, minutes: u32) -> VmId {
+    pub async fn idling(&self, action: &str, minutes: u32) -> VmId {
         let request = CreateVm { idle: policy(action, minutes), ..request() };
         let (vm, job) = self.engine.create_vm(request).await.unwrap();
         self.done(job).await;
@@ -30,7 +30,7 @@ impl EngineLab {
     }
 
     /// Lets minutes pass, and the looks that are due.
-    async fn pass(&self, minutes: u32) {
+    pub async fn pass(&self, minutes: u32) {
         for _ in 0..minutes {
             tokio::time::sleep(MINUTE).await;
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -33,3 +33,4 @@ mod streams;
 mod suspend;
 mod tags;
 mod templates;
+mod wake;

@@ -73,7 +73,7 @@ export interface CreateOptions {
   labels?: Readonly<Record<string, string>>;
   vmm?: "auto" | "firecracker" | "qemu";
   timezone?: string;
-  /** What happens when it idles: `suspend=TIME`, `stop=TIME` or `off`. */
+  /** What happens when it idles: `suspend=TIME`, `suspend-no-wake=TIME`, `stop=TIME` or `off`. */
   idle?: string;
   /** How long its guest may take to become ready, in seconds. */
   ready_timeout?: number;

@@ -614,7 +614,7 @@ export interface SandboxProperties {
   /** Id; never changes. */
   id: string;
   /** What happens when it idles; empty for nothing. */
-  idle_action: "" | "suspend" | "stop";
+  idle_action: "" | "suspend" | "suspend-no-wake" | "stop";
   /** Microseconds after which it counts as idle; 0 without an action. */
   idle_after: number;
   /** When that happens, if it stays idle, in microseconds since the Unix epoch; 0 while it does not idle. */
@@ -716,7 +716,7 @@ export interface SettingsInEffect {
   file_sync: Array<SettingsInEffectFileSyncItem>;
   /** Whether git in a sandbox gets your name and address. */
   git_identity: boolean;
-  /** What happens to new sandboxes that idle: suspend=TIME, stop=TIME or off; null if not set. */
+  /** What happens to new sandboxes that idle: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off; null if not set. */
   idle: string | null;
   /** Image of new sandboxes; null if not set. */
   image: string | null;

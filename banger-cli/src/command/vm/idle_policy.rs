@@ -9,21 +9,22 @@ use super::numbers::time;
 
 /// What no policy is called.
 const OFF: &str = "off";
-const ACTIONS: [&str; 2] = ["suspend", "stop"];
+const ACTIONS: [&str; 3] = ["suspend", "suspend-no-wake", "stop"];
 
 /// What happens to a sandbox that idles: an action after some time, or nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdlePolicy(Option<(&'static str, Duration)>);
 
-/// Parses `suspend=TIME`, `stop=TIME` or `off`.
+/// Parses `suspend=TIME`, `suspend-no-wake=TIME`, `stop=TIME` or `off`.
 pub fn idle_policy(text: &str) -> Result<IdlePolicy, String> {
     if text == OFF {
         return Ok(IdlePolicy(None));
     }
     let (action, after) = text.split_once('=').unwrap_or((text, ""));
     let action = ACTIONS.into_iter().find(|known| *known == action);
-    let action =
-        action.ok_or_else(|| "write suspend=TIME, stop=TIME or off, such as suspend=30m".to_owned())?;
+    let action = action.ok_or_else(|| {
+        "write suspend=TIME, suspend-no-wake=TIME, stop=TIME or off, such as suspend=30m".to_owned()
+    })?;
     Ok(IdlePolicy(Some((action, time(after)?))))
 }
 
@@ -54,6 +55,7 @@ mod tests {
             ("idle-after-usec", Variant::from(1_800_000_000u64)),
         ]);
         assert_eq!(options("suspend=30m"), expect);
+        assert_eq!(options("suspend-no-wake=1h")["idle-action"], Variant::from("suspend-no-wake"));
         assert_eq!(options("stop=2h")["idle-after-usec"], Variant::from(7_200_000_000u64));
         assert_eq!(options("off"), Options::from([("idle-action", Variant::from(""))]));
         for text in ["", "30m", "suspend", "suspend=", "suspend=30", "delete=1h", "off=1h", "stop=-1m"] {

@@ -57,7 +57,7 @@ pub struct Set {
     /// Remove a label
     #[arg(long, alias = "label-rm", value_name = "KEY")]
     remove_label: Vec<String>,
-    /// What happens when the sandboxes idle: suspend=TIME, stop=TIME or off
+    /// Idle policy: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off
     #[arg(long, value_name = "ACTION=TIME", value_parser = idle_policy)]
     idle: Option<IdlePolicy>,
     #[command(flatten)]

@@ -92,7 +92,7 @@ pub struct VmArgs {
     /// `timezone`, else the host's]
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
-    /// Suspend or stop the sandbox when it has been idle for this long: suspend=TIME, stop=TIME or off [default: off]
+    /// What to do when the sandbox has been idle for this long: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off [default: off]
     #[arg(long, value_name = "ACTION=TIME", value_parser = idle_policy)]
     idle: Option<IdlePolicy>,
     /// How long the guest may take to become ready [default: the service's]

@@ -200,7 +200,7 @@ impl VmTask {
             self.vm.lifetime = Lifetime::Persistent;
         }
         let name = self.vm.name.to_string();
-        let left = not_released(&name, self.lease.release(Scope::Boot).await);
+        let left = not_released(&name, self.rest().await);
         let is_suspended = self.vm.state == State::Suspended;
         let is_over = self.vm.lifetime == Lifetime::UntilStopped && !is_suspended;
         // A sandbox that is about to be deleted stays up in the database, so that a restart of the service deletes it.

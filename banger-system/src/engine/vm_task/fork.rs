@@ -345,6 +345,10 @@ async fn make_all(
     } else if is_snapshot && parent.state == State::Suspended {
         fork_memory::share(shared, parent.id, children).await?;
     }
+    // From the first row on, they exist.
+    if job.is_canceled() {
+        return Err(Error::Canceled);
+    }
     for child in children {
         shared.ports.store.put_vm(&child.vm).await?;
     }

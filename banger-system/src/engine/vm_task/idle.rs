@@ -82,13 +82,13 @@ impl VmTask {
         let reason = Reason::Idle(policy.in_words());
         tracing::info!(vm = %self.vm.id, action = policy.action.as_str(), %reason, "a sandbox idles");
         let (kind, stages, goal) = match policy.action {
-            IdleAction::Suspend => (JobKind::VmSuspend, SUSPEND, Goal::Suspended),
+            IdleAction::Suspend | IdleAction::SuspendNoWake => (JobKind::VmSuspend, SUSPEND, Goal::Suspended),
             IdleAction::Stop => (JobKind::VmStop, STOP, Goal::Down),
         };
         // Exempt from limits: it frees resources.
         let job = self.begin_internal_job(kind, stages);
         let begun = match policy.action {
-            IdleAction::Suspend => self.begin_to_suspend(reason).await,
+            IdleAction::Suspend | IdleAction::SuspendNoWake => self.begin_to_suspend(reason).await,
             IdleAction::Stop => self.stop_vmm(Stop::default(), reason).await,
         };
         match begun {

@@ -272,6 +272,8 @@ pub(super) struct VmTask {
     captured: Option<Stored>,
     /// Whether that is complete, so that its VMM ends.
     is_captured: bool,
+    /// Whether it is suspended, and its published ports wake it.
+    pub(super) dozes: bool,
     /// Gives up the writing of it.
     cancel_capture: Option<oneshot::Sender<()>>,
     /// The VMM that loads it, until its guest may run.
@@ -358,6 +360,7 @@ impl VmTask {
             template_in_use: None,
             captured: None,
             is_captured: false,
+            dozes: false,
             cancel_capture: None,
             loading: None,
             suspended_boot: String::new(),

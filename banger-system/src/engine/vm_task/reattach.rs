@@ -26,7 +26,8 @@ impl VmTask {
             (State::Deleting, _) => self.finish_deletion().await,
             (State::Suspended, _) => {
                 self.publish();
-                self.lease.release(Scope::Boot).await;
+                // Failures are logged in the lease, and tried again.
+                drop(self.rest().await);
                 Next::Continue
             }
             (State::Starting, Some(_)) if !self.has_begun().await => {
@@ -116,9 +117,12 @@ impl VmTask {
 
     async fn become_suspended(&mut self) {
         tracing::warn!(vm = %self.vm.id, "the service ended while it suspended or resumed a sandbox, which is suspended");
-        if !matches!(self.vm.reason, Reason::Idle(_)) {
-            self.vm.reason = Reason::UserRequest;
-        }
+        self.vm.reason = match (&self.vm.reason, self.vm.spec.idle) {
+            (reason @ Reason::Idle(_), _) => reason.clone(),
+            // It was being woken, and wakes the next time.
+            (Reason::Woken(_), Some(policy)) => Reason::Idle(policy.in_words()),
+            _ => Reason::UserRequest,
+        };
         self.clear_boot();
         self.save_or_log().await;
     }
@@ -139,7 +143,7 @@ impl VmTask {
             // Its disk is attached for a reason.
             _ if self.commit.is_some() => {}
             // Failures are logged in the lease, and tried again.
-            _ => drop(self.lease.release(Scope::Boot).await),
+            _ => drop(self.rest().await),
         }
         if !matches!(self.vm.state, State::Suspending | State::Suspended | State::Resuming) {
             self.discard_capture().await;

@@ -30,8 +30,10 @@ use crate::{
         error::{Error, Result, one_line},
         history::Phase,
         job::{JobHandle, Stages},
+        lease::{Left, not_released},
         now,
-        request::Start,
+        problems::Subject,
+        request::{Start, StartCause},
         view::JobKind,
     },
     ports::{Ports, captures::Origin, supervisor::Started},
@@ -61,6 +63,11 @@ impl VmTask {
         if self.vm.state == State::Paused {
             return Err(Error::Paused { name: self.vm.name.to_string() });
         }
+        if matches!(start.cause, StartCause::Wake(_)) && self.vm.state == State::Suspended && !self.vm.wakes()
+        {
+            // It was suspended again meanwhile, and not because it idled.
+            return Err(Error::Suspended { name: self.vm.name.to_string() });
+        }
         if step(self.vm.state, Event::Resume)? == Transition::Unchanged {
             return Box::pin(self.start(start)).await;
         }
@@ -76,7 +83,11 @@ impl VmTask {
     }
 
     async fn begin_to_load(&mut self, job: &JobHandle, start: Start) -> Result<()> {
-        let (state, reason) = (State::Resuming, Reason::UserRequest);
+        let reason = match start.cause {
+            StartCause::Wake(cause) => Reason::Woken(cause.to_string()),
+            _ => Reason::UserRequest,
+        };
+        let state = State::Resuming;
         let admitted = Vm { state, reason, ready_at: Timestamp::default(), ..self.vm.clone() };
         let view = self.view_of(admitted.clone());
         self.shared.inventory.publish_start(view, &self.shared.settings.limits)?;
@@ -104,7 +115,14 @@ impl VmTask {
 
     /// Launches a VMM that the memory can be loaded into.
     async fn launch_suspended(&mut self) -> Result<(Started, Option<Origin>)> {
-        self.release_boot().await?;
+        match self.dozes {
+            // The clients that have woken it wait at its ports.
+            true => {
+                let left = self.lease.release_but(Scope::Boot, Resource::Nic).await;
+                not_released(self.vm.name.as_str(), left).map_or(Ok(()), Err)?;
+            }
+            false => self.release_boot().await?,
+        }
         let (ports, vm) = (self.shared.ports.clone(), self.vm.id);
         let origin = ports.captures.origin(vm).await?;
         if origin.is_some() {
@@ -214,10 +232,36 @@ impl VmTask {
         self.fail_waiters(&Arc::new(error), |goal| matches!(goal, Goal::Running | Goal::Ready));
     }
 
+    /// Releases what a suspended VM does not need. One that wakes when it is used keeps its published ports.
+    pub(in crate::engine) async fn rest(&mut self) -> Vec<Left> {
+        self.dozes = false;
+        if self.vm.state != State::Suspended || !self.vm.wakes() {
+            return self.lease.release(Scope::Boot).await;
+        }
+        let mut left = self.lease.release_but(Scope::Boot, Resource::Nic).await;
+        let dozes = match self.shared.nic(&self.vm).await {
+            Ok(nic) => self.lease.hold(Resource::Nic, self.shared.ports.network.doze(&nic)).await,
+            Err(error) => Err(error),
+        };
+        match dozes {
+            Ok(()) => {
+                self.dozes = true;
+                self.shared.problems.clear(Subject::Resource(self.vm.id, Resource::Nic));
+            }
+            Err(error) => {
+                // Its name wakes it, and so do its owner's commands.
+                tracing::warn!(vm = %self.vm.id, error = %one_line(&error), "no port wakes a suspended sandbox");
+                left.extend(self.lease.release_one(Resource::Nic).await);
+            }
+        }
+        left
+    }
+
     /// Makes a VM a suspended one again whose memory was not loaded, or whose guest has not run.
     pub(super) async fn stay_suspended(&mut self, error: &Error) {
         // All background work belongs to the VMM that ends.
         self.background = Background::default();
+        self.dozes = false;
         self.lease.release(Scope::Boot).await;
         self.clear_boot();
         self.apply(match self.vm.state {

@@ -176,7 +176,7 @@ impl VmTask {
         }
         let Transition::To(state) = step(self.vm.state, Event::Start)? else { return Ok(()) };
         let reason = match start.cause {
-            StartCause::User => Reason::UserRequest,
+            StartCause::User | StartCause::Wake(_) => Reason::UserRequest,
             StartCause::HostBoot => Reason::HostBoot,
             StartCause::Restart => Reason::Restarted(Box::new(self.vm.reason.clone())),
         };

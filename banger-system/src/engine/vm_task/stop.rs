@@ -57,6 +57,8 @@ impl VmTask {
         if self.enter(Event::Stop)? != Transition::Unchanged {
             self.vm.reason = Reason::UserRequest;
             self.discard_capture().await;
+            // Its published ports, if they could have woken it. Failures are logged, and tried again.
+            drop(self.rest().await);
             self.save().await?;
         }
         Ok(())

@@ -152,7 +152,7 @@ impl Question {
         metadata.authoritative = true;
         let (mut records, mut authority) = (Vec::new(), Vec::new());
         match answer {
-            Answer::Records(all) => {
+            Answer::Records(all) | Answer::Asleep(_, all) => {
                 let name = &self.request.queries.queries().first()?.original().name;
                 for data in all {
                     records.push(Record::from_rdata(name.clone(), TTL, content(subnet, data).ok()?));

@@ -15,6 +15,7 @@ mod resolved;
 mod server;
 mod socket;
 mod upstream;
+mod waking;
 
 use std::{
     collections::BTreeMap,
@@ -53,6 +54,7 @@ use crate::{
         Check,
         names::{self, Names},
         network::Network,
+        wake::{Wake, Wakes},
     },
     tasks::{Task, Tasks},
 };
@@ -70,6 +72,7 @@ pub struct NameServer {
     sockets: Sockets,
     refused: Refused,
     lookups: Lookups,
+    wakes: Arc<Wakes>,
     resolved: Arc<Resolved>,
     task: AbortHandle,
 }
@@ -92,10 +95,11 @@ impl NameServer {
         let sockets = Sockets::default();
         let (resolved, refused) = (Arc::new(Resolved::new(bus)), Refused::default());
         let lookups = Lookups::default();
-        let told = (sockets.clone(), refused.clone(), lookups.clone());
+        let wakes = Arc::<Wakes>::default();
+        let told = (sockets.clone(), refused.clone(), lookups.clone(), Arc::clone(&wakes));
         let serving = run(published, (resolv_conf, network), told, Arc::clone(&resolved));
         let task = tasks.spawn(Task::NameServer, serving);
-        Self { names, sockets, refused, lookups, resolved, task }
+        Self { names, sockets, refused, lookups, wakes, resolved, task }
     }
 }
 
@@ -117,6 +121,10 @@ impl Names for NameServer {
 
     fn lookups(&self) -> names::Lookups {
         self.lookups.counts()
+    }
+
+    async fn wanted(&self) -> Wake {
+        self.wakes.next().await
     }
 
     async fn withdraw(&self) {
@@ -159,7 +167,7 @@ impl Sockets {
 async fn run(
     mut names: Published,
     (resolv_conf, network): (PathBuf, Arc<dyn Network>),
-    (sockets, refused, lookups): (Sockets, Refused, Lookups),
+    (sockets, refused, lookups, wakes): (Sockets, Refused, Lookups, Arc<Wakes>),
     resolved: Arc<Resolved>,
 ) {
     let Ok(first) = names.wait_for(Option::is_some).await.map(|names| names.clone()) else { return };
@@ -172,6 +180,7 @@ async fn run(
         lookups,
         network,
         upstreams: Upstreams::new(resolv_conf),
+        wakes,
     });
     let mut parts = JoinSet::new();
     for address in [IpAddr::from(gateway4), IpAddr::from(gateway6)] {

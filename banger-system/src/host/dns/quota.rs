@@ -21,6 +21,9 @@ const FORWARDS: Rate = Rate { per_second: 100, at_once: 400 };
 /// Forwarded questions that wait for an answer: of one guest, and of all.
 const FORWARDS_OF_ONE: usize = 32;
 const FORWARDS_OF_ALL: usize = 256;
+/// Questions that wait for a sandbox to wake: of one client, and of all. Each client repeats its question meanwhile.
+const WAKES_OF_ONE: usize = 32;
+const WAKES_OF_ALL: usize = 256;
 /// Open connections: of one client, and of all.
 const CONNECTIONS_OF_ONE: usize = 8;
 const CONNECTIONS_OF_ALL: usize = 256;
@@ -52,6 +55,7 @@ pub(super) struct Permit(
 pub(super) struct Quotas {
     users: Mutex<HashMap<User, Quota>>,
     forwards: Arc<Semaphore>,
+    wakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
 
@@ -59,6 +63,7 @@ struct Quota {
     questions: Bucket,
     forwards: Bucket,
     forwarding: Arc<Semaphore>,
+    waking: Arc<Semaphore>,
     connected: Arc<Semaphore>,
 }
 
@@ -67,6 +72,7 @@ impl Default for Quotas {
         Self {
             users: Mutex::default(),
             forwards: Arc::new(Semaphore::new(FORWARDS_OF_ALL)),
+            wakes: Arc::new(Semaphore::new(WAKES_OF_ALL)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_OF_ALL)),
         }
     }
@@ -83,6 +89,11 @@ impl Quotas {
         let own = self
             .with(user, |quota| quota.forwards.take(Instant::now()).then(|| Arc::clone(&quota.forwarding)))?;
         both(own, &self.forwards)
+    }
+
+    /// Returns a permit for a question that waits for a sandbox to wake.
+    pub(super) fn wake(&self, user: User) -> Option<Permit> {
+        both(self.with(user, |quota| Arc::clone(&quota.waking)), &self.wakes)
     }
 
     /// Returns a permit for an open connection.
@@ -110,11 +121,13 @@ impl Quota {
         let rate = if user == User::Host { QUESTIONS_OF_HOST } else { QUESTIONS };
         // The host has half of all connections: its clients cannot be told apart.
         let connections = if user == User::Host { CONNECTIONS_OF_ALL / 2 } else { CONNECTIONS_OF_ONE };
+        let wakes = if user == User::Host { WAKES_OF_ALL / 2 } else { WAKES_OF_ONE };
         let now = Instant::now();
         Self {
             questions: Bucket::full(rate, now),
             forwards: Bucket::full(FORWARDS, now),
             forwarding: Arc::new(Semaphore::new(FORWARDS_OF_ONE)),
+            waking: Arc::new(Semaphore::new(wakes)),
             connected: Arc::new(Semaphore::new(connections)),
         }
     }

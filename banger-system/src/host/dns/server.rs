@@ -32,8 +32,9 @@ use super::{
     quota::{Permit, Quotas, User},
     refused::Refused,
     upstream::Upstreams,
+    waking::Waking,
 };
-use crate::ports::network::Network;
+use crate::ports::{network::Network, wake::Wakes};
 
 /// How long a connection may be silent, and how long a client may take to read an answer.
 const IDLE: Duration = Duration::from_secs(10);
@@ -50,6 +51,7 @@ pub(super) struct Server {
     pub(super) lookups: Lookups,
     pub(super) network: Arc<dyn Network>,
     pub(super) upstreams: Upstreams,
+    pub(super) wakes: Arc<Wakes>,
 }
 
 /// What to do about a message.
@@ -57,6 +59,7 @@ enum Reaction {
     Nothing,
     Answer(Vec<u8>),
     Forward(Forward),
+    Wake(Waking),
 }
 
 impl Server {
@@ -84,6 +87,7 @@ impl Server {
                 (Answer::NotOurs, Client::Guest(guest)) if !guest.allowed.is_empty() => {
                     return self.forward_allowed(&names, guest, question);
                 }
+                (answer @ Answer::Asleep(..), client) => return self.wake(&names, client, question, answer),
                 (answer, client) => {
                     if let (Answer::NotOurs, Client::Guest(guest), Kind::A | Kind::Aaaa) =
                         (&answer, client, kind)
@@ -98,6 +102,22 @@ impl Server {
             },
         };
         answer.map_or(Reaction::Nothing, Reaction::Answer)
+    }
+
+    /// Answers once a sandbox runs, if not too many questions of the client wait already.
+    fn wake(&self, names: &Table, client: Client<'_>, question: Box<Question>, answer: Answer) -> Reaction {
+        let Answer::Asleep(vm, _) = answer else { return Reaction::Nothing };
+        match self.quotas.wake(User::of(client)) {
+            Some(permit) => {
+                self.lookups.answered();
+                let (subnet, wakes) = (names.subnet(), Arc::clone(&self.wakes));
+                Reaction::Wake(Waking { vm, question, answer, subnet, wakes, permit })
+            }
+            None => {
+                self.lookups.limited();
+                question.with_code(ResponseCode::ServFail).map_or(Reaction::Nothing, Reaction::Answer)
+            }
+        }
     }
 
     /// Forwards a question, if the guest has not forwarded too many.
@@ -173,6 +193,15 @@ pub(super) async fn serve_datagrams(server: &Arc<Server>, socket: UdpSocket) -> 
                     }
                 });
             }
+            Reaction::Wake(waking) => {
+                let socket = Arc::clone(&socket);
+                // So is the number of these.
+                tokio::spawn(async move {
+                    if let Some(answer) = waking.run().await {
+                        let _ = socket.send_to(&answer, from).await;
+                    }
+                });
+            }
         }
     }
 }
@@ -215,6 +244,10 @@ async fn serve_connection(server: &Server, mut stream: TcpStream, from: SocketAd
             Reaction::Nothing => return Ok(()),
             Reaction::Answer(answer) => answer,
             Reaction::Forward(forward) => match forward.run().await {
+                Some(answer) => answer,
+                None => return Ok(()),
+            },
+            Reaction::Wake(waking) => match waking.run().await {
                 Some(answer) => answer,
                 None => return Ok(()),
             },

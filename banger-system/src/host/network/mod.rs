@@ -17,6 +17,7 @@
 //! | prepare, at the first start of a sandbox | `banger0` and the rules are made | [`links`], [`filter`] |
 //! | plug, at each start | a TAP from the pool gets its name, addresses and elements | [`pool`], [`tap`], [`batch`] |
 //! | change, while it runs | ports are reserved, then elements are swapped in one step | [`ports`], [`filter`] |
+//! | doze, while it is suspended and wakes when it is used | TAP and elements are removed, and the sockets of its ports listen | [`doze`] |
 //! | unplug | TAP, elements and reserved ports are removed; what is gone already counts as success | |
 //! | maintain, all the time | flushed rules are made again, forwarding follows the default route, and neighbours the links | [`watch`], [`forwarding`] |
 //!
@@ -37,6 +38,7 @@
 mod batch;
 mod checks;
 mod denials;
+mod doze;
 mod filter;
 mod forwarding;
 mod grants;
@@ -84,6 +86,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use self::{
     denials::{COLLECT, Failing, now},
+    doze::Dozing,
     filter::Filter,
     grants::Granting,
     links::{Link, Links},
@@ -97,6 +100,7 @@ use crate::{
     ports::{
         Check, FromHost as _, HostError,
         network::{Connections, Error, Granted, Network, Restored, Result},
+        wake::Wake,
     },
     tasks::Tasks,
 };
@@ -106,6 +110,7 @@ pub struct LinuxNetwork {
     links: Links,
     filter: Filter,
     ports: HeldPorts,
+    dozing: Dozing,
     pool: TapPool,
     prepared: Mutex<Option<Subnet>>,
     /// Whether forwarding was enabled once; from then on [`LinuxNetwork::maintain`] updates it.
@@ -129,6 +134,7 @@ impl LinuxNetwork {
             links,
             filter: Filter::default(),
             ports: HeldPorts::new(store),
+            dozing: Dozing::default(),
             prepared: Mutex::default(),
             outside_is_open: AtomicBool::default(),
             neighbours: Mutex::default(),
@@ -261,6 +267,18 @@ impl LinuxNetwork {
         blocking("change the network rules of a guest", move || filter.put(&nic)).await
     }
 
+    /// Removes what a guest has beside its published ports.
+    async fn remove_interface(&self, vm: VmId) -> Result<()> {
+        let filter = self.filter.clone();
+        blocking("remove a guest from the packet filter", move || filter.remove(vm)).await?;
+        self.logs().forget(vm);
+        match self.links.find(TapName::of(vm).as_str()).await? {
+            Some(link) if link.alias == tap_alias(vm) => self.links.remove(&link).await,
+            // There is none, or it is another program's.
+            _ => Ok(()),
+        }
+    }
+
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
         match nic.reaches_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
             true => self.open_outside().await.map(drop),
@@ -359,6 +377,10 @@ impl Network for LinuxNetwork {
             new.map_or(Ok(()), NewTap::keep).map_err(|source| Error::from(cannot("keep", &name, source)))
         })
         .await?;
+        if !self.dozing.wake(nic.vm) {
+            let stopped = self.ports.stop_listening(nic.vm);
+            stopped.map_err(|source| Error::os("stop listening for a guest", source))?;
+        }
         self.pool.fill();
         self.follow_denials(nic);
         self.open_outside_for(nic).await
@@ -374,6 +396,7 @@ impl Network for LinuxNetwork {
 
     async fn unpublish_all(&self) -> Result<()> {
         let (filter, held) = (self.filter.clone(), self.ports.clone());
+        self.dozing.end_all();
         blocking("close published ports", move || {
             filter.unpublish_all()?;
             held.release_all();
@@ -417,6 +440,7 @@ impl Network for LinuxNetwork {
             }
             return reaches;
         }
+        self.dozing.keep(new);
         self.follow_denials(new);
         Ok(())
     }
@@ -476,19 +500,28 @@ impl Network for LinuxNetwork {
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
-        let (filter, held) = (self.filter.clone(), self.ports.clone());
-        blocking("remove a guest from the packet filter", move || {
-            filter.remove(vm)?;
+        self.dozing.end(vm);
+        // A port is free once nobody is forwarded to the guest any more.
+        let removed = self.remove_interface(vm).await;
+        let held = self.ports.clone();
+        blocking("release the ports of a guest", move || {
             held.release(vm);
             Ok::<_, Error>(())
         })
         .await?;
-        self.logs().forget(vm);
-        match self.links.find(TapName::of(vm).as_str()).await? {
-            Some(link) if link.alias == tap_alias(vm) => self.links.remove(&link).await,
-            // There is none, or it is another program's.
-            _ => Ok(()),
-        }
+        removed
+    }
+
+    async fn doze(&self, nic: &Nic) -> Result<()> {
+        self.hold_ports(nic.vm, nic.ports.clone()).await?;
+        let begun = self.ports.tcp_sockets(nic.vm).and_then(|sockets| self.dozing.begin(nic, sockets));
+        begun.map_err(|source| Error::os("listen on the ports of a suspended guest", source))?;
+        // Last, so that no connection comes between the two.
+        self.remove_interface(nic.vm).await
+    }
+
+    async fn wanted(&self) -> Wake {
+        self.dozing.wakes().next().await
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {

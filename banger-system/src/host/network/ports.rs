@@ -1,5 +1,5 @@
-//! Published ports are reserved by bound sockets that do not listen. So a guest gets no port that a program of the
-//! host uses, and no program of the host gets a published one.
+//! Published ports are reserved by bound sockets that do not listen, except while a guest sleeps (`doze.rs`). So a guest
+//! gets no port that a program of the host uses, and no program of the host gets a published one.
 //!
 //! A port is bound at exactly the addresses from which the packet filter forwards to the guest. systemd keeps the
 //! sockets while the service restarts.
@@ -20,9 +20,11 @@ use rustix::{
     io::Errno,
     net::{
         AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with,
-        sockopt::{set_ipv6_v6only, socket_type},
+        sockopt::{set_ipv6_v6only, set_socket_reuseaddr, socket_type},
     },
 };
+
+use super::doze::stop_listening;
 
 use crate::{
     host::process::descriptor_store::DescriptorStore,
@@ -113,6 +115,23 @@ impl HeldPorts {
     pub(super) fn release_all(&self) {
         let gone: Vec<_> = self.lock().drain().collect();
         gone.into_iter().for_each(|(vm, ports)| self.let_go(vm, ports));
+    }
+
+    /// Returns copies of the sockets that reserve the TCP ports of a guest.
+    pub(super) fn tcp_sockets(&self, vm: VmId) -> io::Result<Vec<(Port, OwnedFd)>> {
+        let all = self.lock();
+        let held = all.get(&vm).into_iter().flatten();
+        let tcp = held.filter(|(port, _)| port.protocol == Protocol::Tcp);
+        let sockets = tcp.flat_map(|(port, sockets)| sockets.iter().map(|socket| (*port, socket)));
+        sockets.map(|(port, socket)| Ok((port, socket.try_clone()?))).collect()
+    }
+
+    /// Stops listening on the ports of a guest, as the service did that ran before this one.
+    pub(super) fn stop_listening(&self, vm: VmId) -> io::Result<()> {
+        for (_, socket) in self.tcp_sockets(vm)? {
+            stop_listening(&socket)?;
+        }
+        Ok(())
     }
 
     /// Returns the number of published ports.
@@ -228,10 +247,26 @@ fn take(port: Port, mut inherited: impl FnMut(IpAddr) -> Option<OwnedFd>) -> Res
 
 /// Binds a socket. It shares its port with nobody: neither SO_REUSEADDR nor SO_REUSEPORT is set.
 fn bound(protocol: Protocol, address: SocketAddr) -> Result<OwnedFd, Errno> {
+    match (try_bind(protocol, address, false), protocol) {
+        // What is left of connections that were carried to a guest does not count. A program that listens does, and so
+        // does a socket without SO_REUSEADDR.
+        (Err(Errno::ADDRINUSE), Protocol::Tcp) if address.port() != 0 => {
+            let socket = try_bind(protocol, address, true)?;
+            set_socket_reuseaddr(&socket, false)?;
+            Ok(socket)
+        }
+        (bound, _) => bound,
+    }
+}
+
+fn try_bind(protocol: Protocol, address: SocketAddr, beside_remains: bool) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, kind(protocol), SocketFlags::CLOEXEC, None)?;
     if address.is_ipv6() {
         set_ipv6_v6only(&socket, true)?;
+    }
+    if beside_remains {
+        set_socket_reuseaddr(&socket, true)?;
     }
     bind(&socket, &address)?;
     Ok(socket)
@@ -244,7 +279,10 @@ fn bound_to(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::net::TcpListener;
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -323,6 +361,49 @@ mod tests {
         let store = DescriptorStore::of([(name(vm, port, Ipv4Addr::LOCALHOST.into()), socket)]);
         HeldPorts::new(Arc::new(store)).hold(vm, &[port].into()).unwrap();
         drop(TcpListener::bind(("127.0.0.1", other.host)).unwrap());
+    }
+
+    #[test]
+    fn a_port_listens_for_a_while_and_stays_held() {
+        let (ports, vm, port) = (HeldPorts::default(), VmId::from_bits(1), free(Scope::All));
+        ports.hold(vm, &[port].into()).unwrap();
+        let connect = || std::net::TcpStream::connect(("127.0.0.1", port.host));
+        ports.stop_listening(vm).unwrap();
+        for _ in 0..2 {
+            assert!(connect().is_err());
+            let sockets = ports.tcp_sockets(vm).unwrap();
+            sockets.iter().for_each(|(_, socket)| rustix::net::listen(socket, 1).unwrap());
+            let mut client = connect().unwrap();
+            let (_, first) = sockets.into_iter().next().unwrap();
+            let (mut accepted, _) = TcpListener::from(first).accept().unwrap();
+            client.write_all(b"x").unwrap();
+            accepted.read_exact(&mut [0]).unwrap();
+            // The client closes first, so nothing is left at the port.
+            drop((client, accepted));
+            ports.stop_listening(vm).unwrap();
+            ports.stop_listening(vm).unwrap();
+            assert!(TcpListener::bind(("127.0.0.1", port.host)).is_err());
+        }
+        ports.release(vm);
+        drop(TcpListener::bind(("127.0.0.1", port.host)).unwrap());
+    }
+
+    #[test]
+    fn what_is_left_of_a_connection_does_not_keep_a_port() {
+        let (ports, vm, port) = (HeldPorts::default(), VmId::from_bits(1), free(Scope::Loopback));
+        ports.hold(vm, &[port].into()).unwrap();
+        let socket = ports.tcp_sockets(vm).unwrap().remove(0).1;
+        rustix::net::listen(&socket, 1).unwrap();
+        let listener = TcpListener::from(socket);
+        let mut client = std::net::TcpStream::connect(("127.0.0.1", port.host)).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        set_socket_reuseaddr(&ours, true).unwrap();
+        // This side closes first, so the port is in use for a minute.
+        drop((ours, listener));
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        ports.release(vm);
+        ports.hold(vm, &[port].into()).unwrap();
+        assert!(TcpListener::bind(("127.0.0.1", port.host)).is_err(), "a program shares it");
     }
 
     #[test]

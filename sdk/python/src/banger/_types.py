@@ -897,7 +897,7 @@ class _SandboxProperties(TypedDict):
     id: str
 
     #: What happens when it idles; empty for nothing.
-    idle_action: Literal["", "suspend", "stop"]
+    idle_action: Literal["", "suspend", "suspend-no-wake", "stop"]
 
     #: Microseconds after which it counts as idle; 0 without an action.
     idle_after: int
@@ -1045,7 +1045,7 @@ class SettingsInEffect(TypedDict):
     #: Whether git in a sandbox gets your name and address.
     git_identity: bool
 
-    #: What happens to new sandboxes that idle: suspend=TIME, stop=TIME or off; null if not set.
+    #: What happens to new sandboxes that idle: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off; null if not set.
     idle: str | None
 
     #: Image of new sandboxes; null if not set.

@@ -8,6 +8,10 @@ use crate::host::Host;
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a sandbox is suspended after its idle time, and not while a command runs in it", suspends),
     (
+        "a sandbox that idled wakes by a connection to its port and by its name, and loses no connection",
+        wakes,
+    ),
+    (
         "Ctrl-C of a suspension leaves the guest running, and of a resumption the sandbox suspended",
         interrupted,
     ),
@@ -22,6 +26,23 @@ fn suspends(host: &Host) -> Result<()> {
         "idle for 1 minute",
         "woken",
         "no policy",
+    ] {
+        ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn wakes(host: &Host) -> Result<()> {
+    let out = run_as_root(host, &script!("level4/idle/wakes.sh" uses "wait.sh"))?;
+    for expected in [
+        "its port is held",
+        "the first connection is answered",
+        "the reason: woken:port 8765",
+        "and so is the next one",
+        "its name is answered",
+        "the reason: woken:name",
+        "it is there",
+        "it stays suspended",
     ] {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
     }
