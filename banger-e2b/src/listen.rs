@@ -107,9 +107,12 @@ pub fn owner(address: SocketAddr) -> io::Result<Option<u32>> {
 
 /// Returns whether the other end of a connection on this host belongs to this user, or to root.
 pub fn is_own(peer: SocketAddr, local: SocketAddr) -> bool {
-    let table = fs::read_to_string(if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" });
-    let owner = table.ok().and_then(|table| peer_in(&table, peer, local));
-    owner.is_some_and(is_allowed)
+    let look = || {
+        let table = fs::read_to_string(if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" });
+        peer_in(&table.ok()?, peer, local)
+    };
+    // A table that changes while it is read can miss a row.
+    look().or_else(look).is_some_and(is_allowed)
 }
 
 /// Returns whether a user may connect.
@@ -131,8 +134,10 @@ fn owner_in(table: &str, address: SocketAddr) -> Option<u32> {
 }
 
 fn peer_in(table: &str, peer: SocketAddr, local: SocketAddr) -> Option<u32> {
+    /// TCP_ESTABLISHED. Rows of other states may have lost their user.
+    const ESTABLISHED: &str = "01";
     let (peer, local) = (written(peer), written(local));
-    find(table, |fields| fields[1] == peer && fields[2] == local)
+    find(table, |fields| fields[1] == peer && fields[2] == local && fields[3] == ESTABLISHED)
 }
 
 /// Returns the user id of the first row that matches.

@@ -41,6 +41,11 @@ const LOOK: Duration = Duration::from_secs(15);
 /// How often sandboxes are listed anyway.
 const LIST: Duration = Duration::from_secs(60);
 
+/// Limit on entries of metadata: a sandbox has 32 labels, and four are of this program.
+const MAX_METADATA: usize = 28;
+/// The end of a sandbox that is paused: the year 9999.
+const PAUSED: u64 = 253_370_764_800;
+
 /// The label with the time at which a sandbox ends, in seconds since the Unix epoch.
 const END: &str = "e2b.end";
 /// The label with the sandbox's own id. Copies of a sandbox have its labels, and are not ours.
@@ -206,7 +211,8 @@ impl Sandboxes {
             let is_paused = row.is_paused().unwrap_or(row.pauses());
             let new = Known { end: row.end(), again: 0, pauses: row.pauses(), is_paused };
             let known = state.known.entry(row.id.clone()).or_insert(new);
-            if known.is_paused && !is_paused && known.end < now() + WOKEN {
+            let is_resumed = known.is_paused && known.end < now() + WOKEN || known.end == PAUSED;
+            if is_resumed && !is_paused {
                 // Its end may have passed meanwhile.
                 known.end = now() + WOKEN;
                 woken.push(row.id.clone());
@@ -226,6 +232,10 @@ impl Sandboxes {
     /// Creates one, and returns it when its guest answers.
     pub async fn create(self: &Arc<Self>, new: New) -> Result<Row> {
         check_timeout(new.timeout)?;
+        if new.metadata.len() > MAX_METADATA {
+            let message = format!("There are more than {MAX_METADATA} entries of metadata.");
+            return Err(Refusal::new(Code::InvalidArgument, message));
+        }
         {
             let mut state = self.state();
             if state.known.len() + state.creating >= MAX_SANDBOXES {
@@ -279,7 +289,10 @@ impl Sandboxes {
     /// Sets how long one lives from now on.
     pub async fn set_timeout(&self, id: &str, timeout: u64) -> Result<()> {
         check_timeout(timeout)?;
-        let end = now() + timeout;
+        self.set_end(id, now() + timeout).await
+    }
+
+    async fn set_end(&self, id: &str, end: u64) -> Result<()> {
         // It must not end while its end is moved.
         if let Some(known) = self.state().known.get_mut(id) {
             known.end = known.end.max(end);
@@ -322,8 +335,10 @@ impl Sandboxes {
             self.set_paused(id, false);
         }
         paused?;
-        // If this program restarts, and another one resumes the sandbox, its old end would count.
-        let _ = self.set_timeout(id, MAX_TIMEOUT).await;
+        // A list meanwhile may have said otherwise.
+        self.set_paused(id, true);
+        // If another program resumes the sandbox, its old end must not count. If this fails, that is seen while this runs.
+        let _ = self.set_end(id, PAUSED).await;
         Ok(())
     }
 
@@ -334,9 +349,12 @@ impl Sandboxes {
         // `banger pause` leaves the memory where it is.
         let verb: &[&str] = if row.state == "paused" { &["unpause"] } else { &["resume", "-q"] };
         let words = [&["vm"], verb, &["--json", "--", &row.id]].concat();
-        self.banger.run(LONG_REPLY, &words).await?;
         self.set_paused(&row.id, false);
-        Ok(())
+        let resumed = self.banger.run(LONG_REPLY, &words).await;
+        if resumed.is_err() {
+            self.set_paused(&row.id, true);
+        }
+        resumed.map(|_| ())
     }
 
     fn set_paused(&self, id: &str, is_paused: bool) {
@@ -546,6 +564,12 @@ mod tests {
         row.state = "running".into();
         assert_eq!(sandboxes.update(&[row.clone()], &HashSet::new()), ["a"]);
         assert!(sandboxes.state().known["a"].end > 5);
+        let mut paused = row.clone();
+        paused.id = "p".into();
+        paused.labels.insert(END.into(), PAUSED.to_string());
+        assert_eq!(sandboxes.update(&[paused.clone()], &HashSet::new()), ["p"], "after a restart");
+        assert!(sandboxes.state().known["p"].end < PAUSED);
+        sandboxes.state().known.remove("p");
         // What was there before the list and is not in it is gone; what came meanwhile stays.
         assert!(sandboxes.update(&[], &HashSet::new()).is_empty());
         assert!(sandboxes.state().known.contains_key("a"));
@@ -576,8 +600,12 @@ mod tests {
             sandboxes.set_timeout("a", MAX_TIMEOUT + 1).await.unwrap_err().code,
             Code::InvalidArgument
         );
+        let sandboxes = Arc::new(sandboxes);
         let new = New { timeout: u64::MAX, ..New::default() };
-        assert_eq!(Arc::new(sandboxes).create(new).await.unwrap_err().code, Code::InvalidArgument);
+        assert_eq!(sandboxes.create(new).await.unwrap_err().code, Code::InvalidArgument);
+        let metadata = (0..=MAX_METADATA).map(|key| (key.to_string(), String::new())).collect();
+        let new = New { metadata, ..New::default() };
+        assert_eq!(sandboxes.create(new).await.unwrap_err().code, Code::InvalidArgument);
     }
 
     #[test]
