@@ -7,6 +7,7 @@ mod clients;
 mod cockpit;
 mod coding_agent;
 mod commits;
+mod confinement;
 mod copies;
 mod devcontainer;
 mod egress;
@@ -25,6 +26,7 @@ mod modules;
 mod mount;
 mod names;
 mod network;
+mod observability;
 mod people;
 mod ready;
 mod recipe;
@@ -73,6 +75,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     clients::CHECKS,
     coding_agent::CHECKS,
     commits::CHECKS,
+    confinement::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
     egress::CHECKS,
@@ -89,6 +92,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     mount::CHECKS,
     names::CHECKS,
     network::CHECKS,
+    observability::CHECKS,
     people::CHECKS,
     ready::CHECKS,
     recipe::CHECKS,
