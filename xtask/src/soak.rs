@@ -48,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Runs a command so that nothing is left of it, however it ends: its processes are in a PID namespace, which ends with the first of
 /// them, and its temporary files in a file system of a mount namespace.
-fn alone(command: &Command) -> Command {
+pub fn alone(command: &Command) -> Command {
     let mut alone = Command::new("unshare");
     alone.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
     alone.args(["sh", "-c", r#"mount -t tmpfs -o mode=1777 tmpfs /dev/shm && "$@""#, "sh"]);

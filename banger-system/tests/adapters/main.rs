@@ -20,6 +20,8 @@ mod network;
 mod private_bus;
 mod proxy;
 mod publisher;
+mod real_host;
+mod real_killpoints;
 mod records;
 mod registry;
 mod registry_lab;

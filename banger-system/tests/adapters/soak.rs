@@ -7,47 +7,21 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::ErrorKind,
-    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, resume_unwind},
     path::Path,
     sync::Arc,
     time::Instant,
 };
 
-use async_trait::async_trait;
-use banger_domain::{
-    egress::Egress,
-    id::{JobId, Uid, VmId},
-    launch_spec::LaunchSpec,
-    limits::Limits,
-    net::nic::SameOwner,
-    resource::Paths,
-    restart::RestartPolicy,
-    vm::{Init, Lifetime},
-    vmm::VmmChoice,
-};
-use banger_jail::ring::Writer;
-use banger_proto::size::Bytes;
+use banger_domain::id::{JobId, Uid};
 use banger_system::{
     engine::{
-        Engine, Settings,
-        request::{CreateVm, ImportImage, ImportKernel, ImportSource, OnReboot, Start, Stop, StopMode},
+        Engine,
+        request::{ImportImage, ImportKernel, ImportSource, Start, Stop, StopMode},
         view::Outcome,
     },
-    host::{
-        network::LinuxNetwork, process::supervisor_process::ProcessSupervisor, storage::disks::FileDisks,
-        store::SqliteStore,
-    },
-    ports::{
-        Check, Ports,
-        disks::OverlayBy,
-        guest_link::{self, Channel},
-        network::Network,
-        store::Store,
-        supervisor::Supervisor,
-        vmm::{JailSpec, NetworkNamespace, Result, Vmm, VmmCommand},
-    },
+    host::{network::LinuxNetwork, process::supervisor_process::ProcessSupervisor, store::SqliteStore},
+    ports::{network::Network, store::Store, supervisor::Supervisor},
     sim::Sim,
     tasks::Tasks,
 };
@@ -56,6 +30,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     net_lab::Space,
+    real_host::{self, RealHost, request, settings},
     scratch::{Scratch, has_program, is_root, require},
     skip,
 };
@@ -84,73 +59,6 @@ const HEAP_KIB: u64 = 1024;
 /// leak of what the allocator does not know, such as a mapping of 4 KiB per cycle, fails in a run of 10,000.
 const RSS_KIB: u64 = 16 * 1024;
 
-const OWNER: Uid = Uid(1000);
-
-/// A VMM that only waits. Its guest is in memory, and its directory for sockets is real, as are its logs.
-struct Sleeper {
-    sim: Sim,
-    paths: Paths,
-}
-
-#[async_trait]
-impl Vmm for Sleeper {
-    fn overlay_by(&self, _wish: VmmChoice, _vcpus: u32) -> OverlayBy {
-        OverlayBy::Vmm
-    }
-
-    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
-        fs::create_dir_all(self.paths.socket_dir(spec.vm)).unwrap();
-        Ok(JailSpec {
-            vm: spec.vm,
-            owner: spec.owner,
-            description: spec.name.clone(),
-            memory_max: spec.memory,
-            cpu_percent: 100,
-            devices: Vec::new(),
-            directory: None,
-            network: NetworkNamespace::Private,
-        })
-    }
-
-    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
-        self.sim.forget_guest(spec.vm);
-        Ok(VmmCommand {
-            argv: ["/usr/bin/sleep", "1000000"].map(str::to_owned).to_vec(),
-            files: Vec::new(),
-            console: ring(&self.paths.console_log(spec.vm)),
-            log: ring(&self.paths.vmm_log(spec.vm)),
-        })
-    }
-
-    async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<tokio::net::UnixStream> {
-        Vmm::connect(&self.sim, vm, channel).await
-    }
-
-    async fn remove_sockets(&self, vm: VmId) -> Result<()> {
-        self.sim.forget_guest(vm);
-        match fs::remove_dir_all(self.paths.socket_dir(vm)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            removed => removed.unwrap(),
-        }
-        Ok(())
-    }
-
-    async fn checks(&self) -> Vec<Check> {
-        Vec::new()
-    }
-
-    async fn found(&self) -> Result<Vec<VmId>> {
-        let entries = fs::read_dir(self.paths.sockets()).into_iter().flatten();
-        Ok(entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect())
-    }
-}
-
-fn ring(path: &Path) -> OwnedFd {
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-    Writer::create(file.try_clone().unwrap(), 64 << 10).unwrap();
-    file.into()
-}
-
 /// A host on which sandboxes come and go.
 struct Host {
     scratch: Scratch,
@@ -165,43 +73,11 @@ struct Host {
 impl Host {
     async fn new(space: Space, concurrency: u32) -> Self {
         let scratch = Scratch::new();
-        scratch.install("banger-shim");
-        for directory in [scratch.home.path(), scratch.paths.libexec.as_path()] {
-            fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        }
-        fs::create_dir_all(&scratch.paths.state).unwrap();
+        real_host::install(&scratch);
         let (sim, tasks) = (Sim::new(), Tasks::default());
-        let store = Arc::new(SqliteStore::open(&scratch.paths).await.unwrap());
-        let network = Arc::new(LinuxNetwork::new(0, Arc::default(), &tasks).unwrap());
-        let supervisor = Arc::new(ProcessSupervisor::new(scratch.paths.clone()));
-        let ports = Ports {
-            disks: Arc::new(FileDisks::new(scratch.paths.clone())),
-            network: network.clone(),
-            store: store.clone(),
-            supervisor: supervisor.clone(),
-            vmm: Arc::new(Sleeper { sim: sim.clone(), paths: scratch.paths.clone() }),
-            ..sim.ports()
-        };
-        let limits = Limits::of_host(4, Bytes::gib(32));
-        let settings = Settings {
-            default_image: "debian-bookworm".parse().unwrap(),
-            default_kernel: "debian".parse().unwrap(),
-            vcpus: 1,
-            memory: Bytes::mib(128),
-            disk_size: Bytes::mib(256),
-            root_size: Bytes(0),
-            // A machine that does many other things is no failure.
-            ready_timeout: std::time::Duration::from_secs(120),
-            stop_timeout: std::time::Duration::from_secs(120),
-            on_reboot: OnReboot::Boot,
-            subnet: None,
-            same_owner: SameOwner::Connected,
-            templates: false,
-            presets: Arc::default(),
-            egress_ceiling: Egress::Everything,
-            limits: Limits { vms: concurrency + 1, running: concurrency + 1, ..limits },
-        };
-        let (engine, mut events) = Engine::new(ports, settings, &tasks);
+        let RealHost { ports, store, network, supervisor } =
+            RealHost::new(&scratch.paths, &sim, &tasks).await;
+        let (engine, mut events) = Engine::new(ports, settings(concurrency + 1), &tasks);
         tokio::spawn(async move { while events.recv().await.is_some() {} });
         engine.recover().await.unwrap();
         let host = Self { scratch, space, engine, store, network, supervisor, tasks };
@@ -269,32 +145,6 @@ impl Host {
             ("processes", self.supervisor.found().await.unwrap().len() as u64),
             ("rows", (rows + others) as u64),
         ])
-    }
-}
-
-fn request() -> CreateVm {
-    CreateVm {
-        vmm: VmmChoice::Auto,
-        egress: Egress::Everything,
-        timezone: None,
-        authorized_keys: Vec::new(),
-        owner: OWNER,
-        name: None,
-        image: None,
-        kernel: None,
-        vcpus: None,
-        memory: None,
-        disk_size: None,
-        root_size: None,
-        hostname: None,
-        init: Init::Auto,
-        lifetime: Lifetime::Persistent,
-        labels: BTreeMap::new(),
-        idle: None,
-        restart: RestartPolicy::No,
-        autostart: false,
-        ports: Vec::new(),
-        start: Some(Start::default()),
     }
 }
 

@@ -29,8 +29,9 @@ const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const NO_SUCH_PROCESS: &str = "org.freedesktop.systemd1.NoSuchProcess";
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
-/// The kernel's objects and settings.
-const SYS: &str = "/sys";
+/// The kernel's objects and settings, below the root directory of the unit: without the plus sign, systemd would take it for that
+/// of the host, and hide nothing.
+const SYS: &str = "+/sys";
 const SIGKILL: i32 = 9;
 /// The user of a process that is gone; no process has this uid.
 const NOBODY: u32 = u32::MAX;

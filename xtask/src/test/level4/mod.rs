@@ -7,6 +7,7 @@ mod clients;
 mod cockpit;
 mod coding_agent;
 mod commits;
+mod confinement;
 mod copies;
 mod devcontainer;
 mod e2b;
@@ -26,6 +27,7 @@ mod modules;
 mod mount;
 mod names;
 mod network;
+mod observability;
 mod people;
 mod ready;
 mod recipe;
@@ -74,6 +76,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     clients::CHECKS,
     coding_agent::CHECKS,
     commits::CHECKS,
+    confinement::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
     egress::CHECKS,
@@ -90,6 +93,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     mount::CHECKS,
     names::CHECKS,
     network::CHECKS,
+    observability::CHECKS,
     people::CHECKS,
     ready::CHECKS,
     recipe::CHECKS,
