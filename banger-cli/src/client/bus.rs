@@ -34,6 +34,8 @@ use crate::{
 
 /// How often a command that waits looks whether the connection to another host is there.
 const LOST_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it looks after a stream broke. The stream may end before the connection is seen to.
+const LOST_TRIES: u32 = 3;
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// A connection to the system bus of the host in use.
@@ -197,7 +199,14 @@ impl Bus {
     /// Says why a stream to a sandbox broke: the connection to another host may be lost.
     pub async fn why<T>(&self, ended: Result<T>) -> Result<T> {
         match (&self.remote, ended) {
-            (Some(remote), Err(Error::Attach(_))) if remote.has_ended().await => Err(remote.lost().await),
+            (Some(remote), Err(error @ Error::Attach(_))) => {
+                for _ in 0..LOST_TRIES {
+                    if remote.has_ended().await {
+                        return Err(remote.lost().await);
+                    }
+                }
+                Err(error)
+            }
             (_, ended) => ended,
         }
     }

@@ -19,6 +19,8 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Limit on a document of a layout.
 const MAX_DOCUMENT: u64 = 4 << 20;
+/// Limit on the files of a layout with one layer, which has six.
+const MAX_FILES: usize = 16;
 /// How much is read at a time.
 const BUFFER: usize = 1 << 20;
 
@@ -99,22 +101,22 @@ pub fn pack(
     let config = blob(&manifest["config"])?;
     verified(&config)?;
 
-    let mut blobs = Vec::new();
-    for layer in manifest["layers"].as_array_mut().ok_or_else(|| invalid("its manifest has no layers"))? {
-        let plain = blob(layer)?;
-        let is_plain = layer["mediaType"] == LAYER;
-        let compression = if is_plain { compression } else { Compression::None };
-        let packed = compress(&plain, compression, &temporary, meter)?;
-        layer["digest"] = json!(packed.digest);
-        layer["size"] = json!(packed.size);
-        match compression {
-            Compression::Gzip => layer["mediaType"] = json!(format!("{LAYER}+gzip")),
-            Compression::Zstd => layer["mediaType"] = json!(format!("{LAYER}+zstd")),
-            Compression::None => {}
-        }
-        blobs.push(packed);
+    // An exported image has one. The archive may come from another host, which is not trusted to know that.
+    let [layer] = manifest["layers"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default() else {
+        return Err(invalid("its manifest has not one layer"));
+    };
+    let plain = blob(layer)?;
+    let is_plain = layer["mediaType"] == LAYER;
+    let compression = if is_plain { compression } else { Compression::None };
+    let packed = compress(&plain, compression, &temporary, meter)?;
+    layer["digest"] = json!(packed.digest);
+    layer["size"] = json!(packed.size);
+    match compression {
+        Compression::Gzip => layer["mediaType"] = json!(format!("{LAYER}+gzip")),
+        Compression::Zstd => layer["mediaType"] = json!(format!("{LAYER}+zstd")),
+        Compression::None => {}
     }
-    blobs.push(config);
+    let blobs = vec![packed, config];
     let manifest = manifest.to_string().into_bytes();
     let digest = name(Sha256::digest(&manifest));
     Ok(Image { blobs, manifest, digest })
@@ -126,12 +128,14 @@ fn files(archive: &File) -> io::Result<HashMap<String, (u64, u64)>> {
     archive.seek(SeekFrom::Start(0))?;
     let mut files = HashMap::new();
     let mut read = tar::Archive::new(archive);
-    for entry in read.entries_with_seek()? {
+    // Long names, which would be read whole, are none of a layout.
+    for entry in read.entries_with_seek()?.raw(true) {
         let entry = entry?;
-        if entry.header().entry_type().is_file() {
-            let name = entry.path()?.to_string_lossy().into_owned();
-            files.insert(name, (entry.raw_file_position(), entry.size()));
+        if files.len() == MAX_FILES {
+            return Err(invalid("it has too many files"));
         }
+        let name = String::from_utf8_lossy(&entry.header().path_bytes()).into_owned();
+        files.insert(name, (entry.raw_file_position(), entry.size()));
     }
     Ok(files)
 }
@@ -325,6 +329,17 @@ mod tests {
             // The same image is the same again, so that the registry has it already.
             assert_eq!(packed(&exported, compression).unwrap().digest, image.digest);
         }
+    }
+
+    #[test]
+    fn an_archive_that_orders_more_work_is_refused() {
+        let two = layout::of(&[vec![1; 1000], vec![2; 1000]], "latest").tar();
+        let error = packed(&two, Compression::Gzip).unwrap_err();
+        assert!(error.to_string().contains("not one layer"), "{error}");
+        let many =
+            (0..20).fold(layout::Layout::default(), |many, number| many.with(&number.to_string(), "x"));
+        let error = packed(&many.tar(), Compression::Gzip).unwrap_err();
+        assert!(error.to_string().contains("too many files"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use banger_image::{catalog::location::is_this_host, oci::reference::ImageRef};
+use banger_image::oci::reference::ImageRef;
 use banger_proto::bus::ErrorName;
 use reqwest::{
     Client, Method, RequestBuilder, Response, StatusCode, Url,
@@ -43,7 +43,6 @@ const USER_AGENT: &str = concat!("banger/", env!("CARGO_PKG_VERSION"));
 pub type Sent = Arc<AtomicU64>;
 
 /// A user's session with a repository.
-#[derive(Debug)]
 pub struct Session {
     client: Client,
     base: Url,
@@ -111,12 +110,12 @@ impl Session {
         self.admit(&target).map(|()| target)
     }
 
-    /// Checks an address that the registry named: it must be encrypted, unless the registry and the address are both on this
-    /// host.
+    /// Checks an address that the registry named: it must be encrypted, or that of the registry itself. Other ports of this
+    /// host may be services that trust the user.
     pub(super) fn admit(&self, url: &Url) -> Result<()> {
         match url.scheme() {
             "https" => Ok(()),
-            "http" if self.is_loopback && is_this_host(url) => Ok(()),
+            "http" if self.is_loopback && url.origin() == self.base.origin() => Ok(()),
             _ => Err(self.refused("it names an address that is not encrypted")),
         }
     }
@@ -307,7 +306,8 @@ mod tests {
         let admits = |reference: &str, url: &str| session(reference).admit(&Url::parse(url).unwrap()).is_ok();
         assert!(admits("ghcr.io/a", "https://storage.example.org/x"));
         assert!(!admits("ghcr.io/a", "http://ghcr.io/x") && !admits("ghcr.io/a", "http://localhost/x"));
-        assert!(admits("localhost:5000/a", "http://127.0.0.1:5001/x"));
+        assert!(admits("localhost:5000/a", "http://localhost:5000/x"));
+        assert!(!admits("localhost:5000/a", "http://localhost:5001/x"));
         assert!(
             !admits("localhost:5000/a", "http://example.org/x") && !admits("ghcr.io/a", "ftp://ghcr.io/x")
         );

@@ -107,10 +107,12 @@ impl Upload<'_> {
         if self.exists().await? {
             return Ok(false);
         }
-        let known = match open.take() {
-            Some(earlier) => self.received(earlier).await?,
+        let known = match open {
+            // It stays when the question fails.
+            Some(Open { url, .. }) => self.received(url.clone()).await?,
             None => None,
         };
+        *open = None;
         let Open { url, from } = match known {
             Some(known) => known,
             None => match self.begin().await? {
@@ -123,13 +125,14 @@ impl Upload<'_> {
         let response = match from {
             0 => self.send(Method::PUT, self.complete(url), 0).await?,
             from if from < self.blob.size => {
+                let earlier = url.clone();
                 let response = self.send(Method::PATCH, url, from).await?;
-                match response.status() {
-                    StatusCode::ACCEPTED => {
-                        let url = self.complete(self.session.location(&response)?);
-                        self.send(Method::PUT, url, self.blob.size).await?
+                match response.status().is_success() {
+                    true => {
+                        let next = self.session.location(&response).unwrap_or(earlier);
+                        self.send(Method::PUT, self.complete(next), self.blob.size).await?
                     }
-                    _ => response,
+                    false => response,
                 }
             }
             from => self.send(Method::PUT, self.complete(url), from).await?,
@@ -153,8 +156,9 @@ impl Upload<'_> {
         let response = self.session.send(Method::HEAD, url, |request| request, &Sent::default()).await?;
         match response.status() {
             StatusCode::OK => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(self.session.failure(response).await),
+            status if is_refusal(status) => Err(self.session.failure(response).await),
+            // A store behind the registry may not answer this; then the blob is sent.
+            _ => Ok(false),
         }
     }
 
@@ -175,13 +179,16 @@ impl Upload<'_> {
     }
 
     /// Asks how much the registry has of an earlier upload. Returns `None` if it does not say.
-    async fn received(&self, earlier: Open) -> Result<Option<Open>, Failure> {
+    async fn received(&self, earlier: Url) -> Result<Option<Open>, Failure> {
         let sent = Sent::default();
-        let response = self.session.send(Method::GET, earlier.url.clone(), |request| request, &sent).await?;
+        let response = self.session.send(Method::GET, earlier.clone(), |request| request, &sent).await?;
+        if response.status().is_server_error() || response.status() == StatusCode::TOO_MANY_REQUESTS {
+            return Err(self.session.failure(response).await);
+        }
         let from = if response.status() == StatusCode::NO_CONTENT { received(&response) } else { None };
         let from = from.filter(|from| *from > 0 && *from <= self.blob.size);
         // Some registries repeat no address; then it is the same.
-        let url = self.session.location(&response).unwrap_or(earlier.url);
+        let url = self.session.location(&response).unwrap_or(earlier);
         Ok(from.map(|from| Open { url, from }))
     }
 
@@ -228,6 +235,12 @@ impl Upload<'_> {
             }
         }))
     }
+}
+
+/// Returns whether a status means that the user may not push, or that the registry may answer later.
+fn is_refusal(status: StatusCode) -> bool {
+    let known = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS];
+    known.contains(&status) || status.is_server_error()
 }
 
 /// Returns how many bytes an upload has, by the header `Range`, whose end is inclusive.

@@ -125,7 +125,9 @@ impl Remote {
         let bus = connection.clone();
         let heartbeat = tokio::spawn(beat(async move || {
             let (path, peer) = ("/org/freedesktop/DBus", Some("org.freedesktop.DBus.Peer"));
-            bus.call_method(Some("org.freedesktop.DBus"), path, peer, "Ping", &()).await.is_ok()
+            let answer = bus.call_method(Some("org.freedesktop.DBus"), path, peer, "Ping", &()).await;
+            // A refusal has come over the connection, too.
+            matches!(answer, Ok(_) | Err(zbus::Error::MethodError(..) | zbus::Error::FDO(_)))
         }));
         let (bus, stream) = (Mutex::new(channel), Mutex::default());
         let remote = Self { ssh, uid, architecture, bus, stream, heartbeat };

@@ -43,7 +43,8 @@ use crate::{
 };
 
 /// How long the local end may be silent. It calls the bus more often than that, so its network is dead, or it is stopped.
-pub const SILENCE: Duration = Duration::from_secs(300);
+/// Long enough for a laptop that sleeps for a while.
+pub const SILENCE: Duration = Duration::from_secs(1800);
 /// Limit on a file that is kept in memory.
 const MAX_MEMORY: u64 = 1 << 20;
 
@@ -268,6 +269,17 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_silent_client_loses_its_connection_to_the_bus() {
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        let (ours, mut bus) = UnixStream::pair().unwrap();
+        // As the bus does, it closes a connection whose client has.
+        let closed = thread::spawn(move || bus.read_to_end(&mut Vec::new()).map(|_| ()));
+        let input = Heard { input: reader.into(), silence: Duration::from_millis(20) };
+        relay(ours.into(), input, &mut tempfile::tempfile().unwrap()).unwrap();
+        closed.join().unwrap().unwrap();
+    }
 
     #[test]
     fn an_input_ends_after_silence() {

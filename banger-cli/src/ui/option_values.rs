@@ -28,6 +28,7 @@ const HOSTS: &[&str] = &[
 /// The options and arguments whose values are no plain texts, each with bad values.
 const BAD: &[(&str, &[&str])] = &[
     ("--build-arg", &["", "=x"]),
+    ("--compression", &["", "xz"]),
     ("--count", COUNTS),
     ("--disk-size", SIZES),
     ("--env", &["", "=x"]),

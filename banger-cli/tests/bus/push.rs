@@ -113,6 +113,8 @@ fn an_upload_that_breaks_continues_or_begins_again() {
     let (host, registry) = (host_with_layout(), Registry::start());
     // Half of the layer has arrived: the rest follows.
     registry.fault("PUT /v2/team/tool/blobs/uploads/", 1, Fault::Cut(1 << 20));
+    // A question that fails does not forget it.
+    registry.fault("GET /v2/team/tool/blobs/uploads/", 1, Fault::Says(503, "busy"));
     let pushed = push(&host, &registry.reference("team/tool:1"), &["-q", "--compression", "none"]);
     assert_eq!((pushed.status, pushed.errors.as_str()), (0, ""), "{pushed:?}");
     let requests = registry.requests();

@@ -200,7 +200,7 @@ async fn a_fork_whose_caller_is_gone_is_canceled_and_leaves_nothing() {
     assert!(matches!(outcome, Outcome::Canceled), "{outcome:?}");
     assert_eq!((lab.vm_names(), lab.sim.alive()), (vec!["web".to_owned()], before));
 
-    // What stays is made, whoever is gone.
+    // A sandbox that stays is made although its caller is gone.
     lab.sim.block_workers(true);
     let (children, job) = lab.engine.fork_vm(parent, fork(1)).await.unwrap();
     lab.engine.client_disconnected(":1.7", "bus").await;

@@ -43,7 +43,7 @@ pub struct Push {
     #[arg(value_name = "IMAGE")]
     image: String,
     /// Where to push it: REGISTRY/REPOSITORY[:TAG]
-    #[arg(value_name = "REFERENCE")]
+    #[arg(value_name = "DESTINATION")]
     reference: String,
     /// How to compress layers [default: gzip]
     #[arg(long, value_enum, value_name = "FORM", default_value_t, hide_default_value = true)]

@@ -103,7 +103,7 @@ pub fn finish(ended: Result<Ended>, sandbox: &str, session: &str) -> Result<u8> 
 /// Returns whether the session still runs, or did when the client left.
 fn continues(error: &Error) -> bool {
     match error {
-        Error::Attach(_) | Error::Interrupted { .. } => true,
+        Error::Attach(_) | Error::Interrupted { .. } | Error::Remote(_) => true,
         Error::Guest(failure) => failure.kind == FailureKind::AlreadyExists,
         _ => false,
     }

@@ -192,7 +192,7 @@ impl Target {
         let status = match &self.session {
             Some(session) => {
                 let ended = attach::run_session(stream, exec, self.exec.stdin(), &mut listener).await;
-                finish(ended, &self.sandbox, session)
+                finish(bus.why(ended).await, &self.sandbox, session)
             }
             None => bus.why(attach::run(stream, exec, self.exec.stdin(), &mut listener).await).await,
         };

@@ -116,6 +116,9 @@ impl Publish {
                 // The addresses of another host mean nothing here without its name.
                 let line = match bus.server() {
                     None => format!("{address}:{host}\n"),
+                    Some(server) if is_public && server.host().contains(':') => {
+                        format!("[{}]:{host}\n", server.host().trim_matches(['[', ']']))
+                    }
                     Some(server) if is_public => format!("{}:{host}\n", server.host()),
                     Some(server) => format!("{address}:{host} on {server}\n"),
                 };
