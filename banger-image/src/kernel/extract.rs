@@ -323,7 +323,7 @@ mod tests {
         check_refused_on_arm(no_release, "the kernel has no release string");
         let zimg = |why: &str| format!("cannot find the compressed kernel in the EFI zboot image: {why}");
         check_refused_on_arm(b"MZ\0\0zimg".to_vec(), &zimg("the file ends before its header"));
-        let mut no_pe = zboot(0xaa64, b"");
+        let mut no_pe = zboot(0xaa64, b"????");
         no_pe[0x40] = b'x';
         check_refused_on_arm(no_pe, &zimg("it has no PE header"));
         let unknown = "the kernel in the image is compressed in an unknown format";

@@ -716,7 +716,10 @@ export interface SettingsInEffect {
   file_sync: Array<SettingsInEffectFileSyncItem>;
   /** Whether git in a sandbox gets your name and address. */
   git_identity: boolean;
-  /** What happens to new sandboxes that idle: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off; null if not set. */
+  /**
+   * What happens to new sandboxes that idle: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off; null if
+   * not set.
+   */
   idle: string | null;
   /** Image of new sandboxes; null if not set. */
   image: string | null;

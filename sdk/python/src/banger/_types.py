@@ -1045,7 +1045,8 @@ class SettingsInEffect(TypedDict):
     #: Whether git in a sandbox gets your name and address.
     git_identity: bool
 
-    #: What happens to new sandboxes that idle: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off; null if not set.
+    #: What happens to new sandboxes that idle: suspend=TIME, suspend-no-wake=TIME, stop=TIME or off; null if
+    #: not set.
     idle: str | None
 
     #: Image of new sandboxes; null if not set.
