@@ -68,14 +68,14 @@ try:
     found = Sandbox.list(query=SandboxQuery(metadata={"made": "by e2b"}), **patient).next_items()
     print("listed", [entry.sandbox_id for entry in found] == [box.sandbox_id])
 
-    box.commands.run("echo kept > /dev/shm/kept", timeout=0)
+    boot = box.commands.run("cat /proc/sys/kernel/random/boot_id", timeout=0).stdout
     print("paused", box.pause(**patient))
     try:
         box.commands.run("true", timeout=0)
     except SandboxNotRunningException as error:
         print("refused", type(error).__name__)
     same = Sandbox.connect(box.sandbox_id, timeout=3600, **patient)
-    print("resumed", same.commands.run("cat /dev/shm/kept", timeout=0).stdout.strip())
+    print("resumed", same.commands.run("cat /proc/sys/kernel/random/boot_id", timeout=0).stdout == boot)
     print("still", same.get_info(**patient).state.value)
     print("gone", same.kill(**patient), same.kill(**patient))
 

@@ -32,7 +32,7 @@ fn works(host: &Host) -> Result<()> {
         "listed True",
         "paused True",
         "refused SandboxNotRunningException",
-        "resumed kept",
+        "resumed True",
         "still running",
         "gone True False",
         "in time",
