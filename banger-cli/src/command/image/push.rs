@@ -44,7 +44,7 @@ pub struct Push {
     image: String,
     /// Where to push it: REGISTRY/REPOSITORY[:TAG]
     #[arg(value_name = "DESTINATION")]
-    reference: String,
+    destination: String,
     /// How to compress layers [default: gzip]
     #[arg(long, value_enum, value_name = "FORM", default_value_t, hide_default_value = true)]
     compression: Compression,
@@ -99,9 +99,9 @@ impl Push {
     /// Returns where to push to.
     fn destination(&self) -> Result<ImageRef> {
         let reference: ImageRef = self
-            .reference
+            .destination
             .parse()
-            .map_err(|error| Error::Usage(format!("cannot push to {}: {error}", self.reference)))?;
+            .map_err(|error| Error::Usage(format!("cannot push to {}: {error}", self.destination)))?;
         match reference.digest() {
             None => Ok(reference),
             Some(_) => {
