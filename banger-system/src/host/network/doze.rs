@@ -29,7 +29,7 @@ use banger_domain::{
 use rustix::{
     io::Errno,
     net::{
-        Shutdown, listen, shutdown,
+        Shutdown, shutdown,
         sockopt::{set_socket_reuseaddr, socket_acceptconn},
     },
 };
@@ -40,6 +40,7 @@ use tokio::{
     task::JoinSet,
 };
 
+use super::ports::listen_beside_remains;
 use crate::ports::wake::{Cause, Wakes, Woken};
 
 /// How many connections to one suspended guest are carried or wait at a time; to those of one owner; and to all. Others are
@@ -69,6 +70,17 @@ struct Dozer {
     ports: HashMap<Port, JoinSet<()>>,
     awake: watch::Sender<bool>,
     connections: Arc<Semaphore>,
+    is_over: IsOver,
+}
+
+/// Whether a dozer was dropped. Its tasks may run on for a moment, and must not stop the next one's listening, which uses the
+/// same sockets.
+type IsOver = Arc<Mutex<bool>>;
+
+impl Drop for Dozer {
+    fn drop(&mut self) {
+        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
 }
 
 impl Default for Dozing {
@@ -93,6 +105,7 @@ struct Doorway {
     limits: [Arc<Semaphore>; 3],
     wakes: Arc<Wakes>,
     awake: watch::Receiver<bool>,
+    is_over: IsOver,
 }
 
 impl Dozing {
@@ -112,6 +125,7 @@ impl Dozing {
             ports: HashMap::new(),
             awake: watch::channel(false).0,
             connections: Arc::new(Semaphore::new(CONNECTIONS_OF_ONE)),
+            is_over: IsOver::default(),
         });
         dozer.ports.retain(|port, _| sockets.iter().any(|(other, _)| other == port));
         let begun: Vec<Port> = dozer.ports.keys().copied().collect();
@@ -119,7 +133,7 @@ impl Dozing {
             if begun.contains(&port) {
                 continue;
             }
-            listen(&socket, BACKLOG)?;
+            listen_beside_remains(&socket, BACKLOG)?;
             let listener = std::net::TcpListener::from(socket);
             listener.set_nonblocking(true)?;
             let address: IpAddr = match listener.local_addr()?.ip() {
@@ -133,6 +147,7 @@ impl Dozing {
                 limits: [Arc::clone(&dozer.connections), Arc::clone(&of_owner), Arc::clone(&self.all)],
                 wakes: Arc::clone(&self.wakes),
                 awake: dozer.awake.subscribe(),
+                is_over: Arc::clone(&dozer.is_over),
             };
             let listener = TcpListener::from_std(listener)?;
             dozer.ports.entry(port).or_default().spawn(serve(doorway, listener));
@@ -194,6 +209,7 @@ async fn serve(doorway: Doorway, listener: TcpListener) {
         tokio::time::sleep(LAST_HANDSHAKES).await;
     };
     tokio::pin!(last);
+    let mut has_warned = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -201,19 +217,26 @@ async fn serve(doorway: Doorway, listener: TcpListener) {
             Some(_) = carried.join_next() => continue,
         };
         match accepted {
-            Ok((stream, _)) => match doorway.permits() {
-                Some(permits) => drop(carried.spawn(carry(doorway.clone(), stream, permits))),
-                None => reset(stream),
-            },
+            Ok((stream, _)) => {
+                has_warned = false;
+                match doorway.permits() {
+                    Some(permits) => drop(carried.spawn(carry(doorway.clone(), stream, permits))),
+                    None => reset(stream),
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // It does not listen any more.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
             Err(error) => {
-                tracing::warn!(vm = %doorway.vm, port = %doorway.port, %error, "cannot accept a connection");
+                if !std::mem::replace(&mut has_warned, true) {
+                    tracing::warn!(vm = %doorway.vm, port = %doorway.port, %error, "cannot accept a connection");
+                }
                 tokio::time::sleep(EXHAUSTED).await;
             }
         }
     }
     if let Ok(listener) = listener.into_std()
-        && let Err(error) = stop_listening(&listener.into())
+        && let Err(error) = doorway.stop_listening(&listener.into())
     {
         tracing::warn!(vm = %doorway.vm, port = %doorway.port, %error, "a published port still listens");
     }
@@ -221,6 +244,11 @@ async fn serve(doorway: Doorway, listener: TcpListener) {
 }
 
 impl Doorway {
+    fn stop_listening(&self, socket: &OwnedFd) -> Result<(), Errno> {
+        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_over { Ok(()) } else { stop_listening(socket) }
+    }
+
     fn permits(&self) -> Option<Vec<OwnedSemaphorePermit>> {
         self.limits.iter().map(|limit| Arc::clone(limit).try_acquire_owned().ok()).collect()
     }

@@ -19,7 +19,7 @@ use banger_domain::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with,
+        AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with,
         sockopt::{set_ipv6_v6only, set_socket_reuseaddr, socket_type},
     },
 };
@@ -259,6 +259,20 @@ fn bound(protocol: Protocol, address: SocketAddr) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Listens on a bound socket, whatever is left of connections that were carried to a guest.
+pub(super) fn listen_beside_remains(socket: &OwnedFd, backlog: i32) -> Result<(), Errno> {
+    match listen(socket, backlog) {
+        // Linux looks at the users of the port once more.
+        Err(Errno::ADDRINUSE) => {
+            set_socket_reuseaddr(socket, true)?;
+            let listens = listen(socket, backlog);
+            set_socket_reuseaddr(socket, false)?;
+            listens
+        }
+        listens => listens,
+    }
+}
+
 fn try_bind(protocol: Protocol, address: SocketAddr, beside_remains: bool) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, kind(protocol), SocketFlags::CLOEXEC, None)?;
@@ -372,7 +386,7 @@ mod tests {
         for _ in 0..2 {
             assert!(connect().is_err());
             let sockets = ports.tcp_sockets(vm).unwrap();
-            sockets.iter().for_each(|(_, socket)| rustix::net::listen(socket, 1).unwrap());
+            sockets.iter().for_each(|(_, socket)| listen(socket, 1).unwrap());
             let mut client = connect().unwrap();
             let (_, first) = sockets.into_iter().next().unwrap();
             let (mut accepted, _) = TcpListener::from(first).accept().unwrap();
@@ -393,7 +407,7 @@ mod tests {
         let (ports, vm, port) = (HeldPorts::default(), VmId::from_bits(1), free(Scope::Loopback));
         ports.hold(vm, &[port].into()).unwrap();
         let socket = ports.tcp_sockets(vm).unwrap().remove(0).1;
-        rustix::net::listen(&socket, 1).unwrap();
+        listen(&socket, 1).unwrap();
         let listener = TcpListener::from(socket);
         let mut client = std::net::TcpStream::connect(("127.0.0.1", port.host)).unwrap();
         let (ours, _) = listener.accept().unwrap();
@@ -403,6 +417,10 @@ mod tests {
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         ports.release(vm);
         ports.hold(vm, &[port].into()).unwrap();
+        assert!(TcpListener::bind(("127.0.0.1", port.host)).is_err(), "a program shares it");
+        let socket = ports.tcp_sockets(vm).unwrap().remove(0).1;
+        listen_beside_remains(&socket, 1).unwrap();
+        std::net::TcpStream::connect(("127.0.0.1", port.host)).unwrap();
         assert!(TcpListener::bind(("127.0.0.1", port.host)).is_err(), "a program shares it");
     }
 
