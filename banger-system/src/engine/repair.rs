@@ -89,7 +89,9 @@ impl Shared {
     /// Returns whether the end of a problem means that something was done: the interface of a sandbox that is down has gone.
     fn is_needed(&self, subject: Subject) -> bool {
         match subject {
-            Subject::Interface(vm) => self.inventory.vm(vm).is_some_and(|view| view.vm.state.is_up()),
+            Subject::Interface(vm) => {
+                self.inventory.vm(vm).is_some_and(|view| view.vm.state.is_up() || view.vm.wakes())
+            }
             _ => true,
         }
     }

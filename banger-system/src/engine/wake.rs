@@ -61,7 +61,7 @@ impl Shared {
             match all.entry(vm) {
                 Entry::Occupied(mut entry) => match entry.get_mut() {
                     Attempt::For(waiting) => return waiting.push(wake),
-                    Attempt::Refused(_) if self.runs(vm) => drop(entry.insert(Attempt::For(vec![wake]))),
+                    Attempt::Refused(_) if self.runs_soon(vm) => drop(entry.insert(Attempt::For(vec![wake]))),
                     Attempt::Refused(_) => return wake.answer(Woken::No),
                 },
                 Entry::Vacant(entry) => drop(entry.insert(Attempt::For(vec![wake]))),
@@ -74,8 +74,8 @@ impl Shared {
         });
     }
 
-    fn runs(&self, vm: VmId) -> bool {
-        self.inventory.vm(vm).is_some_and(|view| view.vm.state == State::Running)
+    fn runs_soon(&self, vm: VmId) -> bool {
+        self.inventory.vm(vm).is_some_and(|view| matches!(view.vm.state, State::Running | State::Resuming))
     }
 }
 

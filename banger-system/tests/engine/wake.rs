@@ -16,7 +16,7 @@ use banger_system::{
         request::{Configure, Start, Stop, StopMode},
         view::JobKind,
     },
-    ports::wake::Woken,
+    ports::{Check, Status, wake::Woken},
 };
 
 use crate::{
@@ -160,7 +160,7 @@ async fn a_sandbox_that_cannot_be_resumed_wakes_nobody_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wake_that_fails_at_any_step_answers_its_client_and_leaves_a_sandbox_that_starts() {
+async fn a_wake_that_fails_at_any_step_answers_its_client_and_leaves_a_sandbox_that_wakes() {
     for n in 0.. {
         let lab = EngineLab::new().await;
         let vm = lab.asleep("suspend").await;
@@ -173,6 +173,11 @@ async fn a_wake_that_fails_at_any_step_answers_its_client_and_leaves_a_sandbox_t
         } else {
             assert!(!is_over, "nothing has failed");
             lab.wait_until("it is down", |lab| !lab.state(vm).is_up()).await;
+            assert_eq!(lab.reason(vm), "idle:2 minutes", "step {n}");
+            // Its ports are held at once, or tried again.
+            lab.wait_until("it dozes", |lab| lab.sim.dozing() == [vm]).await;
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            assert_eq!(lab.sim.knock(8080).await, Some(Woken::Yes), "step {n}");
         }
         lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
         assert_eq!(lab.sim.nic(vm).map(|nic| nic.ports), Some(BTreeSet::from([port(8080)])), "step {n}");
@@ -235,4 +240,56 @@ async fn a_sandbox_whose_port_is_taken_wakes_by_its_name() {
     lab.sim.occupy_port(8080, false);
     assert_eq!(lab.sim.look_up(vm).await, Woken::Yes);
     assert_eq!(lab.engine.usage(ALICE).running, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_that_could_not_be_held_are_tried_again() {
+    let lab = EngineLab::new().await;
+    let vm = lab.asleep("suspend").await;
+    lab.sim.occupy_port(8080, true);
+    let lab = lab.restart().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(lab.sim.dozing(), []);
+    let checks = lab.engine.diagnose(ALICE).await;
+    let named = |check: &Check| check.status == Status::Warn && check.message.contains("network interface");
+    assert!(checks.iter().any(named), "{checks:?}");
+    lab.sim.occupy_port(8080, false);
+    lab.wait_until("it dozes", |lab| lab.sim.dozing() == [vm]).await;
+    assert!(!lab.engine.diagnose(ALICE).await.iter().any(named));
+    assert_eq!(lab.sim.knock(8080).await, Some(Woken::Yes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wake_that_its_owner_cancels_is_not_the_last_one() {
+    let lab = EngineLab::new().await;
+    let vm = lab.asleep("suspend").await;
+    lab.sim.slow_captures(true);
+    let sim = lab.sim.clone();
+    let client = tokio::spawn(async move { sim.knock(8080).await });
+    lab.wait_until("it is being resumed", |lab| lab.state(vm) == State::Resuming).await;
+    let jobs = lab.engine.jobs();
+    let job = jobs.iter().find(|job| job.kind == JobKind::VmResume).unwrap().id;
+    lab.engine.cancel_job(job).unwrap();
+    assert_eq!(client.await.unwrap(), Some(Woken::No));
+    lab.sim.slow_captures(false);
+    assert_eq!((lab.state(vm), lab.sim.dozing()), (State::Suspended, vec![vm]));
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(lab.sim.knock(8080).await, Some(Woken::Yes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_after_a_refusal_waits_for_a_sandbox_that_its_owner_resumes() {
+    let lab = EngineLab::with(|settings| settings.limits.running = 1).await;
+    let vm = lab.asleep("suspend").await;
+    let other = lab.running().await;
+    assert_eq!(lab.sim.look_up(vm).await, Woken::No);
+    lab.done(lab.engine.stop_vm(other, FORCED).await.unwrap()).await;
+    lab.sim.slow_captures(true);
+    lab.engine.resume_vm(vm, Start::default()).await.unwrap();
+    assert_eq!(lab.state(vm), State::Resuming);
+    let sim = lab.sim.clone();
+    let client = tokio::spawn(async move { sim.look_up(vm).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    lab.sim.slow_captures(false);
+    assert_eq!(client.await.unwrap(), Woken::Yes);
 }

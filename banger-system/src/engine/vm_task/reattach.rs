@@ -224,9 +224,10 @@ impl VmTask {
 
     /// Tries again what has failed when the interface was reattached.
     pub(super) async fn retry_nic(&mut self) {
-        match self.vm.state.is_up() {
-            true => self.set_up_nic_again().await,
-            false => self.shared.problems.clear(Subject::Interface(self.vm.id)),
+        match self.vm.state {
+            state if state.is_up() => self.set_up_nic_again().await,
+            State::Suspended if self.vm.wakes() && !self.dozes => drop(self.doze().await),
+            _ => self.shared.problems.clear(Subject::Interface(self.vm.id)),
         }
     }
 

@@ -239,6 +239,12 @@ impl VmTask {
             return self.lease.release(Scope::Boot).await;
         }
         let mut left = self.lease.release_but(Scope::Boot, Resource::Nic).await;
+        left.extend(self.doze().await);
+        left
+    }
+
+    /// Holds the published ports of a suspended VM. What fails is a problem, and tried again.
+    pub(super) async fn doze(&mut self) -> Vec<Left> {
         let dozes = match self.shared.nic(&self.vm).await {
             Ok(nic) => self.lease.hold(Resource::Nic, self.shared.ports.network.doze(&nic)).await,
             Err(error) => Err(error),
@@ -247,32 +253,41 @@ impl VmTask {
             Ok(()) => {
                 self.dozes = true;
                 self.shared.problems.clear(Subject::Resource(self.vm.id, Resource::Nic));
+                self.shared.problems.clear(Subject::Interface(self.vm.id));
+                Vec::new()
             }
             Err(error) => {
                 // Its name wakes it, and so do its owner's commands.
                 tracing::warn!(vm = %self.vm.id, error = %one_line(&error), "no port wakes a suspended sandbox");
-                left.extend(self.lease.release_one(Resource::Nic).await);
+                let left = self.lease.release_one(Resource::Nic).await;
+                self.shared.problems.set(Subject::Interface(self.vm.id), &error);
+                left
             }
         }
-        left
     }
 
-    /// Makes a VM a suspended one again whose memory was not loaded, or whose guest has not run.
+    /// Makes a VM a suspended one again whose memory was not loaded, or whose guest has not run. One that was being woken
+    /// wakes the next time, unless its memory or its VMM is what failed.
     pub(super) async fn stay_suspended(&mut self, error: &Error) {
         // All background work belongs to the VMM that ends.
         self.background = Background::default();
         self.dozes = false;
-        self.lease.release(Scope::Boot).await;
+        self.lease.release_but(Scope::Boot, Resource::Nic).await;
         self.clear_boot();
         self.apply(match self.vm.state {
             State::Suspending => Event::Suspended,
             _ if self.lease.holds(Resource::Capture) => Event::LaunchFailed,
             _ => Event::Crashed,
         });
-        self.vm.reason = match error {
-            Error::Canceled => Reason::UserRequest,
-            error => Reason::StartFailed(one_line(error)),
+        let is_asleep = self.vm.state == State::Suspended && matches!(self.vm.reason, Reason::Woken(_));
+        self.vm.reason = match (error, self.vm.spec.idle) {
+            (Error::CannotResume { .. } | Error::Vmm { .. }, _) => Reason::StartFailed(one_line(error)),
+            (_, Some(policy)) if is_asleep => Reason::Idle(policy.in_words()),
+            (Error::Canceled, _) => Reason::UserRequest,
+            (error, _) => Reason::StartFailed(one_line(error)),
         };
+        // Failures are logged in the lease, and tried again.
+        drop(self.rest().await);
         self.save_or_log().await;
     }
 }
