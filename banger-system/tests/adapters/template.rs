@@ -9,7 +9,6 @@ use std::{
         fd::OwnedFd,
         unix::fs::{FileExt, PermissionsExt},
     },
-    path::Path,
     sync::Arc,
     time::Duration,
 };
