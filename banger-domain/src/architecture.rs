@@ -29,6 +29,8 @@ pub struct Differences {
     pub kernel: KernelFormat,
     /// How to recognise a processor that can run guests under KVM.
     pub virtualisation: Virtualisation,
+    /// What to do on a host where KVM does not work.
+    pub kvm_hint: &'static str,
     /// QEMU's arguments.
     pub qemu: Qemu,
     /// The kernel command line under Firecracker.
@@ -87,6 +89,7 @@ const X86_64: Differences = Differences {
     kernel: KernelFormat::Elf,
     // kvm-pvm offers the device for paravirtualised guests alone.
     virtualisation: Virtualisation::Flags(&["vmx", "svm"]),
+    kvm_hint: "turn on virtualisation in the firmware, or nested virtualisation on the outer host",
     qemu: Qemu {
         kvm: Model { machine: Q35, cpu: "host" },
         // Five levels of page tables are one more step at each miss of the translation cache.
@@ -112,12 +115,15 @@ const AARCH64: Differences = Differences {
     kernel_package: "linux-image-cloud-arm64",
     kernel: KernelFormat::Image,
     virtualisation: Virtualisation::Device,
+    // The kernel gives up hypervisor mode (EL2) if a boot loader or hypervisor enters it below that.
+    kvm_hint: "a host whose kernel starts in hypervisor mode (EL2) has KVM; dmesg | grep -i kvm shows why it does not work",
     qemu: Qemu {
         // The host's interrupt controller: KVM emulates no other version on most processors.
         kvm: Model { machine: "virt,gic-version=host", cpu: "host" },
         // Version 2, the default, has at most 8 processors. Computing pointer authentication as the architecture
-        // describes it takes a large part of an emulated boot.
-        tcg: Model { machine: "virt,gic-version=3", cpu: "max,pauth-impdef=on" },
+        // describes it takes a large part of an emulated boot. With 52-bit addresses (LPA2), many kernels before 5.12
+        // hang before their first line, and newer ones may use a fifth level of page tables.
+        tcg: Model { machine: "virt,gic-version=3", cpu: "max,pauth-impdef=on,lpa2=off" },
         firmware: None,
         // Reboots go through PSCI. The serial line is a PL011.
         command_line: "console=ttyAMA0 quiet panic=-1 cryptomgr.notests net.ifnames=0",
@@ -152,11 +158,13 @@ impl fmt::Display for Architecture {
 }
 
 impl Virtualisation {
-    /// Returns whether the processor with this `/proc/cpuinfo` can run guests, if the device opens.
-    pub fn is_in(self, cpuinfo: &str) -> bool {
+    /// Returns whether the processor can run guests, if the device opens. `cpuinfo` reads `/proc/cpuinfo`; it is only called
+    /// where that matters.
+    pub fn is_in(self, cpuinfo: impl FnOnce() -> Option<String>) -> bool {
         match self {
             Self::Device => true,
             Self::Flags(any) => {
+                let cpuinfo = cpuinfo().unwrap_or_default();
                 let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
                 flags.unwrap_or_default().split_whitespace().any(|flag| any.contains(&flag))
             }
@@ -189,7 +197,7 @@ mod tests {
         for word in OF_X86 {
             assert!(x86.contains(word) && !arm.contains(word), "{word}");
         }
-        for word in ["virt,", "gic-version", "ttyAMA0", "pauth", "arm64"] {
+        for word in ["virt,", "gic-version", "ttyAMA0", "pauth", "lpa2=off", "EL2", "arm64"] {
             assert!(arm.contains(word) && !x86.contains(word), "{word}");
         }
     }
@@ -222,11 +230,12 @@ mod tests {
 
     #[test]
     fn virtualisation_is_a_flag_of_the_processor_where_the_device_does_not_prove_it() {
-        let x86 = X86_64.virtualisation;
-        assert!(x86.is_in("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
-        assert!(x86.is_in("flags\t\t: svm\n"));
-        assert!(!x86.is_in("flags\t\t: fpu svm_lock\nbugs : vmx\n"));
-        assert!(!x86.is_in(""));
-        assert!(AARCH64.virtualisation.is_in("processor\t: 0\nFeatures\t: fp asimd\n"));
+        let x86 = |cpuinfo: &str| X86_64.virtualisation.is_in(|| Some(cpuinfo.to_owned()));
+        assert!(x86("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
+        assert!(x86("flags\t\t: svm\n"));
+        assert!(!x86("flags\t\t: fpu svm_lock\nbugs : vmx\n"));
+        assert!(!x86(""));
+        assert!(!X86_64.virtualisation.is_in(|| None));
+        assert!(AARCH64.virtualisation.is_in(|| None));
     }
 }

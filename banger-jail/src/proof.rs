@@ -16,7 +16,9 @@ type Call = (i64, &'static [i64]);
 /// Out of range as a number, a descriptor and an address.
 const NONE: i64 = -1;
 /// No flag of `unshare`, which the kernel checks first.
+#[cfg(target_arch = "x86_64")]
 const NO_FLAG: i64 = 1;
+#[cfg(target_arch = "x86_64")]
 const BOTH: i64 = (libc::CLONE_NEWUSER | libc::CLONE_FS) as i64;
 
 /// The settings, under their names in a unit.

@@ -13,8 +13,6 @@ use crate::run::{cache, command, output, run, say};
 /// The packages for VMMs, for a host of banger, for building images, and for the tests.
 const PACKAGES: &[&str] = &[
     "qemu-system-x86",
-    // Tests emulate both architectures.
-    "qemu-system-arm",
     "qemu-utils",
     "systemd",
     "libpam-systemd",
@@ -64,6 +62,9 @@ const PACKAGES: &[&str] = &[
     "mandoc",
     "zsh",
 ];
+
+/// Emulates arm64 guests in tests, which are skipped by name without it.
+const ARM64_EMULATOR: &[&str] = &["qemu-system-arm"];
 
 /// Other clients of the D-Bus API, and a desktop around them.
 const DESKTOP: &[&str] = &["gjs", "python3-dbus-fast", "cockpit-ws", "cockpit-system", "chromium"];
@@ -182,6 +183,11 @@ pub fn ensure_package_checkers() -> Result<()> {
 /// Runs apt-get with another configuration.
 pub fn apt_of(config: &Path, arguments: &[&str]) -> Result<()> {
     run(apt(arguments).env("APT_CONFIG", config))
+}
+
+/// Installs the emulator of arm64 guests.
+pub fn ensure_arm64_emulator() -> Result<()> {
+    install(ARM64_EMULATOR)
 }
 
 /// Installs the cross compiler.

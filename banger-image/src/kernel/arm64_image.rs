@@ -18,12 +18,15 @@ pub enum Error {
     #[error("it is big-endian")]
     BigEndian,
     /// It wants more memory than any kernel.
-    #[error("it needs {0} bytes of memory")]
-    TooLarge(u64),
+    #[error("it needs {0} of memory; at most {MAX_IN_MEMORY} are supported")]
+    TooLarge(Bytes),
     /// A section of the PE header, which it has for EFI, is not in the file.
     #[error("the file ends before its sections")]
     CutOff,
 }
+
+/// The size of the header.
+pub(super) const HEADER: usize = 64;
 
 /// Returns whether the bytes begin like an `Image`.
 pub(super) fn is(image: &[u8]) -> bool {
@@ -43,7 +46,7 @@ pub(super) fn check(image: &[u8]) -> Result<(), Error> {
         return Err(Error::BigEndian);
     }
     if size > MAX_IN_MEMORY.0 {
-        return Err(Error::TooLarge(size));
+        return Err(Error::TooLarge(Bytes(size)));
     }
     // A kernel without `CONFIG_EFI` has no PE header. A signature may follow the sections.
     let pe = field(image, 0x3c).map_or(0, u32::from_le_bytes) as usize;

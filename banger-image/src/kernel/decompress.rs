@@ -88,6 +88,16 @@ impl Compression {
     }
 }
 
+/// Decompresses the first bytes of a gzip stream, or all if there are fewer.
+pub fn beginning_of_gzip(stream: &[u8], length: usize) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let decoder = flate2::read::GzDecoder::new(stream);
+    match decoder.take(length as u64).read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(Error::Damaged { compression: Compression::Gzip, source: error.into() }),
+    }
+}
+
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

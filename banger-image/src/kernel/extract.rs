@@ -109,7 +109,8 @@ fn extract_elf(image: Vec<u8>, architecture: Architecture) -> Result<Kernel, Err
         return Ok(Kernel { vmlinux, facts: Facts { release, architecture, compression, pvh } });
     }
     if !image.starts_with(b"\x7fELF") {
-        let is_known = arm64_image::is(&image) || zboot::is(&image);
+        let is_known =
+            arm64_image::is(&image) || zboot::is(&image) || has_image(&image).is_ok_and(|found| found);
         return Err(if is_known { Error::WrongArchitecture(architecture) } else { Error::NotAKernel });
     }
     if image.len() as u64 > MAX_VMLINUX.0 {
@@ -128,7 +129,10 @@ fn extract_image(image: Vec<u8>, architecture: Architecture) -> Result<Kernel, E
         }
         unpack(zboot.payload)?
     } else if Compression::of(&image) == Some(Compression::Gzip) {
-        // What distributions install as `vmlinuz` for boot loaders that unpack it.
+        // What distributions install as `vmlinuz` for boot loaders that unpack it. Whatever else it is, it is not unpacked.
+        if !has_image(&image)? {
+            return Err(Error::NotAKernel);
+        }
         (Compression::Gzip.unpack(&image, MAX_VMLINUX).map_err(Error::Unpack)?, Some(Compression::Gzip))
     } else {
         (image, None)
@@ -149,6 +153,15 @@ fn extract_image(image: Vec<u8>, architecture: Architecture) -> Result<Kernel, E
     arm64_image::check(&vmlinux).map_err(Error::Image)?;
     let release = banner_release(&vmlinux)?;
     Ok(Kernel { vmlinux, facts: Facts { release, architecture, compression, pvh: false } })
+}
+
+/// Returns whether this is a gzip file of an arm64 `Image`, by the header.
+fn has_image(file: &[u8]) -> Result<bool, Error> {
+    if Compression::of(file) != Some(Compression::Gzip) {
+        return Ok(false);
+    }
+    let header = decompress::beginning_of_gzip(file, arm64_image::HEADER).map_err(Error::Unpack)?;
+    Ok(arm64_image::is(&header))
 }
 
 /// Decompresses a payload and checks the size that the kernel's build appended.
@@ -263,6 +276,8 @@ mod tests {
         let other = "this kernel is built for another processor; an x86-64 kernel is needed";
         check_refused(arm.clone(), other);
         check_refused(arm64_image(), other);
+        check_refused(pack(Compression::Gzip, &arm64_image()), other);
+        check_refused(pack(Compression::Gzip, b"text"), NO_KERNEL);
         check_refused(zboot(0xaa64, &payload(Compression::Gzip, &arm64_image())), other);
         check_refused(bzimage(&payload(Compression::Gzip, &arm)), other);
         check_refused(bzimage(b"????"), "the kernel in the image is compressed in an unknown format");
@@ -298,6 +313,10 @@ mod tests {
     fn an_invalid_arm64_kernel_is_refused_with_the_reason() {
         check_refused_on_arm(Vec::new(), NO_KERNEL);
         check_refused_on_arm(pack(Compression::Gzip, b"text"), NO_KERNEL);
+        // Its end is not looked at.
+        let mut long = pack(Compression::Gzip, &[0; 1 << 20]);
+        long.truncate(long.len() - 8);
+        check_refused_on_arm(long, NO_KERNEL);
         // VMMs get an Image, so not even an ELF file for the right processor will do.
         let mut elf = vmlinux();
         elf[18] = 183;
@@ -314,7 +333,10 @@ mod tests {
         let image = |why: &str| format!("the kernel is not a bootable Image: {why}");
         check_refused_on_arm(changed(0x10, &[0; 8]), &image("it is older than Linux 3.17"));
         check_refused_on_arm(changed(0x18, &[0xb]), &image("it is big-endian"));
-        check_refused_on_arm(changed(0x14, &[1]), &image("it needs 4294971392 bytes of memory"));
+        check_refused_on_arm(
+            changed(0x14, &[1]),
+            &image("it needs 4 GiB of memory; at most 512 MiB are supported"),
+        );
         let cut_off = image("the file ends before its sections");
         check_refused_on_arm(changed(0x3c, &[0xff; 4]), &cut_off);
         check_refused_on_arm(changed(0x40, b"XX"), &cut_off);

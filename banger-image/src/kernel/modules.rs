@@ -13,7 +13,8 @@ use banger_domain::architecture::Architecture;
 use banger_proto::size::Bytes;
 
 use super::{
-    decompress, elf,
+    decompress, drivers, elf,
+    extract::Kernel,
     module_file::{self, ModInfo, name_of},
     release::Release,
     tree::{self, Tree},
@@ -32,6 +33,9 @@ const MAX_PICKED: usize = 128;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
     Required,
+    /// Guests of this architecture need it, and others do not have it. A kernel that registers a driver of this name has it
+    /// built in: kernels before 5.9 do not list `pci_host_generic` in `modules.builtin`.
+    RequiredOn(Architecture, &'static str),
     Optional,
 }
 
@@ -40,8 +44,8 @@ const WANTED: [(&str, Need); 14] = [
     // ext4 and jbd2 request crc32c from the crypto API by name, which no `depends` line mentions. Recent kernels have
     // it in a library instead.
     ("crc32c_generic", Need::Optional),
-    // The PCI bus of QEMU's virt. x86-64 has none of this name.
-    ("pci_host_generic", Need::Optional),
+    // The PCI bus of QEMU's virt.
+    ("pci_host_generic", Need::RequiredOn(Architecture::Aarch64, drivers::ARM64_PCI)),
     // The transports of virtio devices: Firecracker uses the first, QEMU the second.
     ("virtio_mmio", Need::Required),
     ("virtio_pci", Need::Required),
@@ -149,12 +153,9 @@ pub enum Error {
     },
 }
 
-/// Picks the modules that a guest of the kernel `release` needs from the tar of its modules tree.
-pub fn pick(
-    archive: impl Read + Seek,
-    release: &Release,
-    architecture: Architecture,
-) -> Result<PickedModules, Error> {
+/// Picks the modules that a guest of this kernel needs from the tar of its modules tree.
+pub fn pick(archive: impl Read + Seek, kernel: &Kernel) -> Result<PickedModules, Error> {
+    let (release, architecture) = (&kernel.facts.release, kernel.facts.architecture);
     let in_tree = |source| Error::Tree { release: release.clone(), source };
     let mut tree = Tree::open(archive, release).map_err(in_tree)?;
     let builtin = tree
@@ -169,9 +170,13 @@ pub fn pick(
     let mut missing = Vec::new();
     let mut absent = Vec::new();
     for (name, need) in WANTED {
+        if matches!(need, Need::RequiredOn(other, _) if other != architecture) {
+            continue;
+        }
         match (picker.add(name)?, need) {
             (Found::Yes, _) => {}
-            (Found::No, Need::Required) => missing.push(name),
+            (Found::No, Need::RequiredOn(_, driver)) if drivers::has_text(&kernel.vmlinux, driver) => {}
+            (Found::No, Need::Required | Need::RequiredOn(..)) => missing.push(name),
             (Found::No, Need::Optional) => absent.push(name),
         }
     }
@@ -271,10 +276,15 @@ mod tests {
 
     use super::*;
     use crate::fixtures::kernel::{RELEASE, module, module_needing, pack, release, tar};
-    use crate::kernel::decompress::Compression;
+    use crate::kernel::{decompress::Compression, extract::Facts};
 
     const X86: Architecture = Architecture::X86_64;
     const BUILTIN: &str = "kernel/fs/ext4/ext4.ko\nkernel/net/packet/af_packet.ko\n";
+
+    fn kernel(architecture: Architecture) -> Kernel {
+        let facts = Facts { release: release(), architecture, compression: None, pvh: false };
+        Kernel { vmlinux: Vec::new(), facts }
+    }
 
     /// Returns the files of a small kernel, below its release's directory.
     fn tree() -> Vec<(String, Vec<u8>)> {
@@ -306,7 +316,7 @@ mod tests {
     }
 
     fn check_refused(tree: &[(String, Vec<u8>)], text: &str) {
-        let error = pick(packed("", tree), &release(), X86).unwrap_err();
+        let error = pick(packed("", tree), &kernel(X86)).unwrap_err();
         let mut texts = vec![error.to_string()];
         let mut source = std::error::Error::source(&error);
         while let Some(error) = source {
@@ -318,7 +328,7 @@ mod tests {
 
     #[test]
     fn dependencies_come_before_what_needs_them_and_the_builtin_is_left_out() {
-        let picked = pick(packed("", &tree()), &release(), X86).unwrap();
+        let picked = pick(packed("", &tree()), &kernel(X86)).unwrap();
         assert_eq!(
             names(&picked),
             [
@@ -338,25 +348,18 @@ mod tests {
         assert_eq!(picked.release, release());
         assert_eq!(
             picked.absent,
-            [
-                "crc32c_generic",
-                "pci_host_generic",
-                "vmw_vsock_virtio_transport",
-                "virtio_balloon",
-                "overlay",
-                "autofs4"
-            ]
+            ["crc32c_generic", "vmw_vsock_virtio_transport", "virtio_balloon", "overlay", "autofs4"]
         );
     }
 
     #[test]
     fn each_distributions_layout_gives_the_same_modules() {
-        let expect = pick(packed("", &tree()), &release(), X86).unwrap();
+        let expect = pick(packed("", &tree()), &kernel(X86)).unwrap();
         for prefix in
             ["lib/modules/R/", "./lib/modules/R/", "usr/lib/modules/R/", "./usr/lib/modules/R/", "R/", "./"]
         {
             let prefix = prefix.replace('R', RELEASE);
-            assert_eq!(pick(packed(&prefix, &tree()), &release(), X86).unwrap(), expect, "{prefix}");
+            assert_eq!(pick(packed(&prefix, &tree()), &kernel(X86)).unwrap(), expect, "{prefix}");
         }
     }
 
@@ -369,8 +372,8 @@ mod tests {
         files.insert(0, ("lib/modules/5.10.0-1-amd64/kernel/drivers/virtio/virtio.ko".into(), vec![1]));
         files.push(("lib/modules/6.12.0-1-amd64/kernel/drivers/virtio/virtio.ko".into(), vec![1]));
         assert_eq!(
-            pick(packed("", &files), &release(), X86).unwrap(),
-            pick(packed("", &tree()), &release(), X86).unwrap()
+            pick(packed("", &files), &kernel(X86)).unwrap(),
+            pick(packed("", &tree()), &kernel(X86)).unwrap()
         );
     }
 
@@ -386,8 +389,8 @@ mod tests {
                 path.push_str(suffix);
             }
             assert_eq!(
-                pick(packed("", &files), &release(), X86).unwrap(),
-                pick(packed("", &tree()), &release(), X86).unwrap()
+                pick(packed("", &files), &kernel(X86)).unwrap(),
+                pick(packed("", &tree()), &kernel(X86)).unwrap()
             );
         }
     }
@@ -400,7 +403,7 @@ mod tests {
             .map(|(name, _)| format!("kernel/drivers/{}.ko\n", name.replace('_', "-")))
             .collect();
         let files = [("modules.builtin".to_owned(), builtin.into_bytes())];
-        let picked = pick(packed(&format!("usr/lib/modules/{RELEASE}/"), &files), &release(), X86).unwrap();
+        let picked = pick(packed(&format!("usr/lib/modules/{RELEASE}/"), &files), &kernel(X86)).unwrap();
         assert_eq!((picked.modules.len(), picked.absent.len()), (0, 0));
     }
 
@@ -408,7 +411,7 @@ mod tests {
     fn a_module_in_updates_wins() {
         let mut files = tree();
         files.push(("updates/dkms/virtio_blk.ko".into(), module_needing("virtio")));
-        let picked = pick(packed("", &files), &release(), X86).unwrap();
+        let picked = pick(packed("", &files), &kernel(X86)).unwrap();
         let chosen = picked.modules.iter().find(|module| module.name == "virtio_blk").unwrap();
         assert_eq!(chosen.path, "updates/dkms/virtio_blk.ko");
     }
@@ -427,6 +430,29 @@ mod tests {
         check_refused(&without, "module net_failover needs failover, which is not in the tree");
         let without: Vec<_> = tree().into_iter().filter(|(path, _)| path != "modules.builtin").collect();
         check_refused(&without, "the modules of kernel 6.1.0-41-cloud-amd64 have no file modules.builtin");
+    }
+
+    #[test]
+    fn arm64_guests_need_the_pci_bus_of_qemu_wherever_it_is() {
+        let mut files = tree();
+        files.iter_mut().filter(|(path, _)| path.ends_with(".ko")).for_each(|(_, module)| module[18] = 183);
+        let arm64 = |vmlinux: &[u8], files: &[(String, Vec<u8>)]| {
+            let kernel = Kernel { vmlinux: vmlinux.into(), ..kernel(Architecture::Aarch64) };
+            pick(packed("", files), &kernel)
+        };
+        let missing = arm64(b"pci-host-generic.", &files);
+        assert!(matches!(missing, Err(Error::Missing { missing, .. }) if missing == ["pci_host_generic"]));
+        // Built in, with or without a line in modules.builtin.
+        assert!(arm64(b"pci-host-generic\0", &files).is_ok());
+        let mut listed = files.clone();
+        let builtin = listed.iter_mut().find(|(path, _)| path == "modules.builtin").unwrap();
+        builtin.1.extend(b"kernel/drivers/pci/controller/pci-host-generic.ko\n");
+        assert!(arm64(b"", &listed).is_ok());
+        let mut bus = module_needing("");
+        bus[18] = 183;
+        files.push(("kernel/drivers/pci/controller/pci-host-generic.ko".into(), bus));
+        let picked = arm64(b"", &files).unwrap();
+        assert_eq!(names(&picked)[0], "pci_host_generic");
     }
 
     #[test]
@@ -449,7 +475,8 @@ mod tests {
         first[18] = 183;
         check_refused(&files, "module kernel/drivers/block/virtio_blk.ko is not built for x86-64");
         files.iter_mut().filter(|(path, _)| path.ends_with(".ko")).for_each(|(_, module)| module[18] = 183);
-        assert!(pick(packed("", &files), &release(), Architecture::Aarch64).is_ok());
+        let arm64 = Kernel { vmlinux: b"pci-host-generic\0".into(), ..kernel(Architecture::Aarch64) };
+        assert!(pick(packed("", &files), &arm64).is_ok());
         check_refused(
             &[],
             "cannot read the modules of kernel 6.1.0-41-cloud-amd64: the tar archive has no kernel modules",
@@ -469,7 +496,7 @@ mod tests {
         let mut files = tree();
         files.retain(|(path, _)| !path.ends_with("/virtio.ko"));
         files.push(("extra/virtio.ko".into(), module_needing("virtio-blk")));
-        assert!(names(&pick(packed("", &files), &release(), X86).unwrap()).contains(&"virtio"));
+        assert!(names(&pick(packed("", &files), &kernel(X86)).unwrap()).contains(&"virtio"));
     }
 
     #[test]
@@ -488,7 +515,7 @@ mod tests {
         header.set_size(1 << 40);
         header.set_cksum();
         let archive = std::io::Cursor::new([header.as_bytes().as_slice(), &[b'a'; 1 << 20]].concat());
-        let error = pick(archive, &release(), X86).unwrap_err();
+        let error = pick(archive, &kernel(X86)).unwrap_err();
         assert!(matches!(error, Error::Tree { source: tree::Error::Tar(_), .. }), "{error:?}");
     }
 
@@ -509,7 +536,7 @@ mod tests {
             archive.resize(archive.len().next_multiple_of(512), 0);
         }
         archive.extend([0; 1024]);
-        let error = pick(std::io::Cursor::new(archive), &release(), X86).unwrap_err();
+        let error = pick(std::io::Cursor::new(archive), &kernel(X86)).unwrap_err();
         assert!(matches!(error, Error::Missing { missing, .. } if missing == ["virtio_blk"]));
     }
 
@@ -525,7 +552,7 @@ mod tests {
                 archive[at] = value;
             }
             archive.truncate(cut.index(archive.len() * 2).min(archive.len()));
-            let _ = pick(std::io::Cursor::new(archive), &release(), X86);
+            let _ = pick(std::io::Cursor::new(archive), &kernel(X86));
         }
 
         #[test]
@@ -538,7 +565,7 @@ mod tests {
             let mut files = tree();
             files.retain(|(path, _)| !path.ends_with("/virtio.ko"));
             files.push(("extra/virtio.ko".into(), content));
-            let _ = pick(packed("", &files), &release(), X86);
+            let _ = pick(packed("", &files), &kernel(X86));
         }
     }
 }

@@ -45,7 +45,7 @@ fn spec(host: &Host, vm: VmId, from: &Path) -> LaunchSpec {
     modules.append_dir_all("lib/modules", from.join("lib/modules")).unwrap();
     let mut modules: File = modules.into_inner().unwrap();
     modules.rewind().unwrap();
-    let modules = modules_archive(&pick(modules, &kernel.facts.release, ARM64).unwrap()).unwrap();
+    let modules = modules_archive(&pick(modules, &kernel).unwrap()).unwrap();
     let agent = agent_archive(&fs::read(from.join("banger-agent")).unwrap()).unwrap();
     let state = &host.scratch.paths.state;
     let files = [("Image", kernel.vmlinux), ("modules", modules), ("agent", agent)].map(|(name, content)| {

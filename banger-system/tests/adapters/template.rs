@@ -9,7 +9,6 @@ use std::{
         fd::OwnedFd,
         unix::fs::{FileExt, PermissionsExt},
     },
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -24,7 +23,7 @@ use banger_domain::{
 use banger_jail::ring::Reader;
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{process::supervisor_process::ProcessSupervisor, programs, vmm::qemu::Qemu},
+    host::{process::supervisor_process::ProcessSupervisor, vmm::qemu::Qemu},
     ports::{
         supervisor::{Ended, Supervisor},
         vmm::{Capture, Error, Vmm, VmmCommand},
@@ -224,12 +223,12 @@ impl Host {
 }
 
 pub fn has_qemu() -> bool {
-    is_root() && Qemu::is_installed() && Path::new("/usr/share/qemu/qboot.rom").exists()
+    is_root() && Qemu::is_whole(Architecture::HOST)
 }
 
 /// Returns whether QEMU can emulate an arm64 guest on this host.
 pub fn has_arm64_qemu() -> bool {
-    is_root() && Path::new(programs::qemu(Architecture::Aarch64)).exists()
+    is_root() && Qemu::is_whole(Architecture::Aarch64)
 }
 
 fn digest(file: &OwnedFd) -> Vec<u8> {

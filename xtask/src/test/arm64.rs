@@ -12,14 +12,14 @@ use crate::{
     dist::platform,
     image::kernel,
     packages,
-    run::{cache, command, run},
+    run::{cache, command, output, run},
     test::level5::{ADAPTERS, test_program},
 };
 
 /// The name of the check.
 pub const NAME: &str = "an arm64 guest boots under emulation until its agent answers";
-/// The adapter tests of this, by the beginning of their names.
-const TESTS: &str = "arm64::";
+/// The adapter test that does it.
+const TEST: &str = "arm64::an_arm64_guest_boots_until_its_agent_answers_and_another_continues_from_it";
 /// Environment variable with the directory of the kernel and the agent.
 const FILES: &str = "BANGER_TEST_ARM64";
 
@@ -28,6 +28,12 @@ pub fn check() -> Result<Option<String>> {
     if let Some(why) = cross::missing(platform::of("aarch64")?.rust)? {
         return Ok(Some(why));
     }
+    if let Err(error) = packages::ensure_arm64_emulator() {
+        return Ok(Some(format!("no qemu-system-arm: {error:#}")));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Ok(Some("it needs root".to_owned()));
+    }
     let files = match kernel_package() {
         Ok(files) => files,
         Err(error) => return Ok(Some(format!("no kernel for arm64: {error:#}"))),
@@ -35,11 +41,20 @@ pub fn check() -> Result<Option<String>> {
     fs::copy(cross::agent()?, files.join("banger-agent"))?;
     let (program, skips) = (test_program(ADAPTERS)?, cache().join("skips-arm64"));
     fs::write(&skips, "")?;
-    let mut test = command(&program.display().to_string(), [TESTS, "--nocapture"]);
+    let program = program.display().to_string();
+    // libtest is content with a name that no test has.
+    let list = output(&mut command(&program, ["--exact", TEST, "--list"]))?;
+    ensure!(has_test(&list), "the adapter tests have no {TEST}");
+    let mut test = command(&program, ["--exact", TEST, "--nocapture"]);
     run(test.env(FILES, &files).env("BANGER_TEST_SKIPS", &skips))?;
     let skipped = fs::read_to_string(&skips)?;
     ensure!(skipped.is_empty(), "{skipped}");
     Ok(None)
+}
+
+/// Returns whether the test is in a list of libtest.
+fn has_test(list: &str) -> bool {
+    list.lines().any(|line| line.strip_suffix(": test") == Some(TEST))
 }
 
 /// Downloads Debian's kernel for arm64 unless it is cached, and returns the unpacked package. apt gets lists and a status of
@@ -78,4 +93,25 @@ fn apt_config(apt: &Path) -> String {
     .map(|(key, value)| format!("{key} \"{value}\";\n"))
     .concat()
         + "APT::Architectures { \"arm64\"; };\n"
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::run::repository;
+
+    #[test]
+    fn the_adapter_tests_have_the_test_that_the_check_runs() {
+        let (module, name) = TEST.split_once("::").unwrap();
+        let file = repository().join(format!("banger-system/tests/adapters/{module}.rs"));
+        assert!(fs::read_to_string(file).unwrap().contains(&format!("async fn {name}()")));
+    }
+
+    #[test]
+    fn a_list_without_the_test_is_noticed() {
+        assert!(has_test(&format!("{TEST}: test\n\n1 test, 0 benchmarks\n")));
+        assert!(!has_test("0 tests, 0 benchmarks\n"));
+        assert!(!has_test(&format!("{TEST}_twice: test\n")));
+    }
 }

@@ -86,6 +86,9 @@ const CARGO_LEVELS: [(u8, &str, &str); 4] = [
 /// Runs the tests.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure()?;
+    if let Err(error) = packages::ensure_arm64_emulator() {
+        say(&format!("SKIP arm64 guests, which need qemu-system-arm: {error:#}"));
+    }
     ensure_nextest()?;
     thread::scope(|scope| {
         let runs_guests = arguments.all || arguments.levels.iter().any(|level| *level >= 4);

@@ -141,32 +141,33 @@ impl KernelFiles for LocalKernels {
             extract(bytes, Architecture::HOST).map_err(|error| unsupported(&error))
         })
         .await?;
-        let release = extracted.facts.release.clone();
         let (parent, doing) =
             (self.paths.kernels(), move |error| Error::os(format!("write kernel {kernel}"), error));
         let begun = blocking("begin a kernel", move || {
             let staging = Staging::begin(&parent, &kernel.to_string()).map_err(doing)?;
             Ok::<_, Error>(staging)
         });
-        let (staging, picked, module_tree) = match modules {
+        let (staging, extracted, picked, module_tree) = match modules {
             None => {
-                drivers::check(&extracted.vmlinux).map_err(|error| unsupported(&error))?;
+                drivers::check(&extracted.vmlinux, extracted.facts.architecture)
+                    .map_err(|error| unsupported(&error))?;
+                let release = extracted.facts.release.clone();
                 let none = PickedModules { release, modules: Vec::new(), absent: Vec::new() };
-                (begun.await?, none, Bytes(0))
+                (begun.await?, extracted, none, Bytes(0))
             }
             Some(modules) => {
                 let tar = self.take(owner, modules, "the tar archive of the modules", MAX_MODULES).await?;
-                let (picked, mut tar) = blocking("read the modules", move || {
-                    let picked = pick(BufReader::new(&tar), &release, Architecture::HOST)
-                        .map_err(|error| unsupported(&error))?;
-                    Ok::<_, Error>((picked, tar))
+                let (extracted, picked, mut tar) = blocking("read the modules", move || {
+                    let picked =
+                        pick(BufReader::new(&tar), &extracted).map_err(|error| unsupported(&error))?;
+                    Ok::<_, Error>((extracted, picked, tar))
                 })
                 .await?;
                 tar.rewind().map_err(doing)?;
                 let staging = begun.await?;
                 let image = staging.file(MODULE_TREE_FILE, MODE).map_err(doing)?;
                 let size = self.write_tree(owner, tar, picked.release.to_string(), image).await?;
-                (staging, picked, size)
+                (staging, extracted, picked, size)
             }
         };
         blocking("write a kernel", move || write(staging, kernel, &extracted.vmlinux, &picked, module_tree))

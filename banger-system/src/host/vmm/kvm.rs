@@ -1,6 +1,6 @@
 //! Detects KVM.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 
 use banger_domain::architecture::Architecture;
 
@@ -24,8 +24,11 @@ impl Kvm {
     pub fn find() -> Self {
         let opens = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
         let virtualisation = Architecture::HOST.differences().virtualisation;
-        let cpu = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| virtualisation.is_in(&text));
-        if opens && cpu() { Kvm::Works } else { Kvm::Unusable }
+        if opens && virtualisation.is_in(|| fs::read_to_string("/proc/cpuinfo").ok()) {
+            Kvm::Works
+        } else {
+            Kvm::Unusable
+        }
     }
 
     /// Returns what `doctor` shows about it.
@@ -35,7 +38,7 @@ impl Kvm {
             Kvm::Unusable => (
                 Status::Warn,
                 "KVM does not work: sandboxes are emulated, which is slow",
-                "turn on virtualisation in the firmware, or nested virtualisation on the outer host",
+                Architecture::HOST.differences().kvm_hint,
             ),
         };
         Check { name: "kvm", status, message: message.to_owned(), hint: hint.to_owned() }

@@ -3,8 +3,8 @@
 //!
 //! `cargo xtask killpoints --runs N` kills it N times; a run of the tests does so a few times. In each run a service of its own
 //! process does random operations until it gets SIGKILL in the middle of one, or while it recovers. Then the next service
-//! recovers. Rows, ledger, interfaces, routes, packet filter, processes and files must agree with each other. A service that is
-//! started after that must find and leave everything as it is. Now and then, everything is deleted: nothing may be left.
+//! recovers. Rows, ledger, interfaces, routes, packet filter, processes and files must agree with each other, and what was
+//! reported as done before must still be there. A service that is started after that must find and leave everything as it is. Now and then, everything is deleted: nothing may be left.
 
 mod random;
 mod service;
@@ -25,7 +25,10 @@ use rustix::process::{
     Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, set_parent_process_death_signal,
 };
 
-use self::{random::Random, service::Look};
+use self::{
+    random::Random,
+    service::{Begin, Look},
+};
 use crate::{
     net_lab::Space,
     real_host,
@@ -39,8 +42,12 @@ const RUNS: &str = "BANGER_REAL_KILLPOINTS_RUNS";
 const SEED: &str = "BANGER_REAL_KILLPOINTS_SEED";
 /// What a run of the tests has.
 const FEW: u32 = 12;
+/// With so many, every kind of operation is done.
+const MANY: u32 = 500;
 /// Environment variable with the directory of the service that this process is to be.
 const HOME: &str = "BANGER_REAL_KILLPOINTS_HOME";
+/// Environment variable of the process that runs services and nothing else.
+const ALONE: &str = "BANGER_REAL_KILLPOINTS_ALONE";
 const TEST: &str = "real_killpoints::a_service_that_is_killed_at_random_moments_recovers_and_leaves_nothing";
 
 /// How long a service may take for anything, on a machine that does many other things.
@@ -127,8 +134,18 @@ impl Service {
         tasks.collect::<Vec<_>>().join(", ")
     }
 
+    /// Returns what it finds once it has recovered, in which nothing may be wrong.
     fn look(&mut self) -> Result<Look, String> {
-        Ok(serde_json::from_str(&self.wait_for(service::RECOVERED)?).unwrap())
+        let look: Look = serde_json::from_str(&self.wait_for(service::RECOVERED)?).unwrap();
+        match look.wrong.is_empty() {
+            true => Ok(look),
+            false => Err(format!("{:?}", look.wrong)),
+        }
+    }
+
+    /// Returns the next operation.
+    fn begin(&mut self) -> Result<Begin, String> {
+        Ok(serde_json::from_str(&self.wait_for(service::BEGINS)?).unwrap())
     }
 
     /// Kills it, and returns what it wrote before that.
@@ -160,24 +177,40 @@ impl Host {
     /// Kills a service once, and lets two others recover. Returns the first thing that is wrong.
     fn run(&self, random: &mut Random, figures: &mut Figures) -> Result<(), String> {
         let mut service = Service::start(self);
-        service.look()?;
+        service.look().map_err(|error| format!("at the third start: {error}"))?;
         service.order(&format!("work {}", random.next()));
         for _ in 0..random.below(LET_THROUGH) {
-            let (begun, operation) = (Instant::now(), service.wait_for(service::BEGINS)?);
+            let operation = service.begin()?.operation;
+            let begun = Instant::now();
             let end = service.wait_for(service::ENDED)?;
             match end.strip_prefix(&operation).map(str::trim) {
                 Some("done") => {
                     figures.done += 1;
                     figures.took.insert(operation, begun.elapsed());
                 }
-                why => {
-                    *figures.refused.entry(format!("{operation}: {}", why.unwrap_or(&end))).or_default() += 1
+                // None is asked for that cannot be done, but another one may have a random port.
+                Some(why) if operation == "Publish" && why.contains("taken") => {
+                    *figures.refused.entry(format!("{operation}: {why}")).or_default() += 1;
                 }
+                why => return Err(format!("{operation} failed: {}", why.unwrap_or(&end))),
             }
         }
-        let operation = service.wait_for(service::BEGINS)?;
+        let mut begin = service.begin()?;
+        let operation = begin.operation.clone();
         self.sleep(&operation, random, figures);
         let last = service.kill();
+        for line in &last {
+            // A line that the kill has cut is of an operation that had not begun.
+            if let Some((_, text)) = line.split_once(service::BEGINS) {
+                begin = serde_json::from_str(text).unwrap_or(begin);
+            }
+            if let Some((_, end)) = line.split_once(service::ENDED)
+                && !end.ends_with(" done")
+                && !end.contains("taken")
+            {
+                return Err(format!("failed: {end}"));
+            }
+        }
         match last.iter().any(|line| line.contains(service::ENDED)) {
             true => figures.missed += 1,
             false => *figures.hits.entry(operation.clone()).or_default() += 1,
@@ -199,8 +232,9 @@ impl Host {
         let first = service.look().map_err(|error| format!("{killed}: {error}"))?;
         figures.took.insert("recovery".to_owned(), begun.elapsed());
         service.kill();
-        if !first.wrong.is_empty() {
-            return Err(format!("{killed}: {:?}", first.wrong));
+        let lost = begin.lost(&first.kept);
+        if !lost.is_empty() {
+            return Err(format!("{killed}: lost: {lost:#?}"));
         }
         let mut service = Service::start(self);
         let second = service.look().map_err(|error| format!("{killed}: {error}"))?;
@@ -291,6 +325,14 @@ fn a_service_that_is_killed_at_random_moments_recovers_and_leaves_nothing() {
     require!(is_root(), "root");
     require!(has_program("nft") && has_program("ip"), "nft and ip");
     require!(skip::has_device("/dev/net/tun"), "TUN");
+    if std::env::var_os(ALONE).is_none() {
+        // It takes and ends all of its children, and other tests may have some in this process.
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let status = command.args(["--exact", TEST, "--nocapture"]).env(ALONE, "1").status().unwrap();
+        assert!(status.success(), "{status}");
+        return;
+    }
+    set_parent_process_death_signal(Some(Signal::TERM)).unwrap();
     set_child_subreaper(Some(getpid())).unwrap();
     let runs = number(RUNS).and_then(|runs| u32::try_from(runs).ok()).unwrap_or(FEW);
     let seed = number(SEED).unwrap_or_else(|| u64::from(UNIX_EPOCH.elapsed().unwrap().subsec_micros()));
@@ -324,5 +366,10 @@ fn a_service_that_is_killed_at_random_moments_recovers_and_leaves_nothing() {
         figures.failures.len()
     );
     assert!(hits > 0, "no operation was hit");
+    assert!(figures.done > 0, "no operation was done");
+    if runs >= MANY {
+        // A recovery is one of them.
+        assert_eq!(figures.took.len(), service::OPERATIONS + 1, "some were never done: {:?}", figures.took);
+    }
     assert!(figures.failures.is_empty(), "{:#?}", figures.failures);
 }

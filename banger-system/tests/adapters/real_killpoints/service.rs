@@ -72,6 +72,7 @@ const MOST_IMAGES: usize = 3;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     pub facts: BTreeMap<String, BTreeSet<String>>,
+    pub kept: Kept,
     pub wrong: Vec<String>,
 }
 
@@ -87,6 +88,88 @@ impl Look {
         all
     }
 }
+
+/// What the service has reported as done, by id: no kill may take it away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Names, options and snapshots of sandboxes, and their states, unless they are about to change.
+    pub sandboxes: BTreeMap<String, (String, Option<String>)>,
+    pub images: BTreeMap<String, String>,
+}
+
+/// An operation that begins, and what was reported as done before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    pub operation: String,
+    /// The sandbox that it is about, if any.
+    pub sandbox: String,
+    pub kept: Kept,
+}
+
+impl Begin {
+    /// Returns what is not as it was reported, although this operation does not touch it.
+    pub fn lost(&self, now: &Kept) -> Vec<String> {
+        let mut all = Vec::new();
+        for (id, (text, state)) in self.kept.sandboxes.iter().filter(|(id, _)| **id != self.sandbox) {
+            match now.sandboxes.get(id) {
+                None => all.push(format!("the sandbox is gone: {text}")),
+                Some((other, _)) if other != text => all.push(format!("the sandbox {text} is {other}")),
+                Some((_, other)) if state.is_some() && other != state => {
+                    all.push(format!("the sandbox {text} was {state:?} and is {other:?}"));
+                }
+                Some(_) => {}
+            }
+        }
+        let images = self.kept.images.iter().filter(|(id, image)| now.images.get(*id) != Some(*image));
+        let gone: Vec<String> = images.map(|(_, image)| format!("the image is gone: {image}")).collect();
+        // The one that is deleted is any of the user's.
+        if gone.len() > usize::from(self.operation == "DeleteImage") {
+            all.extend(gone);
+        }
+        let new = now.sandboxes.keys().filter(|id| !self.kept.sandboxes.contains_key(*id)).count();
+        if new > usize::from(matches!(&*self.operation, "Create" | "CreateStarted" | "Fork")) {
+            all.push(format!("{new} sandboxes that nobody has made"));
+        }
+        let new = now.images.keys().filter(|id| !self.kept.images.contains_key(*id)).count();
+        if new > usize::from(matches!(&*self.operation, "ImportImage" | "Commit")) {
+            all.push(format!("{new} images that nobody has made"));
+        }
+        all
+    }
+}
+
+#[test]
+fn what_is_lost_is_found_and_what_the_operation_is_about_may_be() {
+    let sandbox = |name: &str, state: &str| (name.to_owned(), Some(state.to_owned()));
+    let kept = |sandboxes: &[(&str, &str)], images: &[&str]| Kept {
+        sandboxes: sandboxes.iter().map(|(id, state)| ((*id).to_owned(), sandbox(id, state))).collect(),
+        images: images.iter().map(|id| ((*id).to_owned(), (*id).to_owned())).collect(),
+    };
+    let before = kept(&[("a", "running"), ("b", "stopped")], &["debian", "mine"]);
+    let begin = |operation: &str, sandbox: &str| {
+        let (operation, sandbox) = (operation.to_owned(), sandbox.to_owned());
+        Begin { operation, sandbox, kept: before.clone() }
+    };
+    let lost = |operation, of, now: Kept| begin(operation, of).lost(&now).len();
+    assert_eq!(lost("Rename", "a", before.clone()), 0);
+    assert_eq!(lost("Delete", "a", kept(&[("b", "stopped")], &["debian", "mine"])), 0);
+    assert_eq!(lost("Delete", "b", kept(&[("b", "stopped")], &["debian", "mine"])), 1);
+    assert_eq!(lost("Rename", "a", kept(&[("a", "running"), ("b", "failed")], &["debian", "mine"])), 1);
+    assert_eq!(lost("DeleteImage", "0", kept(&[("a", "running"), ("b", "stopped")], &["debian"])), 0);
+    assert_eq!(lost("DeleteImage", "0", kept(&[("a", "running"), ("b", "stopped")], &[])), 2);
+    assert_eq!(lost("Rename", "a", Kept::default()), 3);
+    let more = kept(&[("a", "running"), ("b", "stopped"), ("c", "created")], &["debian", "mine", "new"]);
+    assert_eq!(lost("Create", "0", more.clone()), 1);
+    assert_eq!(lost("Commit", "b", more.clone()), 1);
+    assert_eq!(lost("Rename", "a", more), 2);
+    let mut renamed = before.clone();
+    renamed.sandboxes.insert("b".to_owned(), sandbox("another name", "stopped"));
+    assert_eq!(lost("Rename", "b", renamed.clone()), 0);
+    assert_eq!(lost("Rename", "a", renamed), 1);
+}
+
+/// How many kinds of operations there are.
+pub const OPERATIONS: usize = Operation::DeleteImage as usize + 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Operation {
@@ -210,7 +293,9 @@ impl Service {
     async fn work(&self, mut random: Random) {
         for number in 0.. {
             let (operation, vm) = self.choose(&mut random);
-            println!("{BEGINS}{operation:?}");
+            let begin =
+                Begin { operation: format!("{operation:?}"), sandbox: vm.to_string(), kept: self.kept() };
+            println!("{BEGINS}{}", serde_json::to_string(&begin).unwrap());
             let run = self.run(operation, vm, number, &mut random);
             let done = tokio::time::timeout(LONG, run).await.unwrap_or_else(|_| Err("too late".to_owned()));
             match done {
@@ -287,7 +372,14 @@ impl Service {
             }
             Operation::Start => self.done(engine.start_vm(vm, Start::default()).await).await,
             Operation::Stop => self.done(engine.stop_vm(vm, forced()).await).await,
-            Operation::Kill => engine.kill_vm(vm, 9).await.map_err(text),
+            Operation::Kill => {
+                engine.kill_vm(vm, 9).await.map_err(text)?;
+                // Its end is noticed a moment later.
+                while engine.vm(vm).is_some_and(|view| view.vm.state.is_up()) {
+                    tokio::time::sleep(POLL).await;
+                }
+                Ok(())
+            }
             Operation::Restart => self.done(engine.restart_vm(vm, forced(), Start::default()).await).await,
             Operation::Delete => self.done(engine.delete_vm(vm, StopMode::Forced).await).await,
             Operation::Resize => {
@@ -339,6 +431,25 @@ impl Service {
                 engine.delete_image(image.ok_or("it is gone")?.id).await.map_err(text)
             }
         }
+    }
+
+    /// Returns what users see, without what changes by itself.
+    fn kept(&self) -> Kept {
+        let vms = self.engine.vms();
+        let sandboxes = vms.iter().map(|view| {
+            let vm = &view.vm;
+            let snapshots = self.engine.snapshots(vm.id);
+            let snapshots: Vec<_> = snapshots.iter().map(|snapshot| snapshot.vm.name.to_string()).collect();
+            let text = format!("{} {} {:?} {:?} {snapshots:?}", vm.name, vm.owner, vm.image, vm.spec);
+            let state = wanted(vm).map(|_| vm.state.as_str().to_owned());
+            (vm.id.to_string(), (text, state))
+        });
+        let images = self.engine.images();
+        let images = images.iter().map(|image| {
+            let text = format!("{} {} {:?}", image.name, image.owner, image.id);
+            (format!("{:?}", image.id), text)
+        });
+        Kept { sandboxes: sandboxes.collect(), images: images.collect() }
     }
 
     /// Waits until nothing is under way, and returns what there is, as JSON.
@@ -446,7 +557,7 @@ impl Service {
             ("files", files),
         ]);
         let facts = facts.into_iter().map(|(what, facts)| (what.to_owned(), facts)).collect();
-        Look { facts, wrong }
+        Look { facts, kept: self.kept(), wrong }
     }
 }
 

@@ -37,7 +37,7 @@ banger vm exec --proxy box -- sh -c "$both" "$fetch" two one
 wait "$first"
 banger vm exec box -- sh -c 'cmp -s /run/one /run/two || echo two ports'
 banger vm exec --proxy box -- sh -c 'echo "$no_proxy"'
-banger vm exec --proxy -d box -- true 2>&1 | grep -q 'which may end before' && echo 'refused for a detached command'
+banger vm exec --proxy -d box -- true 2>&1 | grep -q 'which may end first' && echo 'refused for a detached command'
 grep -rq hush-hush ~/.local ~/.config 2> /dev/null || echo 'the password is kept nowhere'
 
 export XDG_CONFIG_HOME="$PWD/settings"

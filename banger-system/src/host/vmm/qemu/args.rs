@@ -270,7 +270,7 @@ mod tests {
             arm,
             [
                 "virt,gic-version=3,mem-merge=off,memory-backend=ram0",
-                "max,pauth-impdef=on",
+                "max,pauth-impdef=on,lpa2=off",
                 "console=ttyAMA0 quiet panic=-1 cryptomgr.notests net.ifnames=0",
             ]
         );

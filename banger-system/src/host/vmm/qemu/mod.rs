@@ -80,16 +80,14 @@ impl Qemu {
         Self { architecture, ..Self::new(paths, Kvm::Unusable) }
     }
 
-    /// Returns whether it is installed.
-    pub fn is_installed() -> bool {
-        Path::new(programs::qemu(Architecture::HOST)).exists()
+    /// Returns whether it is installed, with the firmware that guests of this architecture need.
+    pub fn is_whole(architecture: Architecture) -> bool {
+        program_files(architecture).iter().all(|file| file.exists())
     }
 
-    /// Returns the program and its firmware.
-    fn files(&self) -> Vec<PathBuf> {
-        let firmware = self.architecture.differences().qemu.firmware;
-        let firmware = firmware.map(|name| Path::new(FIRMWARE).join(name));
-        [PathBuf::from(programs::qemu(self.architecture))].into_iter().chain(firmware).collect()
+    /// Returns whether the QEMU of this host is installed.
+    pub fn is_installed() -> bool {
+        Path::new(programs::qemu(Architecture::HOST)).exists()
     }
 
     async fn prepare(&self, spec: &LaunchSpec, role: Role, memory: Option<OwnedFd>) -> Result<VmmCommand> {
@@ -146,7 +144,7 @@ impl Vmm for Qemu {
         if self.acceleration == Acceleration::Kvm {
             return Ok(None);
         }
-        let (spec, vmm, host) = (spec.clone(), self.files(), self.host().await?);
+        let (spec, vmm, host) = (spec.clone(), program_files(self.architecture), self.host().await?);
         let (architecture, acceleration) = (self.architecture, self.acceleration);
         let doing = "look at the files of a template";
         blocking(doing, move || key::of(&spec, architecture, acceleration, vmm, host)).await.map(Some)
@@ -216,7 +214,7 @@ impl Vmm for Qemu {
     }
 
     async fn checks(&self) -> Vec<Check> {
-        let missing = self.files().into_iter().find(|file| !file.exists());
+        let missing = program_files(self.architecture).into_iter().find(|file| !file.exists());
         let package = self.architecture.differences().qemu_package;
         let (status, message, hint) = match missing {
             None => {
@@ -263,6 +261,13 @@ fn prepare(
     })
 }
 
+/// Returns the QEMU for guests of an architecture, and its firmware.
+fn program_files(architecture: Architecture) -> Vec<PathBuf> {
+    let firmware = architecture.differences().qemu.firmware;
+    let firmware = firmware.map(|name| Path::new(FIRMWARE).join(name));
+    [PathBuf::from(programs::qemu(architecture))].into_iter().chain(firmware).collect()
+}
+
 /// Opens what is behind the disks and interfaces.
 fn devices(spec: &LaunchSpec) -> Result<Vec<(String, OwnedFd)>> {
     let mut files = Vec::new();
@@ -289,4 +294,18 @@ fn share_memory(error: io::Error) -> Error {
 fn channel_path(directory: &Path, channel: usize) -> PathBuf {
     debug_assert!(channel < CHANNELS);
     directory.join(format!("agent-{channel}.sock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemu_needs_firmware_for_x86_64_guests_alone() {
+        let of = |architecture| {
+            program_files(architecture).iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Architecture::X86_64), ["/usr/bin/qemu-system-x86_64", "/usr/share/qemu/qboot.rom"]);
+        assert_eq!(of(Architecture::Aarch64), ["/usr/bin/qemu-system-aarch64"]);
+    }
 }
