@@ -71,7 +71,6 @@ enum Bench {
     /// Compare the host's part of a start with an empty unit of the same confinement
     Start,
     /// Compare a user's list and start during another user's flood with the same alone
-    #[command(alias = "fairness")]
     Fairness,
     /// Compare a command in a guest with ssh, and completion of a name with busctl
     Exec,
