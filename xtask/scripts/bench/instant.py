@@ -144,7 +144,7 @@ def measure_fork():
 def measure_snapshot():
     # The guests of the other starts have no heartbeat.
     run("banger", "vm", "exec", NAME, "--", "sh", "-c", "kill $(cat /run/heartbeat)")
-    vm("snapshot", "create", NAME, "booted")
+    run("banger", "vm", "snapshot", "create", "--quiet", NAME, "booted")
     # They would take processor time from a guest that runs alone in the other measurements.
     vm("delete", "--force", *CHILDREN)
     vm("stop", "--force", NAME)
